@@ -1,0 +1,1 @@
+"""From films on disk to batches: readers, preprocessing, augmentation, zones, sources, pipeline."""

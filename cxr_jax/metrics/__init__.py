@@ -1,0 +1,1 @@
+"""From the rows of a whole split to numbers with intervals."""

@@ -1,0 +1,49 @@
+"""Fixtures every test room shares."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+# Before jax is imported: eight simulated CPU devices for the tests of parallel.py.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden(name)`: the arrays of a reference file, from the folder in CXR_GOLDEN."""
+    folder = pathlib.Path(os.environ.get("CXR_GOLDEN", ROOT / "tests" / "golden"))
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        # A missing reference fails the test: it is needed, not optional.
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    load.folder = folder
+    return load
+
+
+@pytest.fixture(scope="session")
+def assert_golden():
+    """The comparison of golden/README.md: max|got - want| <= atol + rtol * max|want|."""
+
+    def check(got, want, *, rtol: float, atol: float = 0.0, what: str = ""):
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+        assert np.isfinite(got).all(), f"{what}: not finite"
+        error, bound = np.abs(got - want).max(), atol + rtol * np.abs(want).max()
+        assert error <= bound, f"{what}: error {error:.3g} over {bound:.3g}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def cxr_data() -> pathlib.Path:
+    """The folder of real images; tests that need it are skipped, visibly, where it is absent."""
+    folder = pathlib.Path(os.environ.get("CXR_DATA", ROOT / ".." / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real images are absent ({folder}); set CXR_DATA to run this test")
+    return folder.resolve()
