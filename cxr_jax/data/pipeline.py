@@ -1,0 +1,268 @@
+"""From a source's records to batches, with Grain: shuffled and endless, or in order and padded.
+
+An example is made in two halves, both given by the task (`Transforms`). `example` is deterministic
+(decode, resize, blur, equalise, zones): its result is kept in memory while there is room. `finish`
+is cheap and may be random (augment, normalise).
+
+The order is position -> record: one global stream of positions, shuffled anew each epoch, cut into
+batches that are dealt to the hosts in turn. So the batch of step k is the same set of films with
+the same augmentation for any number of threads and any number of hosts, and the iterator's state is
+one number: a run that resumes sees what it would have seen.
+"""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+
+from cxr_jax.data.records import Record
+from cxr_jax.data.sources import Source
+from cxr_jax.errors import InputError
+
+Example = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]
+
+# What the pipeline adds to a batch; an example must not use these names.
+ADDED = ("index", "id", "group", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transforms:
+    """How a task turns a record into an example.
+
+    Attributes:
+      example: record -> arrays of fixed shape, the deterministic half; its result is cached and
+        read-only.
+      finish: (example, generator or None) -> example. The generator is given in training: augment,
+        then normalise. None in evaluation: normalise only.
+    """
+
+    example: Callable[[Record], Example]
+    finish: Callable[[Example, np.random.Generator | None], Example]
+
+
+class Entry(NamedTuple):
+    """The deterministic half of one record, and whose it is."""
+
+    index: int
+    id: str
+    group: str
+    arrays: Example
+
+
+class Examples:
+    """`source` after `transforms.example`, by index, kept in memory up to `cache_mb` megabytes.
+
+    Beyond that an example is made again each time. Safe to read from several threads. Pass one
+    object to repeated evaluations of a split so that its films are decoded once.
+    """
+
+    def __init__(self, source: Source, transforms: Transforms, *, cache_mb: float = 1024):
+        self.source = source
+        self.transforms = transforms
+        self.cache_mb = cache_mb
+        self._lock = threading.Lock()
+        self._cache: dict[int, Entry] = {}
+        self._free_bytes = int(cache_mb * 2**20)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Entry:
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        entry = self._make(index)
+        size = sum(array.nbytes for array in entry.arrays.values())
+        with self._lock:
+            if index not in self._cache and size <= self._free_bytes:
+                self._cache[index] = entry
+                self._free_bytes -= size
+        return entry
+
+    def __reduce__(self):
+        # A spawned worker starts with an empty cache of its own.
+        make = functools.partial(Examples, cache_mb=self.cache_mb)
+        return make, (self.source, self.transforms)
+
+    def _make(self, index: int) -> Entry:
+        record = self.source[index]
+        arrays = {key: np.asarray(a) for key, a in self.transforms.example(record).items()}
+        if taken := sorted(set(arrays) & set(ADDED)):
+            raise ValueError(f"the example has {taken}; these names are the pipeline's own {ADDED}")
+        for array in arrays.values():
+            array.flags.writeable = False  # shared by all epochs: nobody may change it in place
+        return Entry(index, str(record["id"]), str(record["group"]), arrays)
+
+
+def train_batches(
+    source: Source,
+    transforms: Transforms,
+    *,
+    batch_size: int,
+    seed: int,
+    threads: int = 2,
+    cache_mb: float = 1024,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator[Batch]:
+    """An endless iterator of shuffled training batches.
+
+    Every record comes once an epoch, in another order each epoch; a batch may straddle two epochs.
+    The augmentation of an example depends on `seed` and its position in the stream only.
+    `get_state()` and `set_state()` save and restore the position (a small JSON dict). Close the
+    iterator when done, also after an exception (`contextlib.closing`): its threads may hold the
+    process otherwise.
+
+    Args:
+      source: the training split.
+      transforms: the task's; `finish` gets a generator.
+      batch_size: examples in a batch of this host. With `shard=(i, n)` the n hosts' batches of one
+        step, in order of i, are n successive batches of the stream of one host.
+      seed: 0 .. 2**32 - 1; decides order and augmentation.
+      threads: batches made at the same time; 0 makes them in the caller's thread. The stream does
+        not depend on it.
+      cache_mb: memory for the deterministic half.
+      shard: (index, count) of this host.
+
+    Returns:
+      Batches of `finish`'s arrays [B, ...] and `index` int32 [B], the records' numbers.
+
+    Raises:
+      InputError: batch_size is under 1, or the split is empty. Whatever reading a record raises
+        comes out of `next`.
+    """
+    _check(source, batch_size, shard)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}; it must lie in 0 .. 2**32 - 1")
+    index, count = shard
+    examples = Examples(source, transforms, cache_mb=cache_mb)
+    stream = (
+        grain.MapDataset.source(examples)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(functools.partial(_finish, transforms))
+        # Batched here and not after the threads: otherwise the state depends on their number.
+        .batch(batch_size, drop_remainder=True, batch_fn=functools.partial(_stack, source))
+    )
+    return _iterate(stream[index::count], threads)
+
+
+def eval_batches(
+    source: Source,
+    transforms: Transforms,
+    *,
+    batch_size: int,
+    threads: int = 2,
+    shard: tuple[int, int] = (0, 1),
+    examples: Examples | None = None,
+) -> grain.DatasetIterator[Batch]:
+    """An iterator over a whole split once, in order, in batches of one fixed shape.
+
+    The last batch is filled up with copies of a film; `valid` says which rows count. All hosts get
+    the same number of batches, `num_batches`, the last of which may have no valid row. Close the
+    iterator when done (`contextlib.closing`).
+
+    Args:
+      source: the split.
+      transforms: the task's; `finish` gets None, so nothing is random.
+      batch_size: rows of a batch of this host.
+      threads: as for `train_batches`.
+      shard: (index, count) of this host; host i has batches i, i + n, i + 2n, ... of the split.
+      examples: `Examples` of this source and these transforms, to decode once for many
+        evaluations. By default nothing is kept.
+
+    Returns:
+      Batches of `finish`'s arrays [B, ...]; `valid` bool [B]; `id` and `group` str [B], empty in
+      padding; `index` int32 [B], -1 in padding.
+
+    Raises:
+      InputError: batch_size is under 1, or the split is empty.
+    """
+    _check(source, batch_size, shard)
+    if examples is None:
+        examples = Examples(source, transforms, cache_mb=0)
+    make = functools.partial(_eval_batch, examples, transforms, batch_size)
+    total = shard[1] * num_batches(len(source), batch_size=batch_size, hosts=shard[1])
+    return _iterate(grain.MapDataset.range(shard[0], total, shard[1]).map(make), threads)
+
+
+def num_batches(examples: int, *, batch_size: int, hosts: int = 1) -> int:
+    """Batches each host gets from `eval_batches` over a split of `examples` records."""
+    return -(-examples // (batch_size * hosts))
+
+
+def check_fields(source: Source, needed: Iterable[str]) -> None:
+    """Refuses a source that lacks a field the task needs, before anything is compiled.
+
+    Raises:
+      InputError: names the data set, the first missing field and the fields it has.
+    """
+    for field in sorted(set(needed) - source.fields):
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has no field {field!r}, which this "
+            f"task needs; it has {', '.join(sorted(source.fields))}. Choose another data set, or "
+            "add the field to its files and prepare it again"
+        )
+
+
+def _check(source: Source, batch_size: int, shard: tuple[int, int]) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; it must be at least 1")
+    if not len(source):
+        raise InputError(f"data set {source.name!r} has no films in split {source.split!r}")
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard={shard}; expected (index, count) with 0 <= index < count")
+
+
+def _iterate(stream: grain.MapDataset, threads: int) -> grain.DatasetIterator[Batch]:
+    # OpenCV's own threads beside ours only take cores from each other and from the training step.
+    cv2.setNumThreads(1)
+    # The buffer holds whole batches: one ready for the step beside those being made.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads and threads + 1)
+    return iter(stream.to_iter_dataset(options))
+
+
+def _finish(transforms: Transforms, entry: Entry, rng: np.random.Generator) -> Example:
+    return {**transforms.finish(entry.arrays, rng), "index": np.int32(entry.index)}
+
+
+def _stack(source: Source, examples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Examples -> batch; an example that is not like the first is named."""
+    first = {key: np.shape(value) for key, value in examples[0].items()}
+    for example in examples[1:]:
+        if (shapes := {key: np.shape(value) for key, value in example.items()}) != first:
+            key = next(k for k in {**first, **shapes} if first.get(k) != shapes.get(k))
+            a, b = int(examples[0]["index"]), int(example["index"])
+            raise InputError(
+                f"data set {source.name!r}: {key!r} of film {source[b]['id']!r} is "
+                f"{shapes.get(key, 'absent')}, that of {source[a]['id']!r} is "
+                f"{first.get(key, 'absent')}; a batch needs one shape. Leave out the films "
+                "without the field (data.sources.only_with) or mend the transforms"
+            )
+    return {key: np.stack([example[key] for example in examples]) for key in first}
+
+
+def _eval_batch(
+    examples: Examples, transforms: Transforms, batch_size: int, batch_index: int
+) -> Batch:
+    start = batch_index * batch_size
+    rows = range(start, min(start + batch_size, len(examples)))
+    entries = [examples[i] for i in rows]
+    finished = [
+        {**transforms.finish(e.arrays, None), "index": np.int32(e.index)}
+        for e in (entries or [examples[0]])
+    ]
+    padding = batch_size - len(entries)
+    finished += [finished[0]] * (batch_size - len(finished))
+    batch = _stack(examples.source, finished)
+    batch["index"] = np.array([*rows] + [-1] * padding, np.int32)
+    batch["id"] = np.array([e.id for e in entries] + [""] * padding, dtype=np.str_)
+    batch["group"] = np.array([e.group for e in entries] + [""] * padding, dtype=np.str_)
+    batch["valid"] = np.arange(batch_size) < len(entries)
+    return batch

@@ -1,0 +1,109 @@
+"""Data sets behind one door: `open_source(config.data, split)`.
+
+A source gives standard records (`cxr_jax/data/records.py`) by number. To add a data set, write a
+file beside this one and one line in `open_source`.
+"""
+
+from typing import Any, Protocol
+
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+class Source(Protocol):
+    """One split of a data set: records by number. It pickles, for spawned workers.
+
+    Attributes:
+      name: the data set.
+      version: says whether two runs saw the same data.
+      split: 'train', 'val' or 'test'.
+      fields: what its records have.
+      partial: those of `fields` that some records lack (a film without a lung mask).
+    """
+
+    name: str
+    version: str
+    split: str
+    fields: frozenset[str]
+    partial: frozenset[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`, under the source's name and split."""
+
+    def __init__(self, source: Source, indices: list[int], *, partial: frozenset[str]):
+        self.source = source
+        self.indices = list(indices)
+        self.name, self.version, self.split = source.name, source.version, source.split
+        self.fields, self.partial = source.fields, partial
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.indices[index]]
+
+
+def open_source(data: Any, split: str) -> Source:
+    """Opens one split of the data set that a config names.
+
+    Args:
+      data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`
+        and the number of films `train`, `val`, `test`. brixia_cohen: `data_dir` (may be empty) and
+        `fold`. manifest: `path`, the CSV file.
+      split: 'train', 'val' or 'test'.
+
+    Raises:
+      InputError: an unknown data set or split, or data that are not prepared (with the command).
+    """
+    openers = {
+        "phantom_cxr": _phantom_cxr,
+        "brixia_cohen": _brixia_cohen,
+        "manifest": _manifest,
+    }
+    if data.name not in openers:
+        raise InputError(f"data.name={data.name!r}; expected one of {', '.join(openers)}")
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
+    return openers[data.name](data, split)
+
+
+def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
+    """The records of `source` that have all of `needed`; `source` itself where all have them.
+
+    Reads each record once where a needed field is among `source.partial`.
+    """
+    doubtful = source.partial & frozenset(needed)
+    if not doubtful:
+        return source
+    has = getattr(source, "has", None) or (lambda i, field: field in source[i])
+    indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
+    return Subset(source, indices, partial=source.partial - doubtful)
+
+
+# Each opener imports its own file: TensorFlow Datasets takes seconds to import, phantoms need none.
+
+
+def _phantom_cxr(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import phantom_cxr
+
+    counts = {"train": data.train, "val": data.val, "test": data.test}
+    return phantom_cxr.PhantomCXR(split=split, count=counts[split], seed=data.seed, size=data.size)
+
+
+def _brixia_cohen(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import brixia_cohen
+
+    return brixia_cohen.open_split(data.data_dir, split, fold=data.fold)
+
+
+def _manifest(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import manifest
+
+    return manifest.open_split(data.path, split)
