@@ -1,0 +1,188 @@
+"""Layers every network here shares. Maps are NHWC; parameters float32; `dtype` is for compute."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Moments = tuple[Array, Array]
+
+
+class Conv1x1(nn.Module):
+    """A 1x1 convolution as one matrix product: y[b, i, j] = x[b, s i, s j] W + bias.
+
+    XLA's CPU backend trains this form about three times faster than a 1x1 convolution.
+
+    Attributes:
+      features: output channels.
+      stride: s; the rows and columns in between are skipped, as a strided convolution does.
+      use_bias: adds a bias, which starts at zero.
+      dtype: of the product; the kernel [C, features] stays float32.
+    """
+
+    features: int
+    stride: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features]."""
+        if self.stride > 1:
+            x = x[:, :: self.stride, :: self.stride]
+        batch, height, width, channels = x.shape
+        kernel = self.param("kernel", self.kernel_init, (channels, self.features))
+        y = x.astype(self.dtype).reshape(-1, channels) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y.reshape(batch, height, width, self.features)
+
+
+class Conv3x3(nn.Module):
+    """A 3x3 convolution, stride 1, padded by one zero on every side, without bias."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, h, w, C] -> [B, h, w, features]."""
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        return lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def batch_moments(x: Array) -> Moments:
+    """Mean and (biased) variance of every channel: [B, h, w, C] -> float32 [C], [C]."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    # E[x^2] - E[x]^2 needs one pass over x; rounding must not make it negative.
+    variance = jnp.mean(jnp.square(x), axis=(0, 1, 2)) - jnp.square(mean)
+    return mean, jnp.maximum(variance, 0.0)
+
+
+class BatchNorm(nn.Module):
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + bias, per channel, statistics in float32.
+
+    With `train` the mean and variance are the batch's, and the running ones move towards them:
+    running = momentum * running + (1 - momentum) * batch. Without, the running ones are used.
+    A momentum of 0.9 is what PyTorch calls 0.1. PyTorch keeps the unbiased variance, n / (n - 1)
+    times this one; n is the number of pixels in the batch, so the two agree to 4 digits or better.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, moments: Moments | None = None) -> Array:
+        """[B, h, w, C] -> [B, h, w, C].
+
+        Args:
+          x: the map.
+          train: chooses the batch's statistics.
+          moments: `batch_moments(x)` where the caller has it already; read with `train` only.
+        """
+        shape = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        if train:
+            mean, variance = batch_moments(x) if moments is None else moments
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * variance
+        else:
+            mean, variance = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class ConvNormRelu(nn.Module):
+    """Conv(3x3)-BN-ReLU, `features` channels out."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, h, w, C] -> [B, h, w, features]."""
+        x = Conv3x3(self.features, dtype=self.dtype, name="conv")(x)
+        return nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
+
+
+def max_pool_3x3(x: Array) -> Array:
+    """3x3 maximum, stride 2, padding 1: [B, h, w, C] -> [B, ceil(h/2), ceil(w/2), C]."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def max_pool_2x2(x: Array) -> Array:
+    """2x2 maximum, stride 2; h and w even: [B, h, w, C] -> [B, h/2, w/2, C]."""
+    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+
+
+def average_pool_2x2(x: Array) -> Array:
+    """2x2 mean, stride 2, an odd last row or column dropped: [B, h, w, C] -> [B, h//2, w//2, C]."""
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def upsample_2x(x: Array) -> Array:
+    """Bilinear x2 with half-pixel centres (PyTorch's align_corners=False).
+
+    [B, h, w, C] -> [B, 2h, 2w, C]. Along each side, with the border repeated:
+    out[2i] = (x[i-1] + 3 x[i]) / 4 and out[2i+1] = (3 x[i] + x[i+1]) / 4.
+    """
+    for axis in (1, 2):
+        before = jnp.concatenate(
+            [lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, -1, axis=axis)], axis
+        )
+        after = jnp.concatenate(
+            [
+                lax.slice_in_dim(x, 1, x.shape[axis], axis=axis),
+                lax.slice_in_dim(x, -1, None, axis=axis),
+            ],
+            axis,
+        )
+        pair = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
+        x = pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+    return x
+
+
+class StemConv(nn.Module):
+    """A 7x7 convolution, stride 2, padded by 3 on every side as PyTorch does, without bias.
+
+    'SAME' with stride 2 would pad an even side by (2, 3) and shift the map.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), features]."""
+        shape = (7, 7, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        return lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(2, 2),
+            padding=((3, 3), (3, 3)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
