@@ -1,0 +1,98 @@
+"""The deterministic preparation of a film, in the order that a paper gives.
+
+Kim et al. 2021: resize to 256x256, Gaussian blur 3x3, histogram equalisation, normalisation.
+Park et al. 2021: histogram equalisation, Gaussian blur 3x3, normalisation, resize to 512x512, with
+(x - 128) / 64 of the PCAM network. Normalisation is affine and resizing is linear, so those two
+commute but for the rounding to 8 bits; the order of the other steps matters.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from cxr_jax.errors import InputError
+
+STEPS = ("resize", "blur", "equalize", "clahe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """What is done to every film before augmentation.
+
+    Attributes:
+        size: side of the square that comes out, in pixels.
+        order: the steps in the order they run, each at most once, 'resize' among them:
+            'resize' (a stretch to the square, as in the papers: the aspect is not kept),
+            'blur' (Gaussian 3x3), 'equalize' (histogram equalisation), 'clahe' (the contrast
+            limited, local form: 8x8 tiles, limit 2).
+        mean: grey level that becomes 0.
+        std: grey levels that become 1.
+    """
+
+    size: int
+    order: tuple[str, ...] = ("resize", "blur", "equalize")
+    mean: float = 128.0
+    std: float = 64.0
+
+    def __post_init__(self):
+        # ml_collections hands over lists; a tuple keeps the dataclass hashable.
+        object.__setattr__(self, "order", tuple(self.order))
+        if self.size < 1:
+            raise InputError(f"preprocess.size={self.size}; it must be at least 1 pixel")
+        if not self.std > 0:
+            raise InputError(f"preprocess.std={self.std}; it must be positive")
+        for step in self.order:
+            if step not in STEPS:
+                raise InputError(
+                    f"preprocess.order={self.order}: unknown step {step!r}; "
+                    f"the steps are {', '.join(STEPS)}"
+                )
+        if len(set(self.order)) != len(self.order) or "resize" not in self.order:
+            raise InputError(
+                f"preprocess.order={self.order}; 'resize' must be there, and no step twice"
+            )
+
+    def film(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] -> uint8 [size, size]: the steps of `order`, in that order."""
+        _check_plane(image)
+        for step in self.order:
+            if step == "resize":
+                image = resize_film(image, self.size)
+            elif step == "blur":
+                image = cv2.GaussianBlur(image, (3, 3), 0)
+            elif step == "equalize":
+                image = cv2.equalizeHist(image)
+            else:
+                image = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(image)
+        return image
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] -> uint8 [size, size]: nearest pixel, so that labels survive."""
+        _check_plane(mask)
+        if mask.shape == (self.size, self.size):
+            return mask
+        # EXACT: plain INTER_NEAREST samples pixel corners and so shifts a mask against its film.
+        return cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Grey levels [...] -> float32 [...]: (x - mean) / std."""
+        return (np.asarray(image, np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
+
+def resize_film(image: np.ndarray, size: int) -> np.ndarray:
+    """Stretches uint8 [H, W] to [size, size]: area means where it shrinks, else bilinear."""
+    height, width = image.shape
+    # Two steps, because OpenCV's INTER_AREA turns bilinear, without antialiasing, as soon as ONE
+    # side grows.
+    shrunk = (min(width, size), min(height, size))
+    if shrunk != (width, height):
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (size, size):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def _check_plane(array: np.ndarray) -> None:
+    if array.ndim != 2 or array.dtype != np.uint8 or array.size == 0:
+        raise ValueError(f"got {array.dtype} {array.shape}; expected a non-empty uint8 [H, W]")
