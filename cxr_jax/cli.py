@@ -1,5 +1,7 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -20,3 +22,17 @@ def run_command(command: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status or 0)
+
+
+def setup_jax() -> None:
+    """Settings of every command, before the first computation: the persistent compilation cache.
+
+    It lies in CXR_CACHE, else ~/.cache/cxr_jax, in a folder of this jaxlib: entries of another
+    version have crashed processes. Trusted input only: do not share it between users.
+    """
+    import jax
+    import jaxlib
+
+    root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
+    jax.config.update("jax_compilation_cache_dir", str(root / f"jaxlib-{jaxlib.__version__}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -70,10 +70,7 @@ class Preprocess:
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> uint8 [size, size]: nearest pixel, so that labels survive."""
         _check_plane(mask)
-        if mask.shape == (self.size, self.size):
-            return mask
-        # EXACT: plain INTER_NEAREST samples pixel corners and so shifts a mask against its film.
-        return cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
+        return resize_mask(mask, (self.size, self.size))
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Grey levels [...] -> float32 [...]: (x - mean) / std."""
@@ -91,6 +88,21 @@ def resize_film(image: np.ndarray, size: int) -> np.ndarray:
     if shrunk != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return image
+
+
+def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w] -> uint8 [H, W] of `shape`: nearest pixel, so that labels survive."""
+    if mask.shape == tuple(shape):
+        return mask
+    # EXACT: plain INTER_NEAREST samples pixel corners and so shifts a mask against its film.
+    return cv2.resize(mask, tuple(shape)[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def resize_map(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [h, w] or [h, w, C] -> the same, of the height and width of `shape`; bilinear."""
+    if values.shape[:2] == tuple(shape):
+        return values
+    return cv2.resize(values, tuple(shape)[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _check_plane(array: np.ndarray) -> None:

@@ -1,0 +1,100 @@
+"""Severity scoring and lesion maps: Kim et al. 2021 ('severity_vit'), and models for two cores.
+
+    python -m cxr_jax.main --config=configs/severity.py:quick
+    python -m cxr_jax.main --config=configs/severity.py --config.init_from=DIR --workdir=DIR
+    python -m cxr_jax.main --config=configs/severity.py:cohen --config.lungs.workdir=DIR
+
+| variant | what |
+| --- | --- |
+| (none) | the paper's model and training; the corpus is frozen, so it needs `init_from` |
+| quick | a small model on phantoms, trained whole from scratch, minutes on two cores |
+| cohen | the same model on the real films of `brixia_cohen` |
+| smoke | two tiny steps |
+
+Options: `pool=max|mean`, `backbone=densenet121|densenet201`, `vit=0|1`. Example:
+`configs/severity.py:quick,pool=mean`. Results: README.
+"""
+
+import ml_collections
+
+from configs import common
+from cxr_jax.errors import InputError
+
+BACKBONES = {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    base, options = common.read_variant(
+        variant, ("quick", "cohen", "smoke"), {"pool": "max", "backbone": "densenet121", "vit": 1}
+    )
+    if options["backbone"] not in BACKBONES:
+        raise InputError(
+            f"backbone={options['backbone']!r}; expected one of {', '.join(BACKBONES)}"
+        )
+    config = common.get_config()
+    config.task = "severity"
+    config.pool = options["pool"]  # Eq. 9: the maximum; mean is the ablation
+    config.levels = 1  # the paper's zones are negative or positive
+    config.lungs = dict(masks="record", workdir="")
+
+    config.total_steps = 12_000  # [paper, Sec. 3]
+    config.batch_size = 8  # [paper]
+    config.checkpoint_every = 500
+    config.eval_steps = (11_000, 11_500, 12_000)  # the ensemble [paper]
+    config.optimizer.update(name="sgd", lr=0.004, momentum=0.9)  # [paper]
+    config.model = dict(
+        backbone=dict(
+            growth_rate=32,
+            block_sizes=BACKBONES[options["backbone"]],
+            init_features=64,
+            tap="block3",  # before transition 3: 16x16x1024 at 256 px [paper, Sec. 2.2]
+        ),
+        train_backbone=False,  # [paper]
+        vit=dict(num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0),  # B/16
+        head_blocks=4,  # [paper]
+    )
+    if base in ("quick", "cohen"):
+        _small(config)
+    if base == "cohen":
+        _cohen(config)
+    if base == "smoke":
+        _small(config)
+        _smoke(config)
+    if not options["vit"]:
+        config.model.vit.num_layers = 0
+    return config.lock()
+
+
+def _small(config: ml_collections.ConfigDict) -> None:
+    """A few hundred thousand parameters at 128 px, trained whole: there is no corpus to freeze."""
+    config.preprocess.size = 128
+    config.model.backbone.update(growth_rate=12, block_sizes=(3, 4, 6), init_features=24)
+    config.model.train_backbone = True
+    config.model.vit.update(num_layers=2, num_heads=4, width=128, mlp_dim=256)
+    config.total_steps = 1200
+    config.batch_size = 16
+    config.checkpoint_every = 200
+    config.eval_steps = (1000, 1100, 1200)
+    config.optimizer.update(
+        name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=50, clip_norm=1.0
+    )
+
+
+def _cohen(config: ml_collections.ConfigDict) -> None:
+    config.data.name = "brixia_cohen"
+    config.lungs.masks = "record_or_predicted"
+
+
+def _smoke(config: ml_collections.ConfigDict) -> None:
+    config.preprocess.size = 64
+    config.model.backbone.update(growth_rate=4, block_sizes=(1, 1, 1), init_features=8)
+    config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)
+    config.data.update(size=128, train=8, val=4, test=5)
+    config.total_steps = 2
+    config.batch_size = 2
+    config.eval_batch_size = 2
+    config.log_every = 1
+    config.checkpoint_every = 1
+    config.eval_steps = (1, 2)
+    config.bootstrap = 20
+    config.figures = 2

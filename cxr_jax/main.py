@@ -1,0 +1,94 @@
+"""Train and evaluate.
+
+    python -m cxr_jax.main --config=configs/severity.py:quick
+    python -m cxr_jax.main --config=configs/severity.py --workdir=DIR --config.optimizer.lr=0.01
+    python -m cxr_jax.main --workdir=DIR --mode=eval [--split=test] [--steps=11000,11500,12000]
+
+Without --workdir the run goes to runs/NAME-VARIANT. Running the same command again resumes.
+"""
+
+import pathlib
+import re
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from cxr_jax.cli import INTERRUPTED, run_command, setup_jax
+from cxr_jax.errors import InputError
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/ and its variant, e.g. configs/severity.py:quick."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives. Default: runs/NAME-VARIANT.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train also evaluates at the end.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What is evaluated.")
+_STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are averaged.")
+
+
+def main() -> int:
+    _parse_flags(sys.argv)
+    setup_jax()
+    from cxr_jax import evaluate, train, writers  # after the flags: importing jax takes seconds
+
+    config = _CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser()
+    if config is None:
+        config = train.read_config(workdir)
+    if _MODE.value == "train":
+        if not train.train(config, workdir):
+            return INTERRUPTED
+    else:
+        train.claim_workdir(config, workdir)
+    metrics = evaluate.evaluate(config, workdir, split=_SPLIT.value, steps=_steps(_STEPS.value))
+    print(writers.metrics_table(metrics))
+    print(
+        f"\n{workdir}: results.json, rows-{_SPLIT.value}.npz, figures/, metrics.jsonl, checkpoints/"
+        f"\npeak memory {train.peak_memory_mb() / 1024:.1f} GiB"
+        "\nResearch software: not for any clinical use."
+    )
+    return 0
+
+
+def _parse_flags(argv: list[str]) -> None:
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(__doc__)
+        print(FLAGS.get_help(include_special_flags=False))
+        sys.exit(0)
+    for argument in argv:
+        if argument.startswith("--config="):
+            # A config file imports its neighbours as configs.*, from wherever it is run.
+            file = argument.removeprefix("--config=").partition(":")[0]
+            sys.path.insert(0, str(pathlib.Path(file).resolve().parent.parent))
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(f"{error}; see python -m cxr_jax.main --help") from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # config_flags lets the errors of overrides, and of the config file itself, through.
+        raise InputError(f"--config: {error}; see python -m cxr_jax.main --help") from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; see python -m cxr_jax.main --help")
+    if _CONFIG.value is None and not _WORKDIR.value:
+        raise InputError("give --config=configs/NAME.py[:VARIANT], or --workdir of a run")
+    logging.set_verbosity(logging.WARNING)
+
+
+def _default_workdir() -> str:
+    """configs/severity.py:quick -> runs/severity-quick."""
+    path = config_flags.get_config_filename(FLAGS["config"])
+    name, _, variant = path.partition(":")
+    stem = "-".join(filter(None, (pathlib.Path(name).stem, variant)))
+    return f"runs/{re.sub(r'[^A-Za-z0-9._=-]+', '-', stem)}"
+
+
+def _steps(values: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError as error:
+        raise InputError(f"--steps={','.join(values)}; expected whole numbers") from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,163 @@
+"""Optimizers, schedules, clipping, frozen parts and learning-rate factors from a config."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from cxr_jax.errors import InputError
+
+
+def path_of(key_path: tuple) -> str:
+    """('backbone', 'conv0', 'kernel') -> 'backbone/conv0/kernel'."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in key_path)
+
+
+def match_paths(params: Any, patterns: Sequence[str]) -> Any:
+    """Bool pytree: does any pattern match the whole path of the leaf?
+
+    Raises:
+      InputError: a pattern matches nothing, which is a typing error in a config.
+    """
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            tops = sorted({path.split("/")[0] for path in paths})
+            raise InputError(
+                f"parameter pattern {pattern!r} matches no parameter; the top-level parts are "
+                f"{', '.join(tops)} (a pattern must match a whole path, e.g. {tops[0]}/.*)"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.fullmatch(p, path_of(path)) for p in patterns), params
+    )
+
+
+def merge_by_path(ours: Any, theirs: Any) -> tuple[Any, str]:
+    """`ours` with the leaves of `theirs` that have the same path and shape; and a line to print.
+
+    Raises:
+      InputError: not one leaf fits.
+    """
+    given = {path_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(theirs)}
+    missing, misshapen, count = [], [], 0
+
+    def pick(path, x):
+        nonlocal count
+        name = path_of(path)
+        if name not in given:
+            missing.append(name)
+            return x
+        if given[name].shape != x.shape:
+            misshapen.append(f"{name} {given[name].shape} for {x.shape}")
+            return x
+        count += 1
+        return given[name]
+
+    merged = jax.tree_util.tree_map_with_path(pick, ours)
+    if not count:
+        raise InputError("no array of the given weights has a name and shape of this model's")
+    report = f"{count} arrays taken"
+    for what, names in (("not there", missing), ("of another shape", misshapen)):
+        if names:
+            report += f"; {len(names)} {what}, left as initialised (e.g. {names[0]})"
+    return merged, report
+
+
+def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
+    """Learning rate by step, from `config.optimizer`.
+
+    `schedule`: 'constant', 'linear' (to 0 at total_steps), 'cosine' (to 0) or 'step' (times
+    `decay_rate` every `decay_steps`); all after `warmup_steps` of linear warm-up from 0.
+    """
+    c = config
+    rest = max(total_steps - c.warmup_steps, 1)
+    if c.schedule == "constant":
+        schedule = optax.constant_schedule(c.lr)
+    elif c.schedule == "linear":
+        schedule = optax.linear_schedule(c.lr, 0.0, rest)
+    elif c.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(c.lr, rest)
+    elif c.schedule == "step":
+        schedule = optax.exponential_decay(c.lr, c.decay_steps, c.decay_rate, staircase=True)
+    else:
+        raise InputError(
+            f"config.optimizer.schedule={c.schedule!r}; expected constant, linear, cosine or step"
+        )
+    if c.warmup_steps:
+        # (step + 1): a first update with learning rate 0 would be a wasted batch.
+        warmup = lambda step: c.lr * (step + 1) / c.warmup_steps  # noqa: E731
+        schedule = optax.join_schedules([warmup, schedule], [c.warmup_steps])
+    return schedule
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict,
+    params: Any,
+    *,
+    total_steps: int,
+    frozen: Sequence[str] = (),
+) -> tuple[optax.GradientTransformation, Any]:
+    """The gradient transformation of `config` (= config.optimizer), and what it trains.
+
+    Order: global-norm clipping over the trainable part, the optimizer, weight decay (coupled for
+    SGD and Adam as in PyTorch, decoupled for AdamW; never on biases and norms, which have one
+    axis), the per-part factor, the schedule.
+
+    Args:
+      params: parameter pytree or its shapes.
+      frozen: patterns of the task, beside those of `config.frozen`.
+
+    Returns:
+      (tx, trainable): `trainable` is a bool pytree like params.
+    """
+    frozen_mask = match_paths(params, (*frozen, *config.frozen))
+    trainable = jax.tree.map(lambda f: not f, frozen_mask)
+    if not any(jax.tree.leaves(trainable)):
+        raise InputError("every parameter is frozen; nothing is left to train")
+
+    def decay_mask(p):
+        return jax.tree.map(lambda x: x.ndim > 1, p)
+
+    schedule = make_schedule(config, total_steps)
+    decay = (
+        [optax.add_decayed_weights(config.weight_decay, mask=decay_mask)]
+        if config.weight_decay
+        else []
+    )
+    if config.name == "sgd":
+        parts = [*decay, optax.trace(decay=config.momentum, nesterov=config.nesterov)]
+    elif config.name == "adam":
+        parts = [*decay, optax.scale_by_adam(config.b1, config.b2, config.eps)]
+    elif config.name == "adamw":
+        parts = [optax.scale_by_adam(config.b1, config.b2, config.eps), *decay]
+    else:
+        raise InputError(f"config.optimizer.name={config.name!r}; expected sgd, adam or adamw")
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.lr_factors:
+        parts.append(_scale_by_path(config.lr_factors, params))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    tx = optax.partition(
+        {True: optax.chain(*parts), False: optax.set_to_zero()}, param_labels=trainable
+    )
+    return tx, trainable
+
+
+def _scale_by_path(
+    factors: Sequence[tuple[str, float]], params: Any
+) -> optax.GradientTransformation:
+    """Multiplies each update by the factor of the first pattern that matches its path, else 1."""
+    match_paths(params, [pattern for pattern, _ in factors])  # a pattern without a match is a typo
+
+    def factor(path) -> float:
+        hits = (float(f) for pattern, f in factors if re.fullmatch(pattern, path_of(path)))
+        return next(hits, 1.0)
+
+    def update(updates, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(path), updates)
+
+    return optax.stateless(update)

@@ -1,0 +1,134 @@
+"""Run a trained model on films.
+
+    python -m cxr_jax.predict --workdir=DIR --output=OUT film1.dcm film2.png folder/
+
+Writes OUT/predictions.jsonl, one line a film in the order given, and OUT/NAME.png, the film with
+the prediction drawn on it. A film that cannot be read has an `error` in its line; the others go on.
+Tasks that need lung masks take them from the `lungs` run that the model was trained with, from
+--lungs=DIR (another such run), or from --masks=FOLDER (PNG masks of the films' names and sizes).
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+import numpy as np
+import tqdm
+
+from cxr_jax.cli import run_command, setup_jax
+from cxr_jax.errors import InputError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("films", nargs="+", type=pathlib.Path, help="files or folders")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--steps", default="", help="checkpoints to average, e.g. 1000,1100,1200")
+    parser.add_argument("--lungs", default="", help="work directory of a trained lungs run")
+    parser.add_argument("--masks", type=pathlib.Path, help="folder of lung masks, NAME.png")
+    args = parser.parse_args()
+    try:
+        steps = tuple(int(step) for step in args.steps.split(",") if step)
+    except ValueError as error:
+        raise InputError(f"--steps={args.steps}; expected whole numbers") from error
+    setup_jax()
+    return predict(
+        args.films, args.workdir, args.output, steps=steps, lungs=args.lungs, masks=args.masks
+    )
+
+
+def predict(
+    films: list[pathlib.Path],
+    workdir: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    steps: tuple[int, ...] = (),
+    lungs: str = "",
+    masks: pathlib.Path | None = None,
+) -> int:
+    """See the module. Returns the exit status: 0, or 1 where no film could be read."""
+    import jax
+
+    from cxr_jax import evaluate, train
+    from cxr_jax.data import readers, zones
+    from cxr_jax.data.preprocess import resize_mask
+    from cxr_jax.figures import save
+    from cxr_jax.parallel import Parallel
+    from cxr_jax.tasks import make_task
+    from cxr_jax.tasks.lungs import Segmenter
+
+    config = train.read_config(workdir)
+    task = make_task(config)
+    paths = readers.films_in(films)
+    segmenter = None
+    if "lungs" in task.fields and task.name != "lungs" and masks is None:
+        lungs = lungs or config.lungs.workdir
+        if not lungs:
+            raise InputError(
+                f"{workdir}: this model needs lung masks; give --lungs=DIR, a trained run of "
+                "configs/lungs.py, or --masks=FOLDER"
+            )
+        segmenter = Segmenter.load(lungs)
+
+    parallel = Parallel.create("jit", 1)
+    forward = jax.jit(task.predict)
+    ensemble = None
+    output.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    failed = 0
+    with (output / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        for path in tqdm.tqdm(paths, desc="predict", unit="film", disable=None):
+            line = {"file": str(path)}
+            try:
+                record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
+                if masks is not None:
+                    mask = readers.read_mask(masks / f"{path.stem}.png", record["image"].shape)
+                    record["lungs"] = zones.split_lungs(mask)
+                elif segmenter is not None:
+                    labels = segmenter.labels([record["image"]])[0]
+                    record["lungs"] = resize_mask(labels, record["image"].shape)
+                if "lungs" in record and not record["lungs"].any():
+                    raise InputError(f"{path}: no lung was found; give a mask with --masks")
+                example = task.transforms.finish(task.transforms.example(record), None)
+                batch = {k: np.asarray(v)[None] for k, v in example.items()}
+                if ensemble is None:
+                    steps, ensemble = evaluate.restore_variables(
+                        task, batch, parallel, workdir, steps or tuple(config.eval_steps)
+                    )
+                predicted = [jax.device_get(forward(v, batch)) for v in ensemble]
+                outputs = {k: np.mean([p[k][0] for p in predicted], axis=0) for k in predicted[0]}
+                picture = _unused(re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem)[:80], names)
+                save(task.figure(record, outputs), output / picture)
+                line |= {"picture": picture, **task.describe(outputs)}
+            except InputError as error:
+                failed += 1
+                line["error"] = str(error)
+            lines.write(json.dumps(line, allow_nan=False) + "\n")
+            lines.flush()
+    print(
+        f"{output}: predictions.jsonl and {len(names)} pictures"
+        f"{f'; {failed} of {len(paths)} films could not be read' if failed else ''}"
+        f"\nmodel: {workdir}, steps {', '.join(map(str, steps)) or '-'}"
+        "\nResearch software: not for any clinical use."
+    )
+    return 1 if failed == len(paths) else 0
+
+
+def _unused(stem: str, names: set[str]) -> str:
+    """stem.png, or stem-2.png, ... where two folders have films of one name."""
+    name, count = f"{stem}.png", 1
+    while name in names:
+        count += 1
+        name = f"{stem}-{count}.png"
+    names.add(name)
+    return name
+
+
+if __name__ == "__main__":
+    run_command(main)

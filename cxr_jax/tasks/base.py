@@ -1,0 +1,97 @@
+"""What one paper adds to the shared loop."""
+
+import abc
+import pathlib
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.records import Record
+from cxr_jax.data.sources import Source
+
+Array = jax.Array
+Batch = dict[str, Array]
+Outputs = dict[str, Array]
+Rows = dict[str, np.ndarray]
+Variables = dict[str, Any]
+
+
+class Task(abc.ABC):
+    """One paper, behind ten names. A subclass is a frozen dataclass made from a config.
+
+    A task owns no arrays and no loop. `init`, `loss`, `predict` and `score` are pure and are
+    jitted by the loop; `report`, `figures` and `describe` run on the host.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def fields(self) -> frozenset[str]:
+        """The record fields it trains and is scored on (see `data/records.py`)."""
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of the parameter paths this task never trains, e.g. ('backbone/.*',)."""
+        return ()
+
+    @property
+    @abc.abstractmethod
+    def transforms(self) -> Transforms:
+        """How a record becomes an example. Labels are optional: `predict` has none."""
+
+    def adapt(self, source: Source, cache_dir: pathlib.Path) -> Source:
+        """Adds what the records lack, e.g. lung masks from another trained model."""
+        del cache_dir
+        return source
+
+    @abc.abstractmethod
+    def init(self, rng: Array, batch: Batch) -> Variables:
+        """Fresh variables; `batch` gives the shapes."""
+
+    @abc.abstractmethod
+    def loss(
+        self, variables: Variables, batch: Batch, *, rng: Array, step: Array
+    ) -> tuple[Array, tuple[Variables, dict[str, Array]]]:
+        """Scalar loss, (new model state, unweighted terms).
+
+        The loss is a mean over examples of one number each, so that the mean over devices of
+        their means is the mean over the global batch.
+        """
+
+    @abc.abstractmethod
+    def predict(self, variables: Variables, batch: Batch) -> Outputs:
+        """Arrays [B, ...], probabilities rather than logits, so that the mean over an ensemble
+        of checkpoints means something. Never reads a label."""
+
+    @abc.abstractmethod
+    def score(self, outputs: Outputs, batch: Batch) -> dict[str, Array]:
+        """Rows [B, ...]: one an example, nothing averaged."""
+
+    def finish_rows(self, rows: Rows) -> Rows:
+        """Host work on the rows of one batch (post-processing) before they are kept."""
+        return rows
+
+    @abc.abstractmethod
+    def report(self, rows: Rows) -> dict[str, float]:
+        """Numbers over the rows of a whole split; NaN where one is not defined."""
+
+    def counts(self, rows: Rows) -> dict[str, int]:
+        """How many films, zones, ... each number of `report` is computed from."""
+        return {name: len(rows["id"]) for name in self.report(rows)}
+
+    def summary_figures(self, rows: Rows) -> dict[str, Figure]:
+        """Pictures of a whole split, by file stem."""
+        del rows
+        return {}
+
+    @abc.abstractmethod
+    def figure(self, record: Record, outputs: dict[str, np.ndarray]) -> Figure:
+        """One example: the film at its own size, the truth where there is one, the prediction."""
+
+    @abc.abstractmethod
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """One example's prediction as plain JSON, for `predictions.jsonl`."""

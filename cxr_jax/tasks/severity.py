@@ -1,0 +1,287 @@
+"""Severity scoring and lesion maps (Kim et al. 2021, 'severity_vit').
+
+Eq. 1: c = F(x), the corpus: a tap of DenseNet on the lung-masked film. Eqs. 2-7: a ViT over its
+cells. Eq. 8: y = MAPHEAD(z) * m, the lesion probability map. Eq. 9: a = RMP(y, m), the 3x2 severity
+array, the largest probability of each lung zone; binary cross-entropy against the zone labels.
+No map is ever trained on: lesion masks are read by `score` alone.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cxr_jax import figures, losses
+from cxr_jax.data import sources, zones
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.preprocess import Preprocess, resize_map
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+from cxr_jax.metrics import lesion_hits, segmentation, severity
+from cxr_jax.models.densenet import DenseNet
+from cxr_jax.models.map_head import MapHead
+from cxr_jax.models.vit import ViT
+from cxr_jax.ops import pooling
+from cxr_jax.tasks.base import Task
+from cxr_jax.tasks.lungs import Segmenter, WithLungs
+
+Array = jax.Array
+
+MASKS = ("record", "predicted", "record_or_predicted")
+
+
+class SeverityNet(nn.Module):
+    """Corpus, transformer and map head; `vit` None is the CNN baseline of Table 2."""
+
+    backbone: DenseNet
+    vit: ViT | None
+    head: MapHead
+    train_backbone: bool = False
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalised films times lung masks [B, H, W] -> logits [B, h, w, levels] of the map."""
+        x = jnp.repeat(x[..., None], 3, axis=-1)
+        taps = self.backbone(x, train=train and self.train_backbone)
+        features = taps[self.backbone.stop_at]
+        if self.vit is not None:
+            features = self.vit(features, train=train)["map"]
+        return self.head(features, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Severity(Task):
+    """See the module.
+
+    Attributes:
+      pool: 'max' (Eq. 9) or 'mean' (the ablation).
+      levels: 1: a zone is negative or positive, as in the paper. 3: one map for each of
+        score >= 1, >= 2, >= 3 (cumulative levels, each with its own loss); the first is the
+        paper's map and gives every binary metric, the sum of the three is the expected 0..3 score.
+      masks: where lung masks come from: 'record', 'predicted' by `lungs_workdir`, or
+        'record_or_predicted'.
+    """
+
+    name: ClassVar[str] = "severity"
+    model: SeverityNet
+    preprocess: Preprocess
+    augment: Augment
+    pool: str
+    levels: int
+    masks: str
+    lungs_workdir: str
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Severity":
+        if config.lungs.masks not in MASKS:
+            raise InputError(f"config.lungs.masks={config.lungs.masks!r}; expected one of {MASKS}")
+        if config.lungs.masks != "record" and not config.lungs.workdir:
+            raise InputError(
+                f"config.lungs.masks={config.lungs.masks!r} needs config.lungs.workdir, the work "
+                "directory of a trained lungs run (--config=configs/lungs.py)"
+            )
+        if config.pool not in ("max", "mean"):
+            raise InputError(f"config.pool={config.pool!r}; expected max or mean")
+        if config.levels not in (1, 3):
+            raise InputError(f"config.levels={config.levels}; expected 1 or 3")
+        c, dtype = config.model, jnp.dtype(config.precision)
+        backbone = DenseNet(
+            growth_rate=c.backbone.growth_rate,
+            block_sizes=tuple(c.backbone.block_sizes),
+            init_features=c.backbone.init_features,
+            stop_at=c.backbone.tap,
+            dtype=dtype,
+        )
+        vit = ViT(**c.vit, dtype=dtype) if c.vit.num_layers else None
+        return cls(
+            model=SeverityNet(
+                backbone=backbone,
+                vit=vit,
+                head=MapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
+                train_backbone=c.train_backbone,
+            ),
+            preprocess=Preprocess(**config.preprocess),
+            augment=Augment(**config.augment),
+            pool=config.pool,
+            levels=config.levels,
+            masks=config.lungs.masks,
+            lungs_workdir=config.lungs.workdir,
+        )
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"image", "lungs", "severity"})
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return () if self.model.train_backbone else ("backbone/.*",)
+
+    @property
+    def transforms(self) -> Transforms:
+        return Transforms(example=self._example, finish=self._finish)
+
+    def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+        if self.masks == "record":
+            return sources.only_with(source, {"lungs"})
+        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
+            return source
+        segmenter = Segmenter.load(self.lungs_workdir)
+        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+
+    def _example(self, record: Record) -> dict[str, np.ndarray]:
+        lungs = self.preprocess.mask(record["lungs"])
+        zone_map, _ = zones.zone_map(lungs)
+        if self.masks == "record" and not zone_map.any():
+            # A predicted mask may be empty: its film then has no valid zone and takes no part.
+            raise InputError(
+                f"film {record['id']!r} has an empty lung mask; mend it, or leave the film out"
+            )
+        example = {
+            "image": self.preprocess.film(record["image"]),
+            "lungs": lungs,
+            "zones": zone_map,
+        }
+        if "severity" in record:
+            score = np.asarray(record["severity"], np.int8)
+            example["severity"] = score
+            example["severity_valid"] = np.asarray(
+                record.get("severity_valid", np.ones_like(score)), bool
+            )
+        if "severity_second" in record:
+            example["severity_second"] = np.asarray(record["severity_second"], np.int8)
+        if "lesion" in record:
+            example["lesion"] = self.preprocess.mask(record["lesion"])
+        return example
+
+    def _finish(self, example, rng):
+        if rng is not None:
+            example = {k: v for k, v in example.items() if k not in ("lesion", "severity_second")}
+            example = self.augment(example, rng)
+        return {**example, "image": self.preprocess.normalize(example["image"])}
+
+    def init(self, rng, batch):
+        return self.model.init(rng, batch["image"][:1], train=False)
+
+    def _logits(self, variables, batch, *, train: bool, rng=None):
+        """Logits [B, h, w, levels], the zone map at that size, new model state."""
+        x = batch["image"] * (batch["lungs"] > 0)  # x * m of Eq. 1: 0 is the mean grey
+        logits, state = self.model.apply(
+            variables,
+            x,
+            train=train,
+            mutable=["batch_stats"] if train else [],
+            rngs=None if rng is None else {"dropout": rng},
+        )
+        return logits, _at_size(batch["zones"], logits.shape[1]), state
+
+    def loss(self, variables, batch, *, rng, step):
+        """Binary cross-entropy of each zone's pooled probability, per level, in the log domain."""
+        logits, zone_map, state = self._logits(variables, batch, train=True, rng=rng)
+        valid = batch["severity_valid"] & pooling.zone_valid(zone_map)
+        per_level = []
+        for level in range(self.levels):
+            log_p, log_1mp = pooling.zone_log_probs(logits[..., level], zone_map, mode=self.pool)
+            labels = (batch["severity"] > level).astype(jnp.float32)
+            per_level.append(
+                jnp.mean(losses.binary_cross_entropy_from_log_probs(log_p, log_1mp, labels, valid))
+            )
+        terms = {f"bce_{i + 1}": value for i, value in enumerate(per_level) if self.levels > 1}
+        return sum(per_level) / self.levels, (state, terms)
+
+    def predict(self, variables, batch):
+        """`map` [B, h, w]: y of Eq. 8; `probs` [B, 3, 2]: a of Eq. 9; `zone_valid` [B, 3, 2] as
+        0/1; with three levels `score` [B, 3, 2], the expected 0..3 score."""
+        logits, zone_map, _ = self._logits(variables, batch, train=False)
+        maps = jax.nn.sigmoid(logits) * (zone_map > 0)[..., None]
+        levels = [
+            pooling.zone_pool(maps[..., i], zone_map, mode=self.pool) for i in range(self.levels)
+        ]
+        outputs = {
+            "map": maps[..., 0],
+            "probs": levels[0],
+            "zone_valid": pooling.zone_valid(zone_map).astype(jnp.float32),
+        }
+        return outputs | ({"score": sum(levels)} if self.levels > 1 else {})
+
+    def score(self, outputs, batch):
+        """Rows for `metrics.severity`. Lesion masks, where there are any, are read here only."""
+        rows = {
+            "probs": outputs["probs"],
+            "labels": (batch["severity"] > 0).astype(jnp.float32),
+            "scores": batch["severity"].astype(jnp.float32),
+            "valid": batch["severity_valid"] & (outputs["zone_valid"] > 0.5),
+        }
+        if "score" in outputs:
+            rows["score_pred"] = outputs["score"]
+        if "severity_second" in batch:
+            rows["scores_second"] = batch["severity_second"].astype(jnp.float32)
+        if "lesion" in batch:
+            size = outputs["map"].shape[1]
+            lesion = _at_size(batch["lesion"], size)
+            overlap = segmentation.overlap_rows(outputs["map"] >= 0.5, lesion)
+            rows |= {f"lesion_{name}": value for name, value in overlap.items()}
+            positive = batch["severity"] * batch["severity_valid"]
+            rows |= lesion_hits.pointing(
+                outputs["map"], _at_size(batch["zones"], size), lesion, positive
+            )
+        return rows
+
+    def report(self, rows):
+        return severity.severity_report(rows)
+
+    def counts(self, rows):
+        return severity.severity_counts(rows)
+
+    def summary_figures(self, rows):
+        valid = rows["valid"].astype(bool)
+        predicted = np.where(valid, rows["probs"], 0).sum(axis=(1, 2))
+        true = np.where(valid, rows["labels"], 0).sum(axis=(1, 2))
+        return {"scatter": figures.scatter_scores(predicted, true)}
+
+    def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        film = record["image"]
+        zone_map, _ = zones.zone_map(record["lungs"])
+        true = record.get("severity")
+        return figures.severity_panel(
+            film,
+            record["lungs"],
+            zone_map,
+            resize_map(outputs["map"], film.shape),
+            outputs["probs"],
+            severity_true=None if true is None else (np.asarray(true) > 0).astype(int),
+            lesion_true=record.get("lesion"),
+            title=str(record["id"]),
+        )
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        probs, valid = outputs["probs"], outputs["zone_valid"] > 0.5
+        description = {
+            "severity": _table(probs, valid),
+            "severity_hard": _table((probs >= 0.5).astype(int), valid),
+            "global_soft": round(float(probs[valid].sum()), 4),
+            "global_hard": int((probs[valid] >= 0.5).sum()),
+            "lesion_area_share": round(float(np.mean(outputs["map"] >= 0.5)), 4),
+        }
+        if "score" in outputs:
+            description["score_0_to_3"] = _table(outputs["score"], valid)
+            description["global_0_to_18"] = round(float(outputs["score"][valid].sum()), 4)
+        return description
+
+
+def _at_size(masks: Array, size: int) -> Array:
+    """Integer masks [B, H, W] -> [B, size, size] by taking every n-th pixel, centred."""
+    step = masks.shape[1] // size
+    return masks[:, step // 2 :: step, step // 2 :: step]
+
+
+def _table(values: np.ndarray, valid: np.ndarray) -> list[list[float | int | None]]:
+    """[3, 2] as JSON: rows upper, middle, lower; right lung, left lung; null where no zone is."""
+    return [
+        [(round(v.item(), 4) if ok else None) for v, ok in zip(row, oks)]
+        for row, oks in zip(np.asarray(values), valid)
+    ]

@@ -1,0 +1,156 @@
+"""What a run leaves behind: progress on the terminal, metrics.jsonl, TensorBoard, results.json."""
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import tensorboardX
+import tqdm
+
+import cxr_jax
+from cxr_jax.metrics.bootstrap import Metric
+
+
+class Writer:
+    """Progress bar with time left on a terminal, plain lines otherwise; metrics.jsonl; TensorBoard.
+
+    metrics.jsonl has one line a logged step and never loses one: a resumed run drops the lines
+    past its checkpoint first, so that each step stands in the file once.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, total_steps: int, first_step: int = 0):
+        self.path = workdir / "metrics.jsonl"
+        self._drop_lines_after(first_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        self._total, self._first = total_steps, first_step
+        self._start: float | None = None  # of the second step: the first one compiles
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Tells the progress bar that `step` is done."""
+        if self._start is None:
+            self._start, self._first = time.monotonic(), step
+        self._bar.update(step - self._bar.n)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, TensorBoard, and the terminal."""
+        values = {name: float(value) for name, value in values.items()}
+        line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar.disable:
+            print(f"step {step}/{self._total}  {text}{self._time_left(step)}", flush=True)
+        else:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def note(self, text: str) -> None:
+        """A line for the reader that no file needs."""
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _time_left(self, step: int) -> str:
+        done = step - self._first
+        if self._start is None or done < 1:
+            return ""
+        left = (time.monotonic() - self._start) / done * (self._total - step)
+        return f"  [{left / 60:.1f} min left]"
+
+    def _drop_lines_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # the half line of a killed run
+        write_atomic(self.path, "".join(line + "\n" for line in kept))
+
+
+def write_atomic(path: pathlib.Path, text: str) -> None:
+    """A reader, or a run after a kill, sees the old file or the new one, never a half."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def code_version() -> str:
+    """Package version, and the commit where the package runs from a git checkout."""
+    folder = pathlib.Path(cxr_jax.__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return cxr_jax.__version__
+    return f"{cxr_jax.__version__}+{commit}"
+
+
+def provenance() -> dict[str, Any]:
+    """How a result came about: code, libraries, device."""
+    device = jax.devices()[0]
+    return {
+        "code_version": code_version(),
+        "python": platform.python_version(),
+        "libraries": {n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax", "optax")},
+        "device": f"{len(jax.devices())} x {device.device_kind}",
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | None]]:
+    """Metrics as results.json holds them; what is undefined is null, never a number."""
+    return {
+        name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n}
+        for name, m in metrics.items()
+    }
+
+
+def metrics_table(metrics: dict[str, Metric]) -> str:
+    """Lines for the terminal: name, value, 95% interval, n."""
+    width = max(len(name) for name in metrics)
+    lines = []
+    for name, m in metrics.items():
+        value = "undefined" if m.value is None else f"{m.value:.4f}"
+        interval = "" if m.low is None else f"  [{m.low:.4f}, {m.high:.4f}]"
+        lines.append(f"{name:<{width}}  {value}{interval}  n={m.n}")
+    return "\n".join(lines)
