@@ -240,13 +240,12 @@ def test_examples_pickle_without_their_cache():
 
 
 def _phantoms(**changes):
-    data = {"name": "phantom_cxr", "seed": 1, "size": 64, "train": 5, "val": 3, "test": 3}
+    data = {"name": "phantom_cxr", "seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
     return ml_collections.ConfigDict(data | changes)
 
 
 def test_phantom_splits_share_no_film():
-    pytest.importorskip("cxr_jax.data.phantoms")
-    ids = []
+    ids, groups = [], []
     for split in sources.SPLITS:
         source = pickle.loads(pickle.dumps(sources.open_source(_phantoms(), split)))
         assert source.split == split
@@ -254,7 +253,9 @@ def test_phantom_splits_share_no_film():
         records = [source[i] for i in range(len(source))]
         assert all(source.fields <= record.keys() for record in records)
         ids += [record["id"] for record in records]
+        groups.append({record["group"] for record in records})
     assert len(set(ids)) == len(ids) == 11
+    assert sum(map(len, groups)) == len(set().union(*groups))  # no patient in two splits
     with pytest.raises(InputError, match=r"data.train=-1"):
         sources.open_source(_phantoms(train=-1), "train")
 

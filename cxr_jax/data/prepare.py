@@ -1,0 +1,70 @@
+"""Turns a downloaded data set into ArrayRecord files, once.
+
+    python -m cxr_jax.data.prepare brixia_cohen --source=FOLDER [--data_dir=DIR] [--max_side=512]
+    python -m cxr_jax.data.prepare manifest --source=films.csv
+
+A run that is killed leaves no half data set; running it again is safe.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+import tqdm
+
+from cxr_jax import cli
+from cxr_jax.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. See the module; `--help` lists the options.
+
+    Raises:
+      InputError: an unreadable source, or a folder that cannot be written.
+    """
+    args = _parser().parse_args(argv)
+    if args.max_side < 32:
+        raise InputError(f"--max_side={args.max_side}; expected at least 32 pixels")
+    # Imported here so that --help answers at once.
+    from cxr_jax.data.sources import brixia_cohen, manifest, prepared
+
+    make_builder = {"brixia_cohen": brixia_cohen.builder, "manifest": manifest.builder}[args.name]
+    source = pathlib.Path(args.source).expanduser()
+    builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
+    counts = {split: len(films) for split, films in builder.films.items()}
+    total = sum(counts.values())
+    # disable=None: a bar on a terminal only.
+    with tqdm.tqdm(total=total, unit="film", desc=args.name, disable=None) as bar:
+        new = prepared.build(builder, on_film=bar.update)
+    films = ", ".join(f"{count} {split}" for split, count in counts.items())
+    done = "prepared" if new else "nothing to do, already prepared:"
+    print(f"{args.name}: {done} {films} films in {builder.data_dir}")
+    if args.name == "manifest":
+        print(f"train with --config.data.name=manifest --config.data.path={builder.data_dir}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.data.prepare",
+        description="Turns a downloaded data set into ArrayRecord files, once.",
+    )
+    parser.add_argument("name", choices=("brixia_cohen", "manifest"), help="the data set")
+    parser.add_argument(
+        "--source", required=True, help="its folder as downloaded; for manifest the CSV file"
+    )
+    parser.add_argument(
+        "--data_dir",
+        default="",
+        help="where prepared sets are kept (default: $CXR_DATA_DIR, else ~/cxr_jax_data)",
+    )
+    parser.add_argument(
+        "--max_side",
+        type=int,
+        default=512,
+        help="longest side of a stored film in pixels; never enlarged (default: 512)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

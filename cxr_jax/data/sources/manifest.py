@@ -1,0 +1,200 @@
+"""A hospital's own films, from a CSV file and no code.
+
+Columns (case does not count; any order):
+
+| column | |
+| --- | --- |
+| `image` | required: the film (PNG, JPEG, DICOM), its path from the CSV's folder |
+| `group` | required: the patient; all films of one are in one split |
+| `split` | required: train, val or test |
+| `id` | the film's name in results; by default the text of `image` |
+| `view` | PA, AP or empty |
+| `lungs`, `lesion` | mask files (0 outside, anything else inside), the film's size; may be empty |
+| `severity_A` .. `severity_F` | 0..3, or empty where not scored; zones as in `brixia_cohen` |
+| `diagnosis` | normal, other infection or covid-19, or empty |
+| one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
+
+Other columns are ignored, and named in a log line. The table is checked whole when it is opened;
+pictures are read when they are needed.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from cxr_jax.data import readers, splits
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
+from cxr_jax.data.sources import SPLITS, Source, brixia_cohen, prepared, tables
+from cxr_jax.errors import InputError
+
+NAME = "manifest"
+_SEVERITY = tuple(f"severity_{zone}" for zone in "abcdef")
+_KNOWN = {"image", "group", "split", "id", "view", "lungs", "lesion", "diagnosis"}
+
+
+class Manifest:
+    """The films of one split of a table, read from their own files each time.
+
+    Args:
+      path: the CSV file.
+      split: which of its films.
+
+    Raises:
+      InputError: names the file, row, column, value and rule of the first mistake.
+    """
+
+    name = NAME
+
+    def __init__(self, path: pathlib.Path, split: str):
+        self.path, self.split = pathlib.Path(path), split
+        columns, rows = tables.read_table(self.path, ("image", "group", "split"))
+        self._findings = [name for name in FINDINGS if name in columns]
+        given = [column for column in _SEVERITY if column in columns]
+        if given and len(given) < len(_SEVERITY):
+            absent = next(column for column in _SEVERITY if column not in columns)
+            raise InputError(
+                f"{path}: column {absent!r} is missing beside {given[0]!r}; give all six severity "
+                "columns, with empty cells where a zone was not scored"
+            )
+        if ignored := sorted(set(columns) - _KNOWN - set(_SEVERITY) - set(FINDINGS) - {""}):
+            logging.warning("%s: these columns are not known and not used: %s", path, ignored)
+        fields = {"image", "id", "group"} | {"view", "lungs", "lesion", "diagnosis"} & set(columns)
+        fields |= {"severity", "severity_valid"} if given else set()
+        fields |= {"findings"} if self._findings else set()
+        self.fields = frozenset(fields)
+        # Severity and findings say themselves what is unknown.
+        self.partial = frozenset(
+            name
+            for name in ("lungs", "lesion", "diagnosis")
+            if name in fields and not all(row[name] for row in rows)
+        )
+        labels = [self._labels(row) for row in rows]
+        if twice := splits.repeated(label["id"] for label in labels):
+            raise InputError(f"{path}: film {twice!r} is listed twice; leave one row")
+        by_split = {s: [x for x in labels if x["split"] == s] for s in SPLITS}
+        splits.check_disjoint(
+            {s: [x["group"] for x in by_split[s]] for s in SPLITS}, where=str(path)
+        )
+        if not by_split[split]:
+            raise InputError(f"{path}: no row has split {split!r}; give some films that split")
+        self._films = by_split[split]
+        files = [x[key] for x in labels for key in ("image", "lungs", "lesion") if key in x]
+        self.version = prepared.fingerprint(self.path, files)
+
+    def __len__(self) -> int:
+        return len(self._films)
+
+    def __getitem__(self, index: int) -> Record:
+        record = {key: value for key, value in self._films[index].items() if key != "split"}
+        record["image"] = readers.read_film(record["image"])
+        shape = record["image"].shape
+        if "lungs" in record:
+            record["lungs"] = brixia_cohen.lungs_of(record["lungs"], shape)
+        if "lesion" in record:
+            record["lesion"] = readers.read_mask(record["lesion"], shape=shape)
+        return record
+
+    def has(self, index: int, field: str) -> bool:
+        """Whether record `index` has `field`; no picture is read."""
+        return field in self._films[index]
+
+    def _labels(self, row: tables.Row) -> dict[str, Any]:
+        """Checks one row; pictures are still paths."""
+        labels = {
+            "image": _file(row, "image"),
+            "id": row["image"],
+            "group": row.text("group"),
+            "split": row.choice("split", SPLITS),
+        }
+        if "id" in self.fields and row.cells.get("id"):
+            labels["id"] = row["id"]
+        if "view" in self.fields:
+            labels["view"] = row.choice("view", ("PA", "AP", ""))
+        for name in {"lungs", "lesion"} & self.fields:
+            if row[name]:
+                labels[name] = _file(row, name)
+        if "severity" in self.fields:
+            scores = [row.number(column, 0, 3) for column in _SEVERITY]
+            known = np.array([score is not None for score in scores])
+            labels["severity"] = np.array([s or 0 for s in scores], np.int8).reshape(2, 3).T
+            labels["severity_valid"] = known.reshape(2, 3).T
+        if "diagnosis" in self.fields and row["diagnosis"]:
+            labels["diagnosis"] = DIAGNOSES.index(row.choice("diagnosis", DIAGNOSES))
+        if self._findings:
+            findings = np.full(len(FINDINGS), np.nan, np.float32)
+            for name in self._findings:
+                value = row.number(name, 0, 1)
+                findings[FINDINGS.index(name)] = np.nan if value is None else value
+            labels["findings"] = findings
+        return labels
+
+
+class ManifestBuilder(prepared.RecordBuilder, skip_registration=True):
+    """Writes a table's films to DATA_DIR/manifest/NAME_OF_THE_CSV/1.0.0."""
+
+    name = NAME
+    description = "Films listed in a CSV file."
+
+
+def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBuilder:
+    """The builder that copies a table's films, reduced, into ArrayRecord files.
+
+    Raises:
+      InputError: see `Manifest`.
+    """
+    by_split = {}
+    for split in _splits_of(source):
+        by_split[split] = Manifest(source, split)
+    some = next(iter(by_split.values()))
+    return ManifestBuilder(
+        data_dir=prepared.data_folder(data_dir),
+        config=tfds.core.BuilderConfig(name=_slug(source), description=str(source.name)),
+        fields=some.fields,
+        partial=some.partial,
+        films={
+            split: [functools.partial(_small, films, i, max_side) for i in range(len(films))]
+            for split, films in by_split.items()
+        },
+        film_fold={split: [-1] * len(films) for split, films in by_split.items()},
+        metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
+    )
+
+
+def open_split(path: str, split: str) -> Source:
+    """Opens the films of a CSV file, or of the folder that `prepare manifest` made of it.
+
+    Raises:
+      InputError: no path, no such file, a mistake in the table, or no film in the split.
+    """
+    if not path:
+        raise InputError("data.path is empty; give the CSV file that lists the films")
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        command = "python -m cxr_jax.data.prepare manifest --source=FILMS.csv"
+        return prepared.Prepared(path, name=NAME, split=split, prepare=command)
+    return Manifest(path, split)
+
+
+def _small(films: Manifest, index: int, max_side: int) -> Record:
+    return prepared.shrink(films[index], max_side)
+
+
+def _splits_of(path: pathlib.Path) -> list[str]:
+    _, rows = tables.read_table(path, ("image", "group", "split"))
+    present = {row.choice("split", SPLITS) for row in rows}
+    return [split for split in SPLITS if split in present]
+
+
+def _slug(path: pathlib.Path) -> str:
+    return "".join(c if c.isalnum() else "_" for c in path.stem.lower()) or "films"
+
+
+def _file(row: tables.Row, column: str) -> pathlib.Path:
+    path = row.path.parent / row.text(column)
+    if not path.is_file():
+        raise row.error(column, f"there is no file {path}; paths count from the CSV's folder")
+    return path

@@ -1,0 +1,317 @@
+"""Prepared data sets: records in ArrayRecord files, written and read by TFDS without TensorFlow.
+
+Pictures and masks are stored as PNG (lossless), resized once so that the longest side is at most
+`max_side`; everything that depends on the task happens later. A set is written beside its final
+folder and renamed when complete, so a folder `DATA_DIR/NAME/VERSION` is always whole.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from cxr_jax.data import readers
+from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.errors import InputError
+
+VERSION = "1.0.0"  # of the stored layout; part of the folder's name
+
+# How each record field is stored. `image` and the masks are PNG.
+_MASKS = ("lungs", "lesion")
+_TEXTS = ("id", "group", "view")
+_NUMBERS = {
+    "severity": ((3, 2), np.int8),
+    "severity_second": ((3, 2), np.int8),
+    "severity_valid": ((3, 2), np.bool_),
+    "diagnosis": ((), np.int32),
+    "findings": ((len(FINDINGS),), np.float32),
+}
+
+# What array_record raises on a missing or damaged file.
+_UNREADABLE = (OSError, RuntimeError, ValueError)
+
+
+def data_folder(data_dir: str | os.PathLike) -> pathlib.Path:
+    """The folder of prepared sets: `data_dir`, else CXR_DATA_DIR, else ~/cxr_jax_data."""
+    chosen = str(data_dir) or os.environ.get("CXR_DATA_DIR") or "~/cxr_jax_data"
+    return pathlib.Path(chosen).expanduser()
+
+
+def shrink(record: Record, max_side: int) -> Record:
+    """The record with picture and masks reduced so that the longest side is at most `max_side`.
+
+    Never enlarged; the shape is kept to the nearest pixel. Masks keep their labels (nearest).
+    """
+    height, width = record["image"].shape
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return record
+    size = max(1, round(width * scale)), max(1, round(height * scale))  # OpenCV: width first
+    small = {"image": cv2.resize(record["image"], size, interpolation=cv2.INTER_AREA)}
+    for name in _MASKS:
+        if name in record:
+            small[name] = cv2.resize(record[name], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return record | small
+
+
+def fingerprint(table: pathlib.Path, files: Iterable[pathlib.Path], *options: Any) -> str:
+    """Eight hex digits of what a set is made from: table, names and sizes of files, options."""
+    digest = hashlib.sha256(table.read_bytes())
+    for path in files:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    digest.update(repr(options).encode())
+    return digest.hexdigest()[:8]
+
+
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes standard records. A data set's own builder adds its description and its films.
+
+    Attributes:
+      fields: what the records have.
+      partial: those of `fields` that may be absent from a record.
+      films: split -> functions that each read one record, called one at a time.
+      film_fold: split -> the fold of each of these films, -1 for none.
+      metadata: JSON-able facts stored beside the records.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    description = ""
+    citation = ""
+    homepage = ""
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | os.PathLike,
+        fields: frozenset[str],
+        partial: frozenset[str],
+        films: Mapping[str, Sequence[Callable[[], Record]]],
+        film_fold: Mapping[str, Sequence[int]],
+        metadata: Mapping[str, Any],
+        config: tfds.core.BuilderConfig | None = None,
+    ):
+        self.fields, self.partial = fields, partial
+        self.films, self.film_fold, self.metadata = films, film_fold, metadata
+        self.on_film: Callable[[], Any] = lambda: None
+        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {name: _feature(name) for name in sorted(self.fields)}
+        # TFDS has no "absent" for a picture: a blank one is stored beside a flag.
+        features |= {f"has_{name}": tfds.features.Scalar(np.uint8) for name in self.partial}
+        features["fold"] = tfds.features.Scalar(np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.description,
+            citation=self.citation,
+            homepage=self.homepage,
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(self.metadata),
+            disable_shuffling=True,  # records keep the order of the table
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split) for split, f in self.films.items() if f}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (film, fold) in enumerate(zip(self.films[split], self.film_fold[split])):
+            yield number, self._encode(film()) | {"fold": fold}
+            self.on_film()
+
+    def _encode(self, record: Record) -> dict[str, Any]:
+        example = {}
+        for name in sorted(self.fields):
+            if name in self.partial:
+                example[f"has_{name}"] = np.uint8(name in record)
+            value = record.get(name)
+            if name == "image" or name in _MASKS:
+                value = np.zeros_like(record["image"]) if value is None else value
+                # An encoded file object: given an array, TFDS would import TensorFlow.
+                value = io.BytesIO(readers.encode_png(value))
+            elif name in _NUMBERS:
+                shape, dtype = _NUMBERS[name]
+                value = np.zeros(shape, dtype) if value is None else np.asarray(value, dtype)
+            example[name] = value
+        return example
+
+
+def _feature(name: str) -> tfds.features.FeatureConnector:
+    if name == "image" or name in _MASKS:
+        return tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+    if name in _TEXTS:
+        return tfds.features.Text()
+    shape, dtype = _NUMBERS[name]
+    return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+
+def build(builder: RecordBuilder, *, on_film: Callable[[], Any] = lambda: None) -> bool:
+    """Writes the set, all or nothing.
+
+    Args:
+      builder: with its films.
+      on_film: called after each film.
+
+    Returns:
+      False if the same set (by its `fingerprint`) is there already, and nothing was done.
+
+    Raises:
+      InputError: another set is in the folder, another run is writing it, or the disk refuses.
+    """
+    folder = pathlib.Path(builder.data_dir)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_writer(folder.parent):
+            if (folder / "dataset_info.json").is_file():
+                if _metadata(folder).get("fingerprint") == builder.metadata["fingerprint"]:
+                    return False
+                raise InputError(
+                    f"{folder} holds a set prepared from other files or with other options; remove "
+                    "that folder, or give another --data_dir"
+                )
+            for left in folder.parent.glob("incomplete.*"):  # of a run that was killed
+                shutil.rmtree(left)
+            builder.on_film = on_film
+            tfds.disable_progress_bar()
+            # TFDS announces a download on stdout; nothing is downloaded.
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+                )
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); free the disk or give "
+            "another --data_dir"
+        ) from error
+    return True
+
+
+@contextlib.contextmanager
+def _only_writer(folder: pathlib.Path) -> Iterator[None]:
+    # The system drops the lock when its holder dies, however it dies.
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another `prepare` is writing there; wait for it") from None
+        yield
+
+
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+    return json.loads((folder / "metadata.json").read_text())
+
+
+class Prepared:
+    """One split of a prepared set as a source of records (see `sources.Source`).
+
+    Args:
+      folder: DATA_DIR/NAME/VERSION, as printed by the `prepare` command.
+      name: of the data set.
+      split: the split it is opened as.
+      stored: the split in the files; by default `split`.
+      keep: which folds of the stored split belong to it, by number; by default all records.
+      prepare: the command that makes the set, for the message when it is missing.
+
+    Raises:
+      InputError: no such set (with the command to type), no such split, or a damaged file.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        name: str,
+        split: str,
+        stored: str = "",
+        keep: Callable[[int], bool] | None = None,
+        prepare: str,
+    ):
+        self.folder, self.name, self.split = pathlib.Path(folder), name, split
+        self._stored = stored or split
+        if not (self.folder / "dataset_info.json").is_file():
+            raise InputError(
+                f"data set {name!r} is not prepared in {self.folder.parent}; run: {prepare}"
+            )
+        self._open()
+        keys = set(self._features)
+        self.partial = frozenset(key.removeprefix("has_") for key in keys if key[:4] == "has_")
+        self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
+        self.version = f"{VERSION}+{_metadata(self.folder)['fingerprint']}"
+        self._indices = list(range(len(self._records)))
+        self._raw(0)  # a damaged file should show before a model is compiled
+        if keep is not None:
+            self._indices = [i for i in self._indices if keep(int(self._raw(i)["fold"]))]
+
+    def _open(self) -> None:
+        builder = tfds.builder_from_directory(self.folder)
+        if self._stored not in builder.info.splits:
+            raise InputError(
+                f"{self.folder}: the set has no split {self._stored!r}; it has "
+                f"{', '.join(sorted(builder.info.splits))}"
+            )
+        self._features = list(builder.info.features)
+        pictures = [name for name in ("image", *_MASKS) if name in self._features]
+        # PNG bytes as they are: `readers` decodes what is asked for.
+        skip = {name: tfds.decode.SkipDecoding() for name in pictures}
+        try:
+            self._records = builder.as_data_source(self._stored, decoders=skip)
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
+
+    def _raw(self, stored_index: int) -> dict[str, Any]:
+        try:
+            raw = self._records[stored_index]
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
+        # Of a truncated file array_record gives empty records without a word, TFDS None for each.
+        if raw["fold"] is None:
+            raise self._damaged("an empty record")
+        return raw
+
+    def _damaged(self, error: Exception | str) -> InputError:
+        return InputError(
+            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({error}); "
+            "remove that folder and prepare the set again"
+        )
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        raw = self._raw(self._indices[index])
+        record = {}
+        for name in self.fields:
+            if name in self.partial and not raw[f"has_{name}"]:
+                continue
+            value = raw[name]
+            if name == "image" or name in _MASKS:
+                value = readers.decode_png(value)
+            elif name in _TEXTS:
+                value = value.decode()
+            elif name == "diagnosis":
+                value = int(value)
+            record[name] = value
+        return record
+
+    def has(self, index: int, field: str) -> bool:
+        """Whether record `index` has `field`; no picture is decoded."""
+        if field not in self.partial:
+            return field in self.fields
+        return bool(self._raw(self._indices[index])[f"has_{field}"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_records"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()

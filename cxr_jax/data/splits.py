@@ -1,0 +1,68 @@
+"""Splits by patient: never two films of one group on both sides."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from cxr_jax.errors import InputError
+
+
+def check_disjoint(split_groups: Mapping[str, Iterable[str]], *, where: str) -> None:
+    """Refuses a group (patient) that is in two splits: two views of one chest are one sample.
+
+    Args:
+      split_groups: split -> the groups of its films.
+      where: the file that made the splits, for the message.
+
+    Raises:
+      InputError: names two splits and one group that is in both.
+    """
+    sets = {split: set(groups) for split, groups in split_groups.items()}
+    for a, b in itertools.combinations(sets, 2):
+        if both := sets[a] & sets[b]:
+            raise InputError(
+                f"{where}: group {min(both)!r} is in both split {a!r} and split {b!r} "
+                f"({len(both)} such groups); all films of a patient must be in one split"
+            )
+
+
+def balanced_folds(
+    groups: Sequence[str], scores: Sequence[float], *, folds: int, edges: Sequence[float]
+) -> np.ndarray:
+    """Deals whole groups to `folds` folds of like size and like distribution of scores.
+
+    Greedy: the largest group first, each to the fold where it brings the counts per score class
+    closest to an even share. The same groups and scores give the same folds in any order of films.
+
+    Args:
+      groups: the patient of each of N films.
+      scores: a number per film to balance by, such as the global severity score.
+      folds: how many.
+      edges: cuts between score classes; class k is edges[k-1] <= score < edges[k].
+
+    Returns:
+      int32 [N], the fold of each film, 0 .. folds - 1.
+    """
+    classes = np.digitize(np.asarray(scores, float), edges)
+    counts = {group: np.zeros(len(edges) + 1) for group in groups}
+    for group, score_class in zip(groups, classes):
+        counts[group][score_class] += 1
+    share = np.bincount(classes, minlength=len(edges) + 1) / folds
+    filled = np.zeros((folds, len(edges) + 1))
+    fold_of = {}
+    for group in sorted(counts, key=lambda g: (-counts[g].sum(), g)):
+        before = filled - share
+        after = before + counts[group]
+        cost = (after**2 - before**2).sum(1) + after.sum(1) ** 2 - before.sum(1) ** 2
+        # Rounded: equal costs must stay equal whatever the order of the sums.
+        fold = int(np.argmin(cost.round(9)))
+        filled[fold] += counts[group]
+        fold_of[group] = fold
+    return np.array([fold_of[group] for group in groups], np.int32)
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes twice, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
