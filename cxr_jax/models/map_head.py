@@ -1,4 +1,4 @@
-"""The map head: a backbone's features to one full-size map (implied by Table 2 of Kim et al. 2021)."""
+"""The map head: features to one full-size map (implied by Table 2 of Kim et al. 2021)."""
 
 from typing import Any
 
