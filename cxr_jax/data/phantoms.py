@@ -56,6 +56,20 @@ _LATTICE = 128
 _FINDING = {name: i for i, name in enumerate(FINDINGS)}
 _REGION = {name: i for i, name in enumerate(REGIONS)}
 _SIDES = (("right", -1.0), ("left", 1.0))
+_LUNG_REGIONS = (
+    "lung",
+    "upper lung zone",
+    "mid lung zone",
+    "lower lung zone",
+    "hilar structures",
+    "apical zone",
+    "costophrenic angle",
+)
+
+# Lateral distance and height of the right and the left hilum in the standard chest.
+_HILUM = np.array([[0.095, 0.425], [0.095, 0.413]])
+# How dark each generation of vessels is drawn, 0..255.
+_VESSEL_SHADES = (220, 185, 135, 90, 60)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +166,14 @@ def _film(seed: int, index: int, size: int, population: Population, *, lesions: 
     zones = _zones(lungs)
     wall = _wall_distance(coarse, chest)
     texture = _Texture(rng)
-    sick = _lesions(visit, chest, pen, coarse, wall, zones, texture)
-    tissue = _soft_tissue(pen, coarse, chest, patient, visit, wall)
+    sick = _lesions(visit, chest, coarse, wall, zones, texture)
     devices = _devices(pen, chest, visit)
+    signs = _Signs(pen, chest, visit)
 
-    attenuation = _attenuation(pen, chest, patient, visit, tissue, sick, texture, devices, lesions)
-    image = _expose(attenuation, pen, visit, population, rng)
+    density = _attenuation(pen, coarse, chest, wall, sick if lesions else None, texture, signs)
+    for layer in devices:
+        cv2.scaleAdd(pen.down(layer).astype(np.float32), 0.75 / 255, density, dst=density)
+    image = _expose(density, pen, visit, rng)
 
     record = {
         "image": image,
@@ -171,7 +187,7 @@ def _film(seed: int, index: int, size: int, population: Population, *, lesions: 
         "lesion": (sick.kind > 0).astype(np.uint8),
         "lesion_type": sick.kind,
     }
-    record.update(_truth(pen, chest, visit, lungs, zones, sick, devices))
+    record.update(_truth(pen, chest, lungs, zones, sick, signs, devices))
     return record
 
 
@@ -219,7 +235,7 @@ class _Visit:
         self.view = "AP" if rng.random() < population.ap else "PA"
         ap = self.view == "AP"
         angle = np.deg2rad(rng.normal(0, 2.2 if ap else 1.2))
-        scale = rng.uniform(1.06, 1.22) * (1.02 if ap else 1.0)
+        scale = rng.uniform(1.02, 1.22) * (1.02 if ap else 1.0)
         stretch = rng.uniform(0.95, 1.05)
         shift = rng.normal(0, 0.012, 2)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -242,7 +258,7 @@ class _Visit:
             self.atelectasis = 1 - self.atelectasis  # the fluid would hide the bands
         self.devices = _choose_devices(rng, population, ap)
         self.fluid = rng.uniform(0.07, 0.20)
-        self.air = rng.uniform(0.16, 0.34)
+        self.air = rng.uniform(0.22, 0.42)
         self.air_end = rng.uniform(0.45, 0.75)
         bands = rng.integers(1, 4)
         self.bands = np.stack(
@@ -311,6 +327,8 @@ def _choose_extent(rng: np.random.Generator, patient: _Patient, population: Popu
         if both < 0.08 + 0.2 * heavy:
             positive[2, :] = True
         amount = 0.28 + 0.38 * cover + 0.05 * heavy
+        if positive[1].any() and positive.sum() == 1:
+            amount = 0.6 * amount  # a round focus, not a band from cut to cut
         solid = 0.45 + 0.35 * dense
         style = "lobar"
     if patient.diagnosis == NORMAL:
@@ -320,8 +338,9 @@ def _choose_extent(rng: np.random.Generator, patient: _Patient, population: Popu
         "positive": positive,
         "cover": np.where(positive, amount, 0.0),
         "dense": np.where(positive, solid, 0.0),
+        "soft": 0.7 if style == "lobar" else 1.1,
         "filling": rng.uniform(0.30, 0.42) + 0.05 * heavy,
-        "solid_filling": rng.uniform(0.30, 0.42),
+        "solid_filling": rng.uniform(0.24, 0.38),
         "bronchograms": rng.random() < 0.6,
         "place": rng.uniform([0.14, -0.4], [0.26, 0.4], (2, 2)),
     }
@@ -342,7 +361,7 @@ def _choose_technique(rng: np.random.Generator, population: Population, ap: bool
         "detail": rng.uniform(0.1, 0.7),
         "heel": rng.normal(0, 0.06, 2),
         "border": rng.random(),
-        "field": rng.uniform(0.0, 0.035, 4) * (rng.random(4) < 0.6),
+        "field": rng.uniform(0.0, 0.04, 4) * (rng.random(4) < 0.6),
         "marker": rng.random(4),
         "grid": 0.0,
     }
@@ -363,36 +382,37 @@ def _vessel_tree(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]
     """Two branching trees (right, left) of one patient.
 
     Returns:
-      A list over generations of (paths [n, 4, 2], widths [n]) in the patient's frame.
+      For each generation (paths [n, 4, 2], widths [n]); the first half is the right lung's, the
+      paths are (lateral distance, height) of the standard chest.
     """
+    fan = np.deg2rad(np.array([-84, -62, -40, -14, 14, 36, 54, 70, 86.0]))
+    angle = np.tile(fan, 2) + rng.normal(0, 0.16, 2 * len(fan))
+    at = np.repeat(_HILUM, len(fan), axis=0)
+    at = at + np.stack([0.004 * np.cos(angle), 0.035 * np.sin(angle)], axis=1)
+    width = np.tile(0.0125 * np.array([0.75, 0.75, 0.68, 0.65, 0.75, 0.9, 1.0, 1.0, 0.85]), 2)
+    length = 0.066 * rng.uniform(0.55, 1.25, angle.shape)
     tree = []
-    for s, (_, sign) in enumerate(_SIDES):
-        fan = np.deg2rad(np.array([-84, -66, -44, -20, 4, 24, 42, 58, 72, 86.0]))
-        fan = fan + rng.normal(0, 0.16, fan.shape)
-        root = np.array([0.088, 0.425 - 0.012 * s])
-        at = root + np.stack([0.004 * np.cos(fan), 0.035 * np.sin(fan)], axis=1)
-        width = 0.0095 * np.array([0.75, 0.75, 0.7, 0.65, 0.7, 0.8, 0.95, 1.0, 1.0, 0.85])
-        length = 0.066 * rng.uniform(0.55, 1.25, fan.shape)
-        angle = fan
-        for _ in range(5):
-            n = len(angle)
-            bend = rng.normal(0, 0.38, n)
-            steps = np.linspace(0, 1, 4)[None, :]
-            theta = angle[:, None] + bend[:, None] * steps
-            hop = np.stack([np.cos(theta), np.sin(theta)], -1)[:, :3] * (length / 3)[:, None, None]
-            path = np.concatenate([at[:, None], at[:, None] + np.cumsum(hop, axis=1)], axis=1)
-            tree.append((path * [sign, 1.0], width))
-            spread = rng.uniform(0.16, 0.55, (n, 2)) * [1, -1]
-            at = np.repeat(path[:, -1], 2, axis=0)
-            angle = (angle[:, None] + bend[:, None] + spread).ravel()
-            width = (width[:, None] * rng.uniform(0.6, 0.82, (n, 2))).ravel()
-            length = (length[:, None] * rng.uniform(0.6, 1.0, (n, 2))).ravel()
+    for _ in _VESSEL_SHADES:
+        n = len(angle)
+        bend = rng.normal(0, 0.38, (n, 1))
+        theta = angle[:, None] + bend * [0, 0.5, 1]
+        hop = np.stack([np.cos(theta), np.sin(theta)], axis=-1) * (length / 3)[:, None, None]
+        path = np.concatenate([at[:, None], at[:, None] + np.cumsum(hop, axis=1)], axis=1)
+        tree.append((path, width))
+        at = np.repeat(path[:, -1], 2, axis=0)
+        angle = (angle[:, None] + bend + rng.uniform(0.16, 0.55, (n, 2)) * [1, -1]).ravel()
+        width = (width[:, None] * rng.uniform(0.55, 0.8, (n, 2))).ravel()
+        length = (length[:, None] * rng.uniform(0.6, 1.0, (n, 2))).ravel()
     return tree
 
 
 # ---------------------------------------------------------------------------------------------
 # Geometry in the patient's frame.
 # ---------------------------------------------------------------------------------------------
+
+
+def _xy(x, y) -> np.ndarray:
+    return np.stack([np.asarray(x, float), np.asarray(y, float)], axis=1)
 
 
 @functools.cache
@@ -406,161 +426,158 @@ def _spline_basis(n: int) -> np.ndarray:
 def _curve(points, n: int = 6) -> np.ndarray:
     """Catmull-Rom curve through [k, 2] points: [(k - 1) * n + 1, 2]."""
     points = np.asarray(points, float)
+    k = len(points) - 1
     ends = np.concatenate([points[:1], points, points[-1:]])
-    windows = np.stack([ends[i : i + len(points) - 1] for i in range(4)])  # [4, k - 1, 2]
-    body = np.tensordot(_spline_basis(n), windows, axes=(1, 0))  # [n, k - 1, 2]
-    return np.concatenate([body.transpose(1, 0, 2).reshape(-1, 2), points[-1:]])
+    windows = np.stack([ends[i : i + k] for i in range(4)], axis=1)  # [k, 4, 2]
+    body = _spline_basis(n) @ windows  # [k, n, 2]
+    return np.concatenate([body.reshape(-1, 2), points[-1:]])
 
 
-def _strip(path: np.ndarray, half_width) -> tuple[np.ndarray, np.ndarray]:
-    """Both edges [n, 2] of a band around [n, 2] `path`; `half_width` a number or [n]."""
-    along = np.gradient(path, axis=0)
-    along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
-    across = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.broadcast_to(
-        half_width, len(path)
-    ).reshape(-1, 1)
+@functools.cache
+def _bezier_basis(n: int) -> np.ndarray:
+    t = np.linspace(0, 1, n)[:, None]
+    return np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
+
+
+def _edges(path: np.ndarray, half_width) -> tuple[np.ndarray, np.ndarray]:
+    """Both edges of bands around `path` [..., n, 2]; `half_width` broadcasts to [..., n]."""
+    along = np.empty_like(path)
+    along[..., 1:-1, :] = path[..., 2:, :] - path[..., :-2, :]
+    along[..., 0, :] = path[..., 1, :] - path[..., 0, :]
+    along[..., -1, :] = path[..., -1, :] - path[..., -2, :]
+    half = half_width / (np.hypot(along[..., 0], along[..., 1]) + 1e-9)
+    across = np.stack([-along[..., 1] * half, along[..., 0] * half], axis=-1)
     return path + across, path - across
 
 
 def _ring(path: np.ndarray, half_width) -> np.ndarray:
-    one, other = _strip(path, half_width)
-    return np.concatenate([one, other[::-1]])
+    one, other = _edges(path, half_width)
+    return np.concatenate([one, other[..., ::-1, :]], axis=-2)
 
 
-def _ellipse(centre, radii, n: int = 20, angle: float = 0.0) -> np.ndarray:
+@functools.cache
+def _circle(n: int) -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    x, y = radii[0] * np.cos(t), radii[1] * np.sin(t)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack([centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos], axis=1)
+    return _xy(np.cos(t), np.sin(t))
 
 
-# Right lung, lateral distance from the midline and height, from the medial end of the apex to the
-# costophrenic angle, then along the diaphragm to the midline, then up the mediastinum.
-_LATERAL = np.array(
-    [
-        (0.056, 0.30), (0.060, 0.20), (0.083, 0.137), (0.130, 0.110), (0.188, 0.135),
-        (0.247, 0.210), (0.296, 0.335), (0.325, 0.470), (0.341, 0.600), (0.347, 0.700),
-        (0.343, 0.785),
-    ]
-)  # fmt: skip
-_DIAPHRAGM = np.array(
-    [(0.343, 0.785), (0.325, 0.748), (0.275, 0.706), (0.205, 0.688), (0.135, 0.699), (0.072, 0.728)]
+def _ellipse(centre, radii, n: int = 20) -> np.ndarray:
+    """[..., n, 2] ellipses around [..., 2] centres."""
+    return np.asarray(centre)[..., None, :] + _circle(n) * radii
+
+
+# A right lung, lateral distance from the midline and height: from the mediastinum over the apex
+# to the costophrenic angle, along the diaphragm to the midline, and up the mediastinum.
+_LATERAL = _xy(
+    [0.056, 0.060, 0.083, 0.130, 0.188, 0.247, 0.296, 0.325, 0.341, 0.347, 0.343],
+    [0.300, 0.200, 0.137, 0.110, 0.135, 0.210, 0.335, 0.470, 0.600, 0.700, 0.785],
 )
-_MEDIAL = np.array([(0.072, 0.728), (0.060, 0.62), (0.054, 0.46), (0.056, 0.30)])
+_DIAPHRAGM = _xy(
+    [0.343, 0.325, 0.275, 0.205, 0.135, 0.072], [0.785, 0.748, 0.706, 0.688, 0.699, 0.728]
+)
+_MEDIAL = _xy([0.072, 0.060, 0.054, 0.056], [0.728, 0.620, 0.460, 0.300])
 
 
 class _Chest:
-    """All outlines of one film in the patient's frame, by name."""
+    """The outlines of one film in the patient's frame."""
 
     def __init__(self, patient: _Patient, visit: _Visit):
-        self.visit, self.patient = visit, patient
-        self.k = visit.inspiration
-        ap = visit.view == "AP"
-        self.lateral, self.diaphragm, self.lung, self.tip = [], [], [], []
+        self.patient, self.visit = patient, visit
+        self.lateral, self.diaphragm, self.lung = [], [], []
+        self.fluid: np.ndarray | None = None
         for s, (_, sign) in enumerate(_SIDES):
-            lift = (patient.dome if s == 0 else 0.0) * 1.0
             lateral, diaphragm, medial = (
-                self.place(part, s, sign) for part in (_LATERAL, _DIAPHRAGM, _MEDIAL)
+                self.place(part, sign) for part in (_LATERAL, _DIAPHRAGM, _MEDIAL)
             )
             jitter = patient.lung_jitter[s]
-            lateral[3:-1] += jitter[: len(lateral) - 4]
-            diaphragm[1:-1] += jitter[8 : 8 + len(diaphragm) - 2] * [0.3, 0.8]
+            lateral[3:-1] += jitter[:7]
+            diaphragm[1:-1] += jitter[8:12] * [0.3, 0.8]
             foot = diaphragm[0, 1]
             diaphragm[1:, 1] = foot + (diaphragm[1:, 1] - foot) * patient.dome_arch
-            diaphragm[1:, 1] -= lift
-            diaphragm[0, 1] -= 0.5 * lift
-            lateral[-1] = diaphragm[0]
-            medial[0] = diaphragm[-1]
+            if s == 0:  # the liver
+                diaphragm[1:, 1] -= patient.dome
+                diaphragm[0, 1] -= 0.5 * patient.dome
+            lateral[-1], medial[0] = diaphragm[0], diaphragm[-1]
             self.lateral.append(_curve(lateral))
             self.diaphragm.append(_curve(diaphragm))
-            self.tip.append(diaphragm[0])
-            base = self.diaphragm[s]
-            side = self.lateral[s]
+            side, base = self.lateral[s], self.diaphragm[s]
             if visit.effusion == s:
-                side, base = self._meniscus(s, sign)
+                side, base, self.fluid = self._meniscus(s, sign)
             self.lung.append(np.concatenate([side, base[1:], _curve(medial)[1:-1]]))
+        self.tip = [diaphragm[0] for diaphragm in self.diaphragm]
         self.thorax_width = self.lateral[1][:, 0].max() - self.lateral[0][:, 0].min()
-        self.hilum = [self.place(np.array([(0.095, 0.425 - 0.012 * s)]), s, g)[0]
-                      for s, (_, g) in enumerate(_SIDES)]  # fmt: skip
-        self._mediastinum(ap)
+        self.hilum = [self.place(_HILUM[s : s + 1], g)[0] for s, (_, g) in enumerate(_SIDES)]
+        self.clavicle = [self._clavicle(sign) for _, sign in _SIDES]
+        self._mediastinum()
 
-    def place(self, points: np.ndarray, side: int, sign: float) -> np.ndarray:
-        """Canonical (lateral distance, height) to the patient's frame, for this body and breath."""
-        p = np.array(points, float)
-        y = p[:, 1]
-        y = np.where(y > 0.30, 0.30 + (y - 0.30) * self.k, y)
-        x = sign * p[:, 0] * self.patient.width
-        x = x + self.visit.turned * (1 - np.minimum(p[:, 0] / 0.2, 1))
-        return np.stack([x, 0.46 + (y - 0.46) * self.patient.height], axis=1)
+    def place(self, points: np.ndarray, sign: float) -> np.ndarray:
+        """(lateral distance, height) of the standard chest -> this body, at this breath."""
+        x, y = points[..., 0], points[..., 1]
+        # Breathing moves what lies below the hila.
+        y = np.where(y > 0.30, 0.30 + (y - 0.30) * self.visit.inspiration, y)
+        x = sign * x * self.patient.width + self.visit.turned * np.maximum(0, 1 - x / 0.2)
+        return np.stack([x, 0.46 + (y - 0.46) * self.patient.height], axis=-1)
 
     def wall(self, y: np.ndarray, side: int) -> np.ndarray:
-        """|x| of the inner chest wall at height y; below the lung it runs straight down."""
+        """|x| of the inner chest wall at heights `y`; below the lung it runs straight down."""
         edge = self.lateral[side][18:]
         return np.interp(y, edge[:, 1], np.abs(edge[:, 0]))
 
-    def _meniscus(self, s: int, sign: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lung edge over a pleural effusion: (lateral path cut short, curve down to the dome)."""
+    def _meniscus(self, s: int, sign: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A pleural effusion: (lateral edge cut short, lung base over the fluid, fluid outline)."""
         lateral, base = self.lateral[s], self.diaphragm[s]
         top = base[:, 1].min() + 0.045 - self.visit.fluid
-        cut = int(np.argmax(lateral[:, 1] * (np.arange(len(lateral)) > 18) > top))
-        keep = lateral[: max(cut, 20)]
-        start = keep[-1]
-        end_at = int(len(base) * (0.45 + 1.6 * self.visit.fluid))
-        end = base[min(end_at, len(base) - 4)]
-        t = np.linspace(0, 1, 12)[1:, None]
+        last = max(20, 20 + int(np.argmax(lateral[20:, 1] > top)))
+        side = lateral[:last]
+        foot = min(int(len(base) * (0.45 + 1.6 * self.visit.fluid)), len(base) - 4)
+        start, end = side[-1], base[foot]
         # Steep beside the wall, then flat: the fluid climbs the chest wall.
         bend = np.array([start[0] - sign * 0.035, end[1] - 0.010])
-        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-        rest = base[min(end_at, len(base) - 4) + 1 :]
-        return keep, np.concatenate([start[None], curve, rest])
+        t = np.linspace(0, 1, 12)[:, None]
+        edge = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+        fluid = np.concatenate([lateral[last:], base[:foot], edge[::-1]])
+        return side, np.concatenate([edge, base[foot + 1 :]]), fluid
 
-    def _mediastinum(self, ap: bool) -> None:
+    def _clavicle(self, sign: float) -> np.ndarray:
+        tilt = self.patient.clavicle_tilt - (0.02 if self.visit.view == "AP" else 0.0)
+        x = np.array([0.030, 0.075, 0.15, 0.24, 0.32, 0.40]) * self.patient.width
+        y = np.array([0.205, 0.190, 0.168, 0.138, 0.118, 0.122])
+        y = y - tilt * np.array([0.0, 0.0, 0.4, 0.8, 1.0, 1.0])
+        return _curve(_xy(sign * x + self.visit.turned, y))
+
+    def _mediastinum(self) -> None:
         patient, visit = self.patient, self.visit
+        turned = visit.turned
         width = self.thorax_width * visit.heart_share
-        right = max(0.072, 0.28 * width) + 0.006 * patient.heart_tilt
+        right = max(0.076, 0.30 * width) + 0.006 * patient.heart_tilt
         left = width - right
-        low = float(self.diaphragm[1][len(self.diaphragm[1]) * 2 // 3, 1])
-        top = 0.30 + (0.40 - 0.30) * self.k
-        h = low - top
-        grow = visit.heart_share / 0.45
+        top = 0.30 + 0.10 * visit.inspiration
+        high = float(self.diaphragm[1][20, 1]) - top
 
-        def at(x, share):
-            return (x + visit.turned * 0.5, top + share * h)
+        def line(x, share) -> np.ndarray:
+            return _xy(np.asarray(x) + 0.5 * turned, top + np.asarray(share) * high)
 
-        self.heart = _curve(
-            [
-                at(-0.048, -0.02), at(-0.060, 0.18), at(-right * 0.93, 0.42), at(-right, 0.66),
-                at(-right * 0.90, 0.92), at(-0.04, 1.12), at(left * 0.42, 1.16),
-                at(left * 0.80, 1.12), at(left * 0.97, 0.98), at(left, 0.84),
-                at(left * 0.88, 0.60), at(left * 0.62, 0.30 / grow**0.5), at(left * 0.42, 0.08),
-                at(0.052, -0.10),
-            ]
-        )  # fmt: skip
-        self.right_atrium = self.heart[6:26]
-        knob_y = 0.275
+        x = [-0.048, -0.060, -0.92 * right, -right, -0.9 * right, -0.04, 0.42 * left, 0.82 * left,
+             0.97 * left, left, 0.91 * left, 0.67 * left, 0.42 * left, 0.050]  # fmt: skip
+        y = [-0.02, 0.18, 0.42, 0.66, 0.92, 1.12, 1.16, 1.11, 0.98, 0.82, 0.55, 0.26, 0.05, -0.10]
+        self.heart = _curve(line(x, y))
+        self.right_atrium = np.concatenate([self.heart[6:26], line([-0.005], [0.92])])
         k = patient.knob
-        dx = visit.turned
-        self.knob = _ellipse((0.036 + dx, knob_y + 0.012), (0.030 * k + 0.005, 0.034), 20)
-        self.great_vessels = _curve(
-            [
-                (-0.050 + dx, 0.02), (-0.047 + dx, 0.12), (-0.050 + dx, 0.22), (-0.054 + dx, 0.32),
-                (-0.052 + dx, top + 0.1 * h), (0.0, top + 0.3 * h), (0.060 + dx, top + 0.14 * h),
-                (0.058 + dx, top + 0.01), (0.048 + dx, 0.345), (0.040 + 0.026 * k + dx, 0.295),
-                (0.040 + 0.024 * k + dx, 0.262), (0.045 + dx, 0.225), (0.043 + dx, 0.14),
-                (0.050 + dx, 0.02),
-            ]
-        )  # fmt: skip
-        self.svc = _curve([(-0.040 + dx, 0.235), (-0.043 + dx, 0.32), (-0.043 + dx, top + 0.08)])
-        carina = 0.30 + (0.345 - 0.30) * self.k
-        self.carina = np.array([-0.004 + dx, carina])
-        self.trachea = _curve(
-            [(0.0 + dx, -0.06), (0.001 + dx, 0.10), (-0.006 + dx, 0.24), tuple(self.carina)]
+        self.knob = _ellipse(np.array([0.036 + turned, 0.287]), (0.030 * k + 0.005, 0.034))
+        x = [-0.050, -0.047, -0.050, -0.054, -0.052, 0.0, 0.060, 0.058, 0.048, 0.040 + 0.026 * k,
+             0.040 + 0.024 * k, 0.045, 0.043, 0.050]  # fmt: skip
+        y = [0.02, 0.12, 0.22, 0.32, top + 0.1 * high, top + 0.3 * high, top + 0.14 * high,
+             top + 0.01, 0.345, 0.295, 0.262, 0.225, 0.14, 0.02]  # fmt: skip
+        self.great_vessels = _curve(_xy(np.asarray(x) + turned, y))
+        self.svc = _curve(
+            _xy(np.array([-0.040, -0.043, -0.043]) + turned, [0.235, 0.32, top + 0.08])
         )
-        self.cavoatrial = np.array([-0.050 + dx, top + 0.12 * h])
-        self.spine = _curve(
-            [(patient.scoliosis * b, y) for b, y in ((0, -0.1), (1, 0.2), (-1, 0.5), (0, 0.8),
-                                                      (0.5, 1.1))]
-        )  # fmt: skip
+        self.cavoatrial = np.array([-0.050 + turned, top + 0.12 * high])
+        self.carina = np.array([-0.004 + turned, 0.30 + 0.045 * visit.inspiration])
+        x = np.array([0.0, 0.001, -0.006, -0.004]) + turned
+        self.trachea = _curve(_xy(x, [-0.06, 0.10, 0.24, self.carina[1]]))
+        x = patient.scoliosis * np.array([0, 1, -1, 0, 0.5])
+        self.spine = _curve(_xy(x, [-0.1, 0.2, 0.5, 0.8, 1.1]))
 
 
 class _Pen:
@@ -571,41 +588,43 @@ class _Pen:
         self.supersample = supersample or (2 if size <= 384 else 1)
         self.fine = size * self.supersample
         self.scale = float(np.sqrt(abs(np.linalg.det(pose[:, :2]))))
+        # Patient's frame -> 1/16 px of the layers, where pixel centres are whole numbers.
+        self._turn = pose[:, :2].T * (16 * self.fine)
+        self._offset = pose[:, 2] * (16 * self.fine) - 8
 
     def layer(self) -> np.ndarray:
         return np.zeros((self.fine, self.fine), np.uint8)
 
-    def film(self, points: np.ndarray) -> np.ndarray:
-        """Patient's frame -> film, 0..1."""
-        return points @ self.pose[:, :2].T + self.pose[:, 2]
-
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Patient's frame -> pixels of the record's image."""
-        return self.film(points) * self.size
+        """Patient's frame -> pixels of the record's image, [..., 2]."""
+        return (points @ self.pose[:, :2].T + self.pose[:, 2]) * self.size
 
-    def _fixed(self, points: np.ndarray) -> np.ndarray:
-        return np.rint((self.film(points) * self.fine - 0.5) * 16).astype(np.int32)
+    def _fixed(self, points: np.ndarray) -> list[np.ndarray]:
+        fixed = np.rint(points @ self._turn + self._offset).astype(np.int32)
+        return [fixed] if fixed.ndim == 2 else list(fixed)
 
-    def fill(self, layer: np.ndarray, outline: np.ndarray, value: int = 255) -> None:
-        cv2.fillPoly(layer, [self._fixed(outline)], int(value), cv2.LINE_AA, 4)
+    def fill(self, layer: np.ndarray, outlines: np.ndarray, value: float = 255) -> None:
+        """Fills one outline [n, 2], or many that do not overlap, [m, n, 2]."""
+        cv2.fillPoly(layer, self._fixed(outlines), int(min(value, 255)), cv2.LINE_AA, 4)
 
-    def line(self, layer, path: np.ndarray, width: float, value: int = 255, closed=False) -> None:
-        """Strokes one path [n, 2] or many of equal length [m, n, 2]; `width` in units."""
+    def line(self, layer: np.ndarray, paths: np.ndarray, width: float, value: float = 255) -> None:
+        """Strokes one path [n, 2] or many [m, n, 2]; `width` in units of the film's width."""
         pixels = width * self.scale * self.fine
         thick = max(1, round(pixels))
-        value = int(value * min(1.0, max(pixels / thick, 0.15)))
-        paths = list(self._fixed(path)) if path.ndim == 3 else [self._fixed(path)]
-        cv2.polylines(layer, paths, closed, value, thick, cv2.LINE_AA, 4)
+        value = int(min(value, 255) * min(1.0, max(pixels / thick, 0.15)))
+        # Supersampled layers need no smoothing of their own, which is slow for thick lines.
+        kind = cv2.LINE_AA if self.supersample == 1 or thick == 1 else cv2.LINE_8
+        cv2.polylines(layer, self._fixed(paths), False, value, thick, kind, 4)
 
     def down(self, layer: np.ndarray) -> np.ndarray:
+        """Layer -> the film's size."""
         if self.supersample == 1:
             return layer
         return cv2.resize(layer, (self.size, self.size), interpolation=cv2.INTER_AREA)
 
     def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur; sigma in units of the film's width. Wide blurs go by a small copy."""
-        pixels = sigma * len(layer)
-        step = 1
+        """Gaussian blur; `sigma` in units of the film's width. Wide blurs go by a small copy."""
+        pixels, step = sigma * len(layer), 1
         while pixels / step > 3 and len(layer) // (2 * step) >= 16:
             step *= 2
         if step == 1:
@@ -615,25 +634,35 @@ class _Pen:
         small = cv2.GaussianBlur(small, (0, 0), pixels / step)
         return cv2.resize(small, (n, n), interpolation=cv2.INTER_LINEAR)
 
+    def shadow(self, layer: np.ndarray, sigma: float = 0.0) -> np.ndarray:
+        """Layer -> float32 [size, size] in 0..1, blurred."""
+        return cv2.multiply(self.blur(self.down(layer), sigma), 1 / 255, dtype=cv2.CV_32F)
+
 
 class _Texture:
     """Random fields of one film, on the lattice, so that they do not depend on its size."""
 
     def __init__(self, rng: np.random.Generator):
-        n = _LATTICE
-        self.fine = rng.standard_normal((n, n), np.float32)
-        self.mid = _grown(rng.standard_normal((44, 44), np.float32), n)
-        self.patch = _grown(rng.standard_normal((18, 18), np.float32), n)
-        self.broad = _grown(rng.standard_normal((8, 8), np.float32), n)
+        self.fine = rng.standard_normal((_LATTICE, _LATTICE), np.float32)
+        self.mid = _at_size(rng.standard_normal((44, 44), np.float32), _LATTICE)
+        self.patch = _at_size(rng.standard_normal((15, 15), np.float32), _LATTICE)
+        self.broad = _at_size(rng.standard_normal((7, 7), np.float32), _LATTICE)
 
 
-def _grown(field: np.ndarray, n: int) -> np.ndarray:
-    return cv2.resize(field, (n, n), interpolation=cv2.INTER_CUBIC)
+def _at_size(field: np.ndarray, size: int) -> np.ndarray:
+    kind = cv2.INTER_CUBIC if len(field) < _LATTICE else cv2.INTER_LINEAR
+    return cv2.resize(field, (size, size), interpolation=kind)
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
+
+
+def _depth(layer: np.ndarray) -> np.ndarray:
+    """Distance to the outside of a lattice mask in units; the film's border is no outside."""
+    mask = (layer > 127).astype(np.uint8)
+    return cv2.distanceTransform(mask, cv2.DIST_L2, 3) / np.float32(_LATTICE)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -642,42 +671,32 @@ def _smooth(x: np.ndarray) -> np.ndarray:
 
 
 def _lung_labels(pen: _Pen, chest: _Chest) -> np.ndarray:
-    """uint8 [size, size]: 0 outside, 1 right lung, 2 left lung; each one component."""
+    """uint8 [size, size]: 0 outside, 1 right lung, 2 left lung; each is one component."""
     labels = np.zeros((pen.size, pen.size), np.uint8)
     for s in range(2):
-        points = np.rint((pen.film(chest.lung[s]) * pen.size - 0.5) * 16).astype(np.int32)
+        points = np.rint((pen.pixels(chest.lung[s]) - 0.5) * 16).astype(np.int32)
         cv2.fillPoly(labels, [points], s + 1, cv2.LINE_8, 4)
     return labels
 
 
 def _zones(labels: np.ndarray) -> np.ndarray:
     """Zone map uint8: 0 outside, 1..6 row by row, right before left, as the record's severity."""
-    zones = np.zeros_like(labels)
+    table = np.zeros((len(labels), 3), np.uint8)
     for s in range(2):
-        inside = labels == s + 1
-        rows = np.flatnonzero(inside.any(axis=1))
-        if not len(rows):
-            continue
-        top, bottom = rows[0], rows[-1] + 1
-        share = (np.arange(len(labels)) - top) / (bottom - top)
-        row_zone = 1 + s + 2 * np.searchsorted(ZONE_CUTS, share, side="right")
-        zones += inside * row_zone.astype(np.uint8)[:, None]
-    return zones
+        rows = np.flatnonzero((labels == s + 1).any(axis=1))
+        if len(rows):
+            share = (np.arange(len(labels)) - rows[0]) / (rows[-1] + 1 - rows[0])
+            table[:, s + 1] = 1 + s + 2 * np.searchsorted(ZONE_CUTS, share, side="right")
+    return np.take_along_axis(table, labels, axis=1)
 
 
 def _wall_distance(coarse: _Pen, chest: _Chest) -> np.ndarray:
-    """float32 [lattice, lattice]: distance to the inner chest wall and apex, in film units."""
+    """float32 [lattice, lattice]: distance to the inner chest wall and apex, in units."""
     right, left = chest.lateral[0][12:], chest.lateral[1][12:]
-    down_right = right[-1:] + [0.0, 0.6]
-    down_left = left[-1:] + [0.0, 0.6]
-    outline = np.concatenate([right, down_right, down_left, left[::-1]])
+    low = np.array([[0.0, 0.6]])
     layer = coarse.layer()
-    coarse.fill(layer, outline)
-    mask = (layer > 127).astype(np.uint8)
-    mask[-1] = np.maximum(mask[-1], 0)
-    padded = cv2.copyMakeBorder(mask, 0, 8, 0, 0, cv2.BORDER_REPLICATE)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[:-8]
-    return distance / _LATTICE
+    coarse.fill(layer, np.concatenate([right, right[-1:] + low, left[-1:] + low, left[::-1]]))
+    return _depth(layer)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -687,531 +706,241 @@ def _wall_distance(coarse: _Pen, chest: _Chest) -> np.ndarray:
 
 @dataclasses.dataclass
 class _Sick:
-    """Opacity of a film: `haze` and `solid` float32 0..1 (shares of the air that is filled)."""
+    """Parenchymal opacity: `haze`, `solid` are the shares of the air that are filled."""
 
-    haze: np.ndarray
-    solid: np.ndarray
+    haze: np.ndarray  # float32 [size, size]
+    solid: np.ndarray  # float32 [size, size]
     kind: np.ndarray  # uint8 [size, size], index into LESION_TYPES
     infection: np.ndarray  # bool [size, size]
     edema: np.ndarray  # bool [size, size]
     severity: np.ndarray  # int8 [3, 2]
 
 
-def _lesions(visit, chest, pen, coarse, wall, zones, texture) -> _Sick:
+def _lesions(visit, chest, coarse, wall, zones, texture) -> _Sick:
     """Opacity fields and their exact masks at the film's size."""
-    size = pen.size
-    nothing = np.zeros((size, size), np.float32)
-    sick = _Sick(nothing, nothing, np.zeros((size, size), np.uint8), nothing > 0, nothing > 0,
-                 np.zeros((3, 2), np.int8))  # fmt: skip
-    positive = visit.extent["positive"]
-    if not positive.any() and not visit.edema:
-        return sick
-    small_zones = cv2.resize(zones, (_LATTICE, _LATTICE), interpolation=cv2.INTER_NEAREST)
-    blocked = None
-    if visit.pneumothorax is not None:
+    size = len(zones)
+    haze = solid = np.zeros((size, size), np.float32)
+    kind, infection = np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
+    edema, severity = infection, np.zeros((3, 2), np.int8)
+    extent = visit.extent
+    infected = extent["positive"].any()
+    if not infected and not visit.edema:
+        return _Sick(haze, solid, kind, infection, edema, severity)
+    pixels = np.bincount(zones.ravel(), minlength=7)
+    small = cv2.resize(zones, (_LATTICE, _LATTICE), interpolation=cv2.INTER_NEAREST)
+    barred = np.zeros((_LATTICE, _LATTICE), bool)
+    if visit.pneumothorax is not None:  # there is no lung in the pleural air
         layer = coarse.layer()
         coarse.fill(layer, _pleural_air(chest, visit)[0])
-        blocked = layer > 60
-    haze = solid = nothing
-    if positive.any():
-        cover, dense = visit.extent["cover"], visit.extent["dense"]
+        barred = layer > 60
+    if infected:
+        cover = extent["cover"]
         liking = _infection_liking(visit, chest, coarse, wall, texture)
-        soft = 0.9 if visit.extent["style"] == "patchy" else 0.7
-        field, core = _opacity(liking, small_zones, cover, cover * dense, blocked, soft, texture)
-        field, core = (_at_size(f, size) for f in (field, core))
-        sick.infection = (field >= LESION_CUT) & np.isin(zones, _zone_numbers(positive))
-        sick.infection = _without_specks(sick.infection, zones)
-        inside = np.isin(zones, _zone_numbers(_zones_hit(sick.infection, zones)))
-        field, core = field * inside, core * inside
-        sick.kind[sick.infection] = GROUND_GLASS
-        sick.kind[sick.infection & (core >= 0.5)] = CONSOLIDATION
-        if (sick.kind == CONSOLIDATION).sum() < 2e-4 * size * size * 4:
-            sick.kind[sick.infection] = GROUND_GLASS  # too little to call
-            core = core * 0
-        haze, solid = visit.extent["filling"] * field, visit.extent["solid_filling"] * core
+        field, core = _opacity(
+            liking, small, (cover, cover * extent["dense"]), barred, extent["soft"], texture
+        )
+        field, infection = _within(_at_size(field, size), cover > 0, zones, pixels)
+        core = _at_size(core, size) * infection
+        consolidated = core >= 0.5
+        if np.count_nonzero(consolidated) < 0.0008 * size * size:
+            core = core * 0  # too little to be called so
+            consolidated = core > 0
+        kind = infection.astype(np.uint8) + consolidated
+        haze, solid = extent["filling"] * field, extent["solid_filling"] * core
     if visit.edema:
-        amount = np.array([[0.5 if visit.edema_upper else 0.0], [1.0], [0.8]])
-        cover = np.repeat(amount * visit.edema_amount, 2, axis=1)
+        amount = np.array([[0.5 * visit.edema_upper], [1.0], [0.8]]) * visit.edema_amount
+        cover = np.repeat(amount, 2, axis=1)
         liking = _edema_liking(chest, coarse, texture)
-        field, _ = _opacity(liking, small_zones, cover, cover * 0, blocked, 1.2, texture)
-        field = _at_size(field, size)
-        sick.edema = (field >= LESION_CUT) & np.isin(zones, _zone_numbers(cover > 0))
-        sick.edema = _without_specks(sick.edema, zones)
-        inside = np.isin(zones, _zone_numbers(_zones_hit(sick.edema, zones)))
-        haze = np.maximum(haze, 0.34 * field * inside)
-        sick.kind[sick.edema & (sick.kind == 0)] = GROUND_GLASS
-    sick.haze, sick.solid = haze, solid
-    sick.severity = _severity(sick.kind, zones)
-    return sick
+        field = _opacity(liking, small, (cover,), barred, 1.3, texture)[0]
+        field, edema = _within(_at_size(field, size), cover > 0, zones, pixels)
+        haze = np.maximum(haze, 0.34 * field)
+        kind = np.maximum(kind, edema.astype(np.uint8))
+    counts = np.bincount((zones + 8 * kind).ravel(), minlength=24)
+    burden = (counts[9:15] + 2 * counts[17:23]) / np.maximum(pixels[1:7], 1)
+    score = 1 + np.searchsorted(SEVERITY_CUTS, burden, side="right")
+    severity = np.where(burden > 0, score, 0).reshape(3, 2).astype(np.int8)
+    return _Sick(haze, solid, kind, infection, edema, severity)
 
 
-def _zone_numbers(chosen: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(chosen.ravel()) + 1
-
-
-def _zones_hit(mask: np.ndarray, zones: np.ndarray) -> np.ndarray:
-    """bool [6]: the zone holds a pixel of `mask`."""
-    return np.bincount(zones[mask], minlength=7)[1:7] > 0
-
-
-def _without_specks(mask: np.ndarray, zones: np.ndarray) -> np.ndarray:
-    """Clears zones of which the mask covers less than `LEAST_COVER`."""
-    cover = np.bincount(zones[mask], minlength=7) / np.maximum(
-        np.bincount(zones.ravel(), minlength=7), 1
-    )
-    return mask & (cover >= LEAST_COVER)[zones]
-
-
-def _severity(kind: np.ndarray, zones: np.ndarray) -> np.ndarray:
-    """Zone scores int8 [3, 2] by the module's rule."""
-    burden = np.bincount(zones.ravel(), weights=kind.ravel().astype(np.float64), minlength=7)[1:7]
-    pixels = np.maximum(np.bincount(zones.ravel(), minlength=7)[1:7], 1)
-    score = 1 + np.searchsorted(SEVERITY_CUTS, burden / pixels, side="right")
-    return np.where(burden > 0, score, 0).reshape(3, 2).astype(np.int8)
-
-
-def _at_size(field: np.ndarray, size: int) -> np.ndarray:
-    return cv2.resize(field, (size, size), interpolation=cv2.INTER_LINEAR)
+def _within(field, wanted, zones, pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps `field` [size, size] to the `wanted` [3, 2] zones it covers well, and cuts its mask."""
+    mask = (field >= LESION_CUT) & np.append(False, wanted.ravel())[zones]
+    cover = np.bincount(zones[mask], minlength=7) / np.maximum(pixels, 1)
+    kept = (cover >= LEAST_COVER)[zones]
+    return field * kept, mask & kept
 
 
 def _infection_liking(visit, chest, coarse, wall, texture) -> np.ndarray:
     """Where the infection prefers to lie, on the lattice; higher is likelier."""
     if visit.extent["style"] == "patchy":
-        periphery = np.exp(-((wall / 0.07) ** 2))
-        return 1.6 * periphery + 0.95 * texture.patch + 0.35 * texture.mid + 0.3 * texture.broad
-    y, x = np.mgrid[0:_LATTICE, 0:_LATTICE].astype(np.float32)
-    liking = np.full((_LATTICE, _LATTICE), -9.0, np.float32)
-    positive = visit.extent["positive"]
+        periphery = np.exp(-((wall / 0.085) ** 2))
+        return 1.5 * periphery + 0.9 * texture.patch + 0.25 * texture.mid + 0.4 * texture.broad
+    centres = []
     for s, (_, sign) in enumerate(_SIDES):
-        rows = np.flatnonzero(positive[:, s])
-        if not len(rows):
-            continue
-        lateral, lean = visit.extent["place"][s]
-        height = np.array([0.24, 0.46, 0.63])[rows].mean() + 0.05 * lean
-        centre = coarse.film(chest.place(np.array([(lateral, height)]), s, sign))[0] * _LATTICE
-        distance = np.hypot(x - centre[0], (y - centre[1]) * 1.1) / (0.11 * _LATTICE)
-        liking = np.maximum(liking, -distance)
-    return 1.5 * liking + 0.45 * texture.patch + 0.25 * texture.mid + 0.2 * texture.broad
+        rows = np.flatnonzero(visit.extent["positive"][:, s])
+        if len(rows):
+            lateral, lean = visit.extent["place"][s]
+            height = np.array([0.24, 0.46, 0.63])[rows].mean() + 0.05 * lean
+            centres.append(chest.place(np.array([lateral, height]), sign))
+    near = _nearness(coarse, centres, 0.11, 1.1)
+    return near + 0.45 * texture.patch + 0.25 * texture.mid + 0.2 * texture.broad
 
 
 def _edema_liking(chest, coarse, texture) -> np.ndarray:
-    y, x = np.mgrid[0:_LATTICE, 0:_LATTICE].astype(np.float32)
-    liking = np.full((_LATTICE, _LATTICE), -9.0, np.float32)
-    for s in range(2):
-        centre = coarse.film(chest.hilum[s][None] + [0.0, 0.05])[0] * _LATTICE
-        distance = np.hypot(x - centre[0], (y - centre[1]) * 0.75) / (0.10 * _LATTICE)
-        liking = np.maximum(liking, -distance)
-    return 1.5 * liking + 0.3 * texture.patch + 0.2 * texture.mid
+    near = _nearness(coarse, [hilum + [0.0, 0.05] for hilum in chest.hilum], 0.10, 0.75)
+    return near + 0.3 * texture.patch + 0.2 * texture.mid
 
 
-def _opacity(liking, zones, cover, dense, blocked, soft, texture):
-    """Opacity and its consolidated core, 0..1 on the lattice.
+def _nearness(coarse: _Pen, centres: list[np.ndarray], reach: float, tall: float) -> np.ndarray:
+    """-1.5 x the distance to the nearest of the centres in units of `reach`, on the lattice."""
+    nearest = np.full((_LATTICE, _LATTICE), 9.0, np.float32)
+    at = np.arange(_LATTICE, dtype=np.float32)
+    for x, y in (coarse.pixels(centre) for centre in centres):
+        squared = ((at - x) ** 2)[None, :] + ((at - y) ** 2)[:, None] * np.float32(tall**2)
+        np.minimum(nearest, np.sqrt(squared) / np.float32(reach * _LATTICE), out=nearest)
+    return -1.5 * nearest
 
-    The threshold of each positive zone is the quantile of `liking` that covers the wanted share
-    `cover` [3, 2] (`dense` for the core); between neighbouring positive zones it runs smoothly.
-    Towards a zone that is to stay free the opacity is tapered to exactly 0.
+
+def _opacity(liking, zones, covers, barred, soft, texture) -> list[np.ndarray]:
+    """Opacities 0..1 on the lattice, one for each of `covers`.
+
+    The threshold of each positive zone is the quantile of `liking` that covers the wanted share,
+    covers[i][z, s], of it; between neighbouring positive zones it runs smoothly. Towards a zone
+    that is to stay free the opacity is tapered to exactly 0.
     """
-    wanted = np.concatenate([[0.0], cover.ravel()])
-    free = (zones > 0) & (wanted[zones] == 0)
-    gap = cv2.distanceTransform((~free).astype(np.uint8), cv2.DIST_L2, 3) / _LATTICE
-    taper = _smooth((gap - 0.012 - 0.008 * np.abs(texture.mid)) / 0.05).astype(np.float32)
-    if blocked is not None:
-        taper = taper * ~blocked
+    free = np.append(False, covers[0].ravel() == 0)[zones]
+    gap = cv2.distanceTransform((~free).astype(np.uint8), cv2.DIST_L2, 3) / np.float32(_LATTICE)
+    taper = _smooth((gap - 0.012 - 0.012 * np.abs(texture.mid)) / 0.05) * ~barred
     liking = liking - 4.0 * (1 - taper)
-    fields = []
-    for share in (cover, dense):
-        threshold = np.full((_LATTICE, 2), 99.0, np.float32)
-        for s in range(2):
-            rows = np.full(_LATTICE, np.nan, np.float32)
-            for z in range(3):
-                if share[z, s] <= 0:
-                    continue
-                inside = zones == 1 + 2 * z + s
-                if inside.sum() < 8:
-                    continue
-                level = np.quantile(liking[inside], 1 - share[z, s])
-                rows[inside.any(axis=1)] = level
-            known = np.flatnonzero(~np.isnan(rows))
-            if len(known):
-                rows = np.interp(np.arange(_LATTICE), known, rows[known])
-                padded = np.pad(rows, 6, mode="edge")
-                threshold[:, s] = np.convolve(padded, np.full(13, 1 / 13), mode="valid")
-        side = np.zeros_like(zones)
-        side[zones > 0] = (zones[zones > 0] - 1) % 2
-        side = _spread_sides(zones)
-        level = np.where(side == 0, threshold[:, :1], threshold[:, 1:])
-        # _smooth(0.4) is LESION_CUT to three digits: the mask covers what was asked for.
-        fields.append(_smooth((liking - level) / soft + 0.4).astype(np.float32) * (taper > 0))
-    return fields[0] * taper, fields[1] * taper
-
-
-def _spread_sides(zones: np.ndarray) -> np.ndarray:
-    """0 towards the right lung, 1 towards the left, everywhere on the lattice."""
+    left = np.flatnonzero(((zones > 0) & (zones % 2 == 0)).any(axis=0))
     right = np.flatnonzero((zones % 2 == 1).any(axis=0))
-    left = np.flatnonzero(((zones % 2 == 0) & (zones > 0)).any(axis=0))
-    middle = 0.5 * ((right[-1] if len(right) else 0) + (left[0] if len(left) else len(zones)))
-    return np.broadcast_to((np.arange(zones.shape[1]) > middle).astype(int), zones.shape)
+    middle = (right[-1] + left[0] + 1) // 2
+    fields = []
+    for cover in covers:
+        field = np.zeros_like(liking)
+        for s, columns in enumerate((slice(0, middle), slice(middle, None))):
+            rows = np.full(_LATTICE, np.nan, np.float32)
+            for z in np.flatnonzero(cover[:, s] > 0):
+                inside = zones == 1 + 2 * z + s
+                values = liking[inside]
+                if len(values):
+                    rank = int((1 - cover[z, s]) * (len(values) - 1))
+                    rows[inside.any(axis=1)] = np.partition(values, rank)[rank]
+            known = np.flatnonzero(~np.isnan(rows))
+            if not len(known):
+                continue
+            level = np.interp(np.arange(_LATTICE), known, rows[known])
+            level = np.convolve(np.pad(level, 6, mode="edge"), np.full(13, 1 / 13), "valid")
+            level = level.astype(np.float32)[:, None]
+            # _smooth(0.4) is 0.352: LESION_CUT covers what was asked for.
+            field[:, columns] = _smooth((liking[:, columns] - level) / np.float32(soft) + 0.4)
+        fields.append(cv2.GaussianBlur(field, (0, 0), 1.3) * taper)
+    return fields
+
+
+# ---------------------------------------------------------------------------------------------
+# Signs of the other findings.
+# ---------------------------------------------------------------------------------------------
 
 
 def _pleural_air(chest: _Chest, visit: _Visit) -> tuple[np.ndarray, np.ndarray]:
     """Pneumothorax: (outline of the air [n, 2], the visceral pleural line [m, 2])."""
     s = visit.pneumothorax
     edge = chest.lateral[s][8:]
-    n = max(12, int(len(edge) * visit.air_end))
-    edge = edge[:n]
-    t = np.linspace(0, 1, n)
-    # Widest at the apex, closing towards both ends.
-    inward = visit.air * np.sin(np.pi * np.clip(0.18 + 0.82 * t, 0, 1)) ** 0.8
+    edge = edge[: max(12, int(len(edge) * visit.air_end))]
+    t = np.linspace(0, 1, len(edge))
+    # Widest over the apex, closing downwards.
+    inward = visit.air * np.sin(np.pi * (0.18 + 0.82 * t)) ** 0.8
     line = edge + inward[:, None] * (chest.hilum[s] + [0.0, 0.05] - edge)
     return np.concatenate([edge, line[::-1]]), line
 
 
-# ---------------------------------------------------------------------------------------------
-# Attenuation.
-# ---------------------------------------------------------------------------------------------
+class _Signs:
+    """Layers of plate atelectasis (`bands`) and pneumothorax (`air`, `pleura`); None where absent.
+
+    All are float32 [size, size] in 0..1.
+    """
+
+    def __init__(self, pen: _Pen, chest: _Chest, visit: _Visit):
+        self.bands = self.air = self.pleura = None
+        if visit.atelectasis is not None:
+            layer = pen.layer()
+            for band in visit.bands:
+                self._band(pen, layer, chest, visit.atelectasis, *band)
+            self.bands = pen.shadow(layer, 0.002)
+        if visit.pneumothorax is not None:
+            outline, line = _pleural_air(chest, visit)
+            layer = pen.layer()
+            pen.fill(layer, outline)
+            self.air = pen.shadow(layer)
+            layer = pen.layer()
+            pen.line(layer, line, 0.0046)
+            self.pleura = pen.shadow(layer)
+
+    @staticmethod
+    def _band(pen, layer, chest, side, lateral, above, length, slope, thick) -> None:
+        sign = _SIDES[side][1]
+        base = chest.diaphragm[side][:: -int(sign)]  # left to right
+        x = sign * lateral
+        centre = np.array([x, np.interp(x, base[:, 0], base[:, 1]) - above])
+        t = np.linspace(-0.5, 0.5, 9)[:, None]
+        path = centre + t * length * [sign, slope] + [0, 0.04] * t**2
+        pen.fill(layer, _ring(path, 0.5 * thick * np.cos(2.7 * t[:, 0])))
 
 
-def _soft_tissue(pen, coarse, chest, patient, visit, wall) -> np.ndarray:
-    """Thickness of body and arms, float32 [size, size], 1 at the middle of the trunk."""
-    fat = 0.030 + 0.055 * patient.fat
-    side = []
-    for s, (_, sign) in enumerate(_SIDES):
-        y = np.array([0.42, 0.55, 0.68, 0.80, 0.95, 1.15])
-        x = np.array([chest.wall(np.array([v]), s)[0] for v in y]) + fat
-        x[3:] = np.maximum(x[3:], x[2] + [0.0, 0.005, 0.01])
-        top = np.array(
-            [(0.082, -0.10), (0.088, 0.02), (0.125, 0.055), (0.25, 0.075), (0.37, 0.095),
-             (0.45, 0.15), (0.455, 0.24), (0.40, 0.34)]
-        )  # fmt: skip
-        top = top * [patient.width, 1] + [fat * 0.4, 0]
-        side.append(_curve(np.concatenate([top, np.stack([x, y], 1)])) * [sign, 1])
-    outline = np.concatenate([side[0], side[1][::-1]])
-    body = coarse.layer()
-    coarse.fill(body, outline)
-    padded = cv2.copyMakeBorder((body > 127).astype(np.uint8), 0, 24, 0, 0, cv2.BORDER_REPLICATE)
-    padded[:24] = np.maximum(padded[:24], 0)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[:-24] / _LATTICE
-    t = np.clip(depth / 0.17, 0, 1)
-    profile = np.sqrt(t * (2 - t))
-    y = (np.arange(_LATTICE, dtype=np.float32)[:, None] + 0.5) / _LATTICE
-    profile = profile * (0.80 + 0.26 * _smooth((y - 0.05) / 0.75))
-    arms = coarse.layer()
-    for _, sign in _SIDES:
-        arm = _curve([(0.44, 0.17), (0.50, 0.32), (0.53, 0.55), (0.55, 0.90)]) * [sign, 1]
-        coarse.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.06 + 0.4 * fat))
-    t = cv2.distanceTransform((arms > 127).astype(np.uint8), cv2.DIST_L2, 3) / _LATTICE / 0.075
-    t = np.clip(t, 0, 1)
-    arm_profile = 0.42 * np.sqrt(t * (2 - t))
-    skin = pen.layer()
-    pen.fill(skin, outline)
-    skin = pen.down(skin).astype(np.float32) / 255
-    trunk = _at_size(np.maximum(profile, 0.12).astype(np.float32), pen.size) * skin
-    return np.maximum(trunk, _at_size(arm_profile.astype(np.float32), pen.size))
-
-
-def _bones(pen: _Pen, chest: _Chest, patient: _Patient, visit: _Visit) -> np.ndarray:
-    """Bone thickness, float32 [size, size]; about 1 for the shadow of a posterior rib."""
-    back, front, edges, deep = pen.layer(), pen.layer(), pen.layer(), pen.layer()
-    t = np.linspace(0, 1, 16)
-    for s, (_, sign) in enumerate(_SIDES):
-        for i in range(12):
-            y0 = 0.085 + patient.rib_pitch * 1.02 * i + patient.rib_jitter[s, i]
-            drop = 0.030 + 0.0125 * i + patient.rib_tilt
-            half = patient.rib_width * (0.80 + 0.03 * min(i, 6))
-            if i == 0:
-                path = _curve(
-                    [(0.038, y0 + 0.01), (0.09, y0 - 0.008), (0.138, y0 + 0.03),
-                     (0.135, y0 + 0.085), (0.07, y0 + 0.125)]
-                ) * [sign * patient.width, 1]  # fmt: skip
-                pen.fill(back, _ring(path, half), 130)
-                continue
-            y_end = y0 + drop
-            wall = float(chest.wall(np.array([y_end + 0.02]), s)[0]) + 0.008
-            p0, p1 = np.array([0.036, y0 + 0.012]), np.array([0.42 * wall, y0 - 0.035 + 0.002 * i])
-            p2, p3 = (
-                np.array([0.97 * wall, y0 - 0.005 + 0.25 * drop]),
-                np.array([wall, y_end + 0.045]),
-            )
-            b = t[:, None]
-            path = ((1 - b) ** 3 * p0 + 3 * b * (1 - b) ** 2 * p1 + 3 * b**2 * (1 - b) * p2
-                    + b**3 * p3) * [sign, 1]  # fmt: skip
-            width = half * (0.8 + 0.35 * np.sin(np.pi * np.clip(t * 1.1, 0, 1)))
-            upper, lower = _strip(path, width)
-            pen.fill(back, np.concatenate([upper, lower[::-1]]), 125)
-            pen.line(edges, upper, 0.0032, 120)
-            pen.line(edges, lower, 0.0036, 150)
-            if i > 8:
-                continue
-            a0 = np.array([wall, y_end + 0.030])
-            a3 = np.array([0.125 + 0.012 * i, y_end + 0.115 + 0.010 * i])
-            a1, a2 = a0 + [-0.002, 0.055], (a0 + a3) / 2 + [0.015, 0.035]
-            path = ((1 - b) ** 3 * a0 + 3 * b * (1 - b) ** 2 * a1 + 3 * b**2 * (1 - b) * a2
-                    + b**3 * a3) * [sign, 1]  # fmt: skip
-            upper, lower = _strip(path, half * 1.12)
-            pen.fill(front, np.concatenate([upper, lower[::-1]]), 80)
-            pen.line(edges, upper[:-2], 0.0026, 70)
-            pen.line(edges, lower[:-2], 0.0026, 80)
-        tilt = patient.clavicle_tilt - (0.02 if visit.view == "AP" else 0.0)
-        clavicle = _clavicle_path(patient, tilt, sign)
-        half = 0.0125 * np.interp(
-            np.linspace(0, 1, len(clavicle)), [0, 0.3, 0.7, 1], [1.25, 0.85, 0.8, 1.1]
-        )
-        upper, lower = _strip(clavicle, half)
-        pen.fill(front, np.concatenate([upper, lower[::-1]]), 200)
-        pen.line(edges, upper, 0.0034, 170)
-        pen.line(edges, lower, 0.0034, 170)
-        out = patient.scapula + (-0.02 if visit.view == "AP" else 0.025)
-        scapula = _curve(
-            [(0.33 + out, 0.135), (0.345 + out, 0.23), (0.375 + out, 0.33), (0.395 + out, 0.42),
-             (0.415 + out, 0.36), (0.425, 0.25), (0.435, 0.175)]
-        ) * [sign, 1]  # fmt: skip
-        pen.fill(deep, np.concatenate([scapula, [[sign * 0.36, 0.13]]]), 70)
-        pen.line(edges, scapula[:20], 0.0034, 90)
-        pen.line(edges, scapula[20:], 0.005, 110)
-        pen.fill(deep, _ellipse((sign * 0.468, 0.172), (0.042, 0.046)), 130)
-        shaft = _curve([(0.475, 0.19), (0.50, 0.32), (0.52, 0.55), (0.54, 0.9)]) * [sign, 1]
-        pen.fill(deep, _ring(shaft, 0.024), 120)
-        for edge in _strip(shaft, 0.022):
-            pen.line(edges, edge, 0.006, 130)
-    _vertebrae(pen, chest, deep, edges)
-    total = cv2.addWeighted(pen.down(back), 1 / 125, pen.down(front), 1 / 125, 0, dtype=cv2.CV_32F)
-    total = cv2.scaleAdd(pen.down(edges).astype(np.float32), 0.75 / 150, total)
-    total = cv2.scaleAdd(pen.down(deep).astype(np.float32), 1.1 / 125, total)
-    return pen.blur(total, 0.0022) * np.float32(patient.bone)
-
-
-def _clavicle_path(patient: _Patient, tilt: float, sign: float) -> np.ndarray:
-    return _curve(
-        [(0.030, 0.205), (0.075, 0.190), (0.15, 0.168 - tilt * 0.4), (0.24, 0.138 - tilt * 0.8),
-         (0.32, 0.118 - tilt), (0.40, 0.122 - tilt)]
-    ) * [sign * patient.width, 1]  # fmt: skip
-
-
-def _vertebrae(pen: _Pen, chest: _Chest, deep: np.ndarray, edges: np.ndarray) -> None:
-    y = -0.06
-    while y < 1.08:
-        h = 0.042 + 0.018 * np.clip(y, 0, 1)
-        half = 0.030 + 0.008 * np.clip(y, 0, 1)
-        x = np.interp(y + h / 2, chest.spine[:, 1], chest.spine[:, 0])
-        gap = 0.12 * h
-        body = np.array(
-            [(x - half, y + gap), (x - half * 0.88, y + h / 2), (x - half, y + h - gap),
-             (x + half, y + h - gap), (x + half * 0.88, y + h / 2), (x + half, y + gap)]
-        )  # fmt: skip
-        pen.fill(deep, body, 135)
-        pen.line(edges, body[2:4], 0.004, 90)
-        pen.line(edges, body[[5, 0]], 0.004, 90)
-        for g in (-1, 1):
-            pen.fill(deep, _ellipse((x + g * half * 0.62, y + 0.42 * h), (0.006, 0.009), 10), 200)
-        pen.fill(deep, _ellipse((x, y + 0.8 * h), (0.005, 0.012), 10), 190)
-        y += h
-
-
-def _vessels(pen: _Pen, chest: _Chest, patient: _Patient, visit: _Visit) -> np.ndarray:
-    """Vessel shadow float32 [size, size], 0..1, of both lungs and hila."""
-    layer = pen.layer()
-    for g, (paths, widths) in enumerate(patient.tree):
-        generation = g % 5
-        flat = paths.reshape(-1, 2)
-        y = np.where(flat[:, 1] > 0.30, 0.30 + (flat[:, 1] - 0.30) * chest.k, flat[:, 1])
-        moved = np.stack([flat[:, 0] * patient.width, 0.46 + (y - 0.46) * patient.height], axis=1)
-        moved = moved.reshape(paths.shape)
-        upward = paths[:, 0, 1] < 0.40
-        widths = widths * np.where(upward, 1.5 if visit.edema else 0.9, 1.0)
-        pixels = widths * pen.scale * pen.fine
-        steps = np.maximum(1, np.rint(pixels)).astype(int)
-        value = (200, 150, 105, 75, 50)[generation] * patient.vascularity
-        for thick in np.unique(steps):
-            chosen = steps == thick
-            width = float(widths[chosen].mean())
-            pen.line(layer, moved[chosen], width, min(255, value))
-    return pen.down(layer).astype(np.float32) / 255
-
-
-def _attenuation(pen, chest, patient, visit, tissue, sick, texture, devices, lesions):
-    """A, float32 [size, size]; with `lesions` False the lungs are clear of them."""
-    size = pen.size
-    outline = pen.layer()
-    for s in range(2):
-        pen.fill(outline, chest.lung[s])
-    lung = pen.blur(pen.down(outline), 0.0024).astype(np.float32) / 255
-    heart_layer = pen.layer()
-    pen.fill(heart_layer, chest.heart)
-    heart_mask = pen.down(heart_layer).astype(np.float32) / 255
-    heart = 0.62 * pen.blur(heart_mask, 0.0035) + 0.38 * pen.blur(heart_mask, 0.045)
-    middle_layer = pen.layer()
-    pen.fill(middle_layer, chest.great_vessels)
-    pen.fill(middle_layer, chest.knob)
-    middle = pen.blur(pen.down(middle_layer), 0.003).astype(np.float32) / 255
-
-    coarse = _Pen(_LATTICE, visit.pose, supersample=1)
-    wall = _wall_distance(coarse, chest)
-    t = np.clip(wall / 0.10, 0, 1)
-    aerated = _at_size((0.50 + 0.50 * np.sqrt(t * (2 - t))).astype(np.float32), size)
-    air = lung * aerated * (1 - 0.80 * np.maximum(heart * heart_mask, 0.95 * middle))
-
-    hila = pen.layer()
-    for s in range(2):
-        pen.fill(hila, _ellipse(chest.hilum[s] + [0, 0.01], (0.022, 0.048), 20), 150)
-    hila = pen.blur(pen.down(hila), 0.014).astype(np.float32) / 255
-    vessels = _vessels(pen, chest, patient, visit)
-    fine = _at_size(0.5 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.3 * texture.mid, size)
-    markings = np.maximum(vessels, 0.8 * hila) + 0.05 * fine
-
-    if visit.pneumothorax is not None:
-        outline, line = _pleural_air(chest, visit)
-        layer = pen.layer()
-        pen.fill(layer, outline)
-        gone = pen.down(layer).astype(np.float32) / 255
-        layer = pen.layer()
-        pen.line(layer, line, 0.0042)
-        markings = markings * (1 - gone) + 0.42 * pen.down(layer).astype(np.float32) / 255
-        air = air * (1 + 0.10 * gone)
-    if visit.atelectasis is not None:
-        bands = _band_layer(pen, chest, visit)
-        markings = markings + 0.75 * pen.blur(bands, 0.003).astype(np.float32) / 255
-
-    filled = np.zeros_like(air)
-    if lesions and sick.kind.any():
-        grain = _at_size(0.16 * texture.mid + 0.16 * texture.fine + 0.10 * texture.patch, size)
-        filled = (sick.haze + sick.solid) * np.clip(1 + 0.8 * grain, 0.5, 1.5)
-        if visit.extent["bronchograms"]:
-            tubes = pen.blur(vessels, 0.002)
-            filled = filled - 0.9 * sick.solid * np.clip(tubes - 0.25, 0, 0.6)
-        markings = markings * (1 - 1.1 * sick.solid - 0.4 * sick.haze)
-        if visit.edema:
-            markings = pen.blur(markings, 0.003)
-    body = tissue * visit.technique["thickness"]
-    attenuation = body * (1 - 0.64 * air * (1 - np.clip(filled, 0, 0.92)))
-    attenuation += 0.50 * markings * lung * (1 - 0.5 * heart_mask)
-    attenuation += 0.30 * _bones(pen, chest, patient, visit) * (tissue > 0.02)
-
-    windpipe = pen.layer()
-    pen.fill(windpipe, _ring(chest.trachea, 0.0125), 255)
-    for s, (_, sign) in enumerate(_SIDES):
-        end = chest.hilum[s] + [-sign * 0.02, -0.005]
-        bronchus = np.linspace(chest.carina - [0, 0.006], end, 5)
-        pen.fill(windpipe, _ring(bronchus, np.linspace(0.0095, 0.006, 5)), 150)
-    attenuation -= 0.42 * pen.blur(pen.down(windpipe), 0.004).astype(np.float32) / 255
-    gas = _gas_layer(pen, chest, visit)
-    attenuation -= 1.0 * pen.blur(gas, 0.005).astype(np.float32) / 255 * (1 - lung)
-    if patient.breast:
-        attenuation += 0.30 * _breast_layer(pen, chest, patient)
-    if patient.fissure:
-        layer = pen.layer()
-        path = chest.place(np.array([(0.09, 0.44), (0.20, 0.435), (0.32, 0.45)]), 0, -1.0)
-        pen.line(layer, _curve(path), 0.0022, 160)
-        attenuation += 0.10 * pen.down(layer).astype(np.float32) / 255
-    for _, layer in devices:
-        attenuation += 0.75 * pen.down(layer).astype(np.float32) / 255
-    return np.maximum(attenuation, 0)
-
-
-def _band_layer(pen: _Pen, chest: _Chest, visit: _Visit) -> np.ndarray:
-    """Plate-like atelectasis: uint8 [size, size]."""
-    layer = pen.layer()
-    for lateral, above, length, slope, thick in visit.bands:
-        path = _band_path(chest, visit, lateral, above, length, slope)
-        half = 0.5 * thick * np.sin(np.linspace(0.15, np.pi - 0.15, len(path)))
-        pen.fill(layer, _ring(path, half))
-    return pen.down(layer)
-
-
-def _band_path(chest, visit, lateral, above, length, slope) -> np.ndarray:
-    s = visit.atelectasis
-    sign = _SIDES[s][1]
-    base = chest.diaphragm[s]
-    x = sign * lateral
-    order = np.argsort(base[:, 0])
-    y = np.interp(x, base[order, 0], base[order, 1]) - above
-    along = np.linspace(-0.5, 0.5, 9)[:, None] * length
-    return np.array([x, y]) + along * [sign, slope] + [0, 0.01] * (along / length) ** 2 * 4
-
-
-def _gas_layer(pen: _Pen, chest: _Chest, visit: _Visit) -> np.ndarray:
-    """Stomach bubble and bowel gas under the left dome: uint8 [size, size]."""
-    layer = pen.layer()
-    dome = chest.diaphragm[1]
-    top = dome[np.argmin(dome[:, 1])]
-    if visit.stomach:
-        dx, dy, a, b = visit.stomach_shape
-        pen.fill(layer, _ellipse(top + [dx - 0.03, dy], (a, b), 20, 0.3), 170)
-    for u in visit.bowel:
-        centre = top + [(u[0] - 0.7) * 0.25, 0.10 + 0.12 * u[1]]
-        pen.fill(layer, _ellipse(centre, (0.02 + 0.03 * u[2], 0.015 + 0.015 * u[3]), 16), 90)
-    return pen.down(layer)
-
-
-def _breast_layer(pen: _Pen, chest: _Chest, patient: _Patient) -> np.ndarray:
-    layer = pen.layer()
-    radius = 0.11 + 0.05 * patient.breast
-    for _, sign in _SIDES:
-        centre = (sign * (0.235 + 0.02 * patient.breast), 0.60 + 0.05 * patient.breast)
-        pen.fill(layer, _ellipse(centre, (radius, radius * 1.05), 28), 255)
-    mask = pen.down(layer).astype(np.float32) / 255
-    return (0.35 * pen.blur(mask, 0.006) + 0.65 * pen.blur(mask, 0.03) * mask) * patient.breast
-
-
-def _devices(pen: _Pen, chest: _Chest, visit: _Visit) -> list[tuple[str, np.ndarray]]:
-    """(name, uint8 layer [fine, fine]) of each device that shows on the film."""
+def _devices(pen: _Pen, chest: _Chest, visit: _Visit) -> list[np.ndarray]:
+    """A layer for each device that shows on the film."""
     drawn = []
     for name, seed in visit.devices:
-        rng = np.random.default_rng(seed)
         layer = pen.layer()
-        _DEVICE_DRAWERS[name](pen, layer, chest, rng)
-        if np.count_nonzero(pen.down(layer) > 40) > 12:
-            drawn.append((name, layer))
+        _DEVICE_DRAWERS[name](pen, layer, chest, np.random.default_rng(seed))
+        if layer.any():
+            drawn.append(layer)
     return drawn
 
 
 def _draw_tube(pen, layer, chest, rng):
     tip = chest.carina[1] - rng.uniform(0.035, 0.08)
     path = chest.trachea[chest.trachea[:, 1] < tip]
-    path = np.concatenate([path, [[np.interp(tip, *chest.trachea.T[::-1]), tip]]])
-    for edge in _strip(path, 0.0075):
+    for edge in _edges(path, 0.0075):
         pen.line(layer, edge, 0.0028, 150)
     pen.line(layer, path, 0.0025, 90)
 
 
 def _draw_line(pen, layer, chest, rng):
     end = chest.cavoatrial + [0.004, rng.uniform(-0.05, 0.03)]
-    svc = chest.svc[2]
-    if rng.random() < 0.5:
-        start = [(-0.115, -0.05), (-0.085, 0.08), (-0.055, 0.17)]
-    else:
-        start = [(-0.30, 0.02), (-0.25, 0.13), (-0.14, 0.185), (-0.07, 0.20)]
-    pen.line(layer, _curve([*start, tuple(svc), tuple(end)]), 0.0042, 190)
+    neck = _xy([-0.115, -0.085, -0.055], [-0.05, 0.08, 0.17])
+    shoulder = _xy([-0.30, -0.25, -0.14, -0.07], [0.02, 0.13, 0.185, 0.20])
+    start = neck if rng.random() < 0.5 else shoulder
+    pen.line(layer, _curve(np.concatenate([start, chest.svc[2:3], end[None]])), 0.0042, 190)
 
 
 def _draw_gastric(pen, layer, chest, rng):
     low = chest.diaphragm[1][:, 1].min()
-    wander = rng.normal(0, 0.006, 3)
-    path = [(0.012, -0.05), (0.010 + wander[0], 0.2), (0.016 + wander[1], 0.45),
-            (0.022 + wander[2], low), (0.07, low + 0.09), (0.13, low + 0.10)]  # fmt: skip
-    pen.line(layer, _curve(path), 0.0038, 150)
+    x = np.array([0.012, 0.010, 0.016, 0.022, 0.07, 0.13]) + rng.normal(0, 0.005, 6)
+    pen.line(layer, _curve(_xy(x, [-0.05, 0.2, 0.45, low, low + 0.09, low + 0.10])), 0.0038, 150)
 
 
 def _draw_leads(pen, layer, chest, rng):
-    spots = np.array([(-0.26, 0.20), (0.25, 0.19), (-0.25, 0.66), (0.29, 0.64), (0.06, 0.52)])
+    spots = _xy([-0.26, 0.25, -0.25, 0.29, 0.06], [0.20, 0.19, 0.66, 0.64, 0.52])
     spots = spots + rng.normal(0, 0.025, spots.shape)
     hub = np.array([rng.choice([-0.1, 0.12]), 1.08])
     for spot in spots[: rng.integers(3, 6)]:
+        bend = (spot + hub) / 2 + rng.normal(0, 0.06, 2)
+        pen.line(layer, _curve([spot, (spot + bend) / 2 + [0.02, 0], bend, hub]), 0.0026, 130)
         pen.fill(layer, _ellipse(spot, (0.0125, 0.0125), 14), 110)
         pen.fill(layer, _ellipse(spot, (0.006, 0.006), 10), 255)
-        bend = (spot + hub) / 2 + rng.normal(0, 0.06, 2)
-        pen.line(layer, _curve([spot, (spot + bend) / 2 + [0.02, 0], bend, hub]), 0.0026, 150)
 
 
 def _draw_pacemaker(pen, layer, chest, rng):
     centre = np.array([rng.uniform(0.22, 0.27), rng.uniform(0.20, 0.25)])
-    body = _ellipse((0, 0), (1, 1), 24)
-    body = np.sign(body) * np.abs(body) ** 0.6 * [0.042, 0.036]
+    body = np.sign(_circle(24)) * np.abs(_circle(24)) ** 0.6 * [0.042, 0.036]
     pen.fill(layer, body + centre, 255)
     low = chest.diaphragm[1][:, 1].min()
     for end in ((0.085, low - 0.03), (-0.035, low - 0.14))[: rng.integers(1, 3)]:
-        path = [centre - [0.02, 0.03], (0.12, 0.165), (0.01, 0.21), tuple(chest.svc[4]),
-                (-0.045, low - 0.22), end]  # fmt: skip
-        pen.line(layer, _curve(path), 0.0038, 220)
+        x = [centre[0] - 0.02, 0.12, 0.01, chest.svc[4, 0], -0.045, end[0]]
+        y = [centre[1] - 0.03, 0.165, 0.21, chest.svc[4, 1], low - 0.22, end[1]]
+        pen.line(layer, _curve(_xy(x, y)), 0.0038, 200)
 
 
 _DEVICE_DRAWERS = {
@@ -1224,43 +953,276 @@ _DEVICE_DRAWERS = {
 
 
 # ---------------------------------------------------------------------------------------------
+# Attenuation.
+# ---------------------------------------------------------------------------------------------
+
+
+def _soft_tissue(pen: _Pen, coarse: _Pen, chest: _Chest) -> np.ndarray:
+    """Thickness of body and arms, float32 [size, size], about 1 at the middle of the trunk."""
+    fat = 0.030 + 0.055 * chest.patient.fat
+    sides, arms = [], coarse.layer()
+    for s, (_, sign) in enumerate(_SIDES):
+        x = [0.082, 0.088, 0.125, 0.25, 0.37, 0.45, 0.47, 0.42]
+        top = _xy(x, [-0.10, 0.02, 0.055, 0.075, 0.095, 0.15, 0.24, 0.35])
+        top = top * [chest.patient.width, 1] + [fat * 0.4, 0]
+        y = np.array([0.46, 0.57, 0.68, 0.80, 0.95, 1.15])
+        x = chest.wall(y, s) + fat
+        x[3:] = np.maximum(x[3:], x[2] + np.array([0.0, 0.005, 0.01]))
+        sides.append(_curve(np.concatenate([top, _xy(x, y)])) * [sign, 1])
+        arm = _curve(_xy([0.44, 0.51, 0.55, 0.57], [0.17, 0.32, 0.55, 0.90])) * [sign, 1]
+        coarse.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.06 + 0.4 * fat))
+    outline = np.concatenate([sides[0], sides[1][::-1]])
+    trunk = coarse.layer()
+    coarse.fill(trunk, outline)
+    t = np.minimum(_depth(trunk) / 0.17, 1)
+    y = (np.arange(_LATTICE, dtype=np.float32)[:, None] + 0.5) / _LATTICE
+    trunk = np.sqrt(t * (2 - t)) * (0.80 + 0.26 * _smooth((y - 0.05) / 0.75))
+    t = np.minimum(_depth(arms) / 0.075, 1)
+    skin = pen.layer()
+    pen.fill(skin, outline)
+    trunk = _at_size(np.maximum(trunk, 0.12), pen.size) * pen.shadow(skin)
+    return np.maximum(trunk, _at_size(0.42 * np.sqrt(t * (2 - t)), pen.size))
+
+
+def _ribs(chest: _Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paths in the patient's frame: posterior [22, n, 2], anterior [16, n, 2], first [2, m, 2]."""
+    patient = chest.patient
+    i = np.arange(1, 12)
+    back, front, first = [], [], []
+    for s, (_, sign) in enumerate(_SIDES):
+        start = 0.085 + patient.rib_pitch * i + patient.rib_jitter[s, 1:]
+        drop = 0.030 + 0.0125 * i + patient.rib_tilt
+        end = start + drop
+        wall = chest.wall(end + 0.02, s) + 0.008
+        x = np.stack([np.full(11, 0.036), 0.42 * wall, 0.97 * wall, wall], axis=1)
+        y = [start + 0.012, start - 0.035 + 0.002 * i, start - 0.005 + 0.25 * drop, end + 0.045]
+        back.append(np.stack([sign * x, np.stack(y, axis=1)], axis=-1))
+        x0, x3 = wall, 0.125 + 0.012 * i
+        x = np.stack([x0, x0 - 0.002, (x0 + x3) / 2 + 0.015, x3], axis=1)
+        y0, y3 = end + 0.030, end + 0.115 + 0.010 * i
+        y = np.stack([y0, y0 + 0.055, (y0 + y3) / 2 + 0.035, y3], axis=1)
+        front.append(np.stack([sign * x, y], axis=-1)[:8])
+        y0 = 0.085 + patient.rib_jitter[s, 0]
+        x = [0.038, 0.09, 0.138, 0.135, 0.07]
+        path = _xy(x, [y0 + 0.01, y0 - 0.008, y0 + 0.03, y0 + 0.085, y0 + 0.125])
+        first.append(_curve(path) * [sign * patient.width, 1])
+    basis = _bezier_basis(14)
+    return basis @ np.concatenate(back), basis @ np.concatenate(front), np.stack(first)
+
+
+def _bones(pen: _Pen, chest: _Chest) -> np.ndarray:
+    """Bone thickness, float32 [size, size]; about 1 for the shadow of a posterior rib."""
+    patient, ap = chest.patient, chest.visit.view == "AP"
+    back, front, edges, deep = (pen.layer() for _ in range(4))
+    posterior, anterior, first = _ribs(chest)
+    number = np.tile(np.minimum(np.arange(1, 12), 6), 2)[:, None]
+    half = patient.rib_width * (0.80 + 0.03 * number)
+    bulge = 0.8 + 0.35 * np.sin(np.pi * np.minimum(np.linspace(0, 1.1, 14), 1))
+    upper, lower = _edges(posterior, half * bulge)
+    pen.fill(back, np.concatenate([upper, lower[:, ::-1]], axis=1), 125)
+    pen.fill(back, _ring(first, patient.rib_width * 0.8), 130)
+    pen.line(edges, upper, 0.0032, 100)
+    pen.line(edges, lower, 0.0036, 140)
+    upper, lower = _edges(anterior, patient.rib_width * 1.02)
+    pen.fill(front, np.concatenate([upper, lower[:, ::-1]], axis=1), 66)
+    pen.line(edges, np.concatenate([upper, lower])[:, :-3], 0.0026, 55)
+
+    clavicles = np.stack(chest.clavicle)
+    half = 0.0125 * np.interp(np.linspace(0, 1, clavicles.shape[1]), [0, 0.3, 0.7, 1],
+                              [1.25, 0.85, 0.8, 1.1])  # fmt: skip
+    upper, lower = _edges(clavicles, half)
+    for s in range(2):
+        pen.fill(front, np.concatenate([upper[s], lower[s, ::-1]]), 190)
+    pen.line(edges, np.concatenate([upper, lower]), 0.0034, 160)
+
+    out = patient.scapula + (-0.02 if ap else 0.025)
+    x = np.array([0.33, 0.345, 0.375, 0.395, 0.415, 0.425, 0.435])
+    blade = _curve(_xy(x + out, [0.135, 0.23, 0.33, 0.42, 0.36, 0.25, 0.175]))
+    shaft = _curve(_xy([0.475, 0.505, 0.535, 0.56], [0.19, 0.32, 0.55, 0.90]))
+    mirror = np.array([[[-1.0, 1.0]], [[1.0, 1.0]]])
+    blades, shafts = blade * mirror, shaft * mirror
+    pen.fill(deep, np.concatenate([blades, mirror * [0.36 + out, 0.13]], axis=1), 60)
+    pen.line(edges, blades[:, :20], 0.0034, 80)
+    pen.line(edges, blades[:, 20:], 0.0050, 100)
+    pen.fill(deep, _ellipse(mirror[:, 0] * [0.468, 0.172], (0.042, 0.046)), 115)
+    pen.fill(deep, _ring(shafts, 0.024), 110)
+    pen.line(edges, np.concatenate(_edges(shafts, 0.022)), 0.006, 120)
+    _vertebrae(pen, chest, deep, edges)
+
+    total = cv2.addWeighted(pen.down(back), 1 / 125, pen.down(front), 1 / 125, 0, dtype=cv2.CV_32F)
+    other = cv2.addWeighted(pen.down(edges), 0.005, pen.down(deep), 0.0085, 0, dtype=cv2.CV_32F)
+    return pen.blur(total + other, 0.0022) * np.float32(patient.bone)
+
+
+def _vertebrae(pen: _Pen, chest: _Chest, deep: np.ndarray, edges: np.ndarray) -> None:
+    """Bodies with end plates, pedicles and spinous processes."""
+    tops = [-0.06]
+    while tops[-1] < 1.08:
+        tops.append(tops[-1] + 0.042 + 0.018 * min(max(tops[-1], 0), 1))
+    y = np.array(tops)
+    h, y = np.diff(y)[:, None], y[:-1, None]
+    half = 0.030 + 0.008 * np.clip(y, 0, 1)
+    x = np.interp((y + h / 2)[:, 0], chest.spine[:, 1], chest.spine[:, 0])[:, None]
+    across = x + half * [-1, -0.88, -1, 1, 0.88, 1]
+    down = y + h * [0.12, 0.5, 0.88, 0.88, 0.5, 0.12]
+    body = np.stack([across, down], axis=-1)  # [v, 6, 2]
+    pen.fill(deep, body, 85)
+    pen.line(edges, np.concatenate([body[:, 2:4], body[:, [5, 0]]]), 0.004, 80)
+    for side in (-0.62, 0.62):
+        centre = np.concatenate([x + side * half, y + 0.42 * h], axis=1)
+        pen.fill(deep, _ellipse(centre, (0.006, 0.009), 10), 150)
+    pen.fill(deep, _ellipse(np.concatenate([x, y + 0.8 * h], axis=1), (0.005, 0.012), 10), 140)
+
+
+def _vessels(pen: _Pen, chest: _Chest) -> np.ndarray:
+    """Vessel shadow float32 [size, size], 0..1, of both lungs."""
+    layer = pen.layer()
+    for generation, (paths, widths) in enumerate(chest.patient.tree):
+        placed = []
+        for half, (_, sign) in zip(np.split(paths, 2), _SIDES):
+            placed.append(chest.place(half, sign))
+        moved = np.concatenate(placed)
+        # Upright, the upper vessels are thinner; in edema they are as wide as the lower ones.
+        upper = paths[:, 0, 1] < 0.40
+        widths = widths * np.where(upper, 1.5 if chest.visit.edema else 0.9, 1.0)
+        thick = np.maximum(1, np.rint(widths * pen.scale * pen.fine)).astype(int)
+        value = _VESSEL_SHADES[generation] * chest.patient.vascularity
+        for step in np.unique(thick):
+            chosen = thick == step
+            pen.line(layer, moved[chosen], float(widths[chosen].mean()), value)
+    return pen.shadow(layer)
+
+
+def _attenuation(pen, coarse, chest, wall, sick, texture, signs) -> np.ndarray:
+    """A, float32 [size, size], without devices; `sick` None leaves the lungs clear of lesions."""
+    size, visit = pen.size, chest.visit
+    lung, heart, middle = pen.layer(), pen.layer(), pen.layer()
+    for outline in chest.lung:
+        pen.fill(lung, outline)
+    lung = pen.shadow(lung, 0.0024)
+    pen.fill(heart, chest.heart)
+    heart = pen.shadow(heart, 0.003)
+    heart = heart * (0.62 + 0.38 * pen.blur(heart, 0.045))
+    pen.fill(middle, chest.great_vessels)
+    pen.fill(middle, chest.knob)
+    middle = pen.shadow(middle, 0.004)
+
+    t = np.minimum(wall / 0.10, 1)
+    air = lung * _at_size(0.50 + 0.50 * np.sqrt(t * (2 - t)), size)
+    air *= 1 - np.maximum(0.80 * heart, np.maximum(0.76 * middle, 0.5 * pen.blur(middle, 0.03)))
+
+    vessels = _vessels(pen, chest)
+    hila = coarse.layer()
+    coarse.fill(hila, _ellipse(np.stack(chest.hilum) + [0, 0.01], (0.022, 0.048)), 215)
+    grain = 0.030 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.018 * texture.mid
+    hila = coarse.shadow(hila, 0.014) * (1 + 0.25 * texture.mid)
+    markings = np.maximum(vessels, _at_size(hila, size)) + _at_size(grain, size)
+    if signs.air is not None:
+        markings = markings * (1 - signs.air) + 0.85 * signs.pleura
+        air *= 1 + 0.16 * signs.air
+    if signs.bands is not None:
+        markings += 0.75 * signs.bands
+    if sick is not None and sick.kind.any():
+        grain = 0.13 * texture.mid + 0.13 * texture.fine + 0.08 * texture.patch
+        filled = (sick.haze + sick.solid) * _at_size(np.clip(1 + grain, 0.5, 1.5), size)
+        if visit.extent["bronchograms"]:
+            tubes = np.clip(pen.blur(vessels, 0.002) - 0.25, 0, 0.6)
+            filled -= 0.9 * sick.solid * tubes
+        markings *= 1 - 1.1 * sick.solid - 0.4 * sick.haze
+        air *= 1 - np.clip(filled, 0, 0.92)
+    body = _soft_tissue(pen, coarse, chest)
+    density = body * (visit.technique["thickness"] * (1 - 0.64 * air))
+    lung_only = lung * (1 - 0.5 * heart)
+    markings *= lung_only
+    cv2.scaleAdd(markings, 0.50, density, dst=density)
+
+    # Scatter hides the ribs that lie over the abdomen and the spine behind the heart.
+    y = np.linspace(0, 1, size, dtype=np.float32)[:, None]
+    shows = 1 - 0.65 * _smooth((y - 0.30) / 0.35)
+    shows = (shows + (1 - shows) * lung) * (1 - 0.5 * heart) * np.minimum(body * 4, 1)
+    density += 0.30 * _bones(pen, chest) * shows
+    _abdomen_and_airways(pen, chest, density, lung)
+    return np.maximum(density, 0, out=density)
+
+
+def _abdomen_and_airways(pen: _Pen, chest: _Chest, density: np.ndarray, lung: np.ndarray) -> None:
+    """Adds trachea, bronchi, gas, breasts and the minor fissure to `density`, in place."""
+    visit, patient = chest.visit, chest.patient
+    airway = pen.layer()
+    pen.fill(airway, _ring(chest.trachea, 0.0125))
+    for s, (_, sign) in enumerate(_SIDES):
+        end = chest.hilum[s] - [sign * 0.02, 0.005]
+        bronchus = np.linspace(chest.carina - [0, 0.006], end, 5)
+        pen.fill(airway, _ring(bronchus, np.linspace(0.0095, 0.006, 5)), 150)
+    density -= 0.42 * pen.shadow(airway, 0.004)
+    if visit.stomach or len(visit.bowel):
+        gas, dome = pen.layer(), chest.diaphragm[1]
+        top = dome[np.argmin(dome[:, 1])]
+        if visit.stomach:
+            dx, dy, a, b = visit.stomach_shape
+            pen.fill(gas, _ellipse(top + [dx - 0.03, dy], (a, b)), 170)
+        for u in visit.bowel:
+            centre = top + [(u[0] - 0.7) * 0.25, 0.10 + 0.12 * u[1]]
+            pen.fill(gas, _ellipse(centre, (0.02 + 0.03 * u[2], 0.015 + 0.015 * u[3]), 16), 90)
+        density -= 1.0 * pen.shadow(gas, 0.005) * (1 - lung)
+    if patient.breast:
+        layer, b = pen.layer(), patient.breast
+        for _, sign in _SIDES:
+            centre = np.array([sign * (0.235 + 0.02 * b), 0.60 + 0.05 * b])
+            pen.fill(layer, _ellipse(centre, np.array([1, 1.05]) * (0.11 + 0.05 * b), 28))
+        breast = pen.shadow(layer, 0.006)
+        density += 0.30 * b * breast * (0.35 + 0.65 * pen.blur(breast, 0.03))
+    if patient.fissure:
+        layer = pen.layer()
+        pen.line(layer, chest.place(_xy([0.09, 0.20, 0.32], [0.44, 0.435, 0.45]), -1.0), 0.0022)
+        density += 0.07 * pen.shadow(layer) * lung
+
+
+# ---------------------------------------------------------------------------------------------
 # Exposure and display.
 # ---------------------------------------------------------------------------------------------
 
 
-def _expose(attenuation, pen, visit, population, rng) -> np.ndarray:
+def _expose(attenuation: np.ndarray, pen: _Pen, visit: _Visit, rng) -> np.ndarray:
     """Attenuation to the displayed film, uint8 [size, size]."""
     size, technique = pen.size, visit.technique
-    primary = cv2.exp(-attenuation)
     f = technique["scatter"]
-    light = (primary + f * pen.blur(primary, 0.09)) / (1 + f)
+    light = cv2.exp(-attenuation)
+    light = cv2.addWeighted(light, 1 / (1 + f), pen.blur(light, 0.09), f / (1 + f), 0)
     light = pen.blur(light, technique["blur"])
-    grain = rng.standard_normal((size, size), np.float32) * (technique["noise"] * size / 256)
-    light += grain * np.sqrt(light) * 0.6
+    grain = rng.standard_normal((size, size), np.float32)
+    grain *= 0.6 * technique["noise"] * size / 256
+    light += grain * np.sqrt(light)
     density = -cv2.log(np.maximum(light, 0.004))
-    if technique["grid"]:
-        density += technique["grid"] * np.cos(np.arange(size, dtype=np.float32) * 2.2)[:, None]
     span = np.linspace(-1, 1, size, dtype=np.float32)
-    density *= 1 + technique["heel"][0] * span[None, :] + technique["heel"][1] * span[:, None]
+    across, down = technique["heel"]
+    density *= 1 + np.float32(across) * span
+    density *= (1 + np.float32(down) * span)[:, None]
+    if technique["grid"]:
+        wave = np.cos(np.arange(size, dtype=np.float32) * 2.2)
+        density += (np.float32(technique["grid"]) * wave)[:, None]
 
     white = -np.log((np.exp(-technique["thickness"]) + f * 0.10) / (1 + f)) * technique["high"]
-    v = (density - technique["low"]) / (white - technique["low"])
-    v = v + technique["detail"] * (v - pen.blur(v, 0.05))
-    v = np.clip(v, 0, 1) ** technique["gamma"]
-    v = (1 - technique["curve"]) * v + technique["curve"] * _smooth(v)
-    image = (12 + 236 * v).astype(np.uint8)
+    low = technique["low"]
+    local, sharpen = pen.blur(density, 0.05), technique["detail"]
+    v = cv2.addWeighted(density, 1 + sharpen, local, -sharpen, -low) * (1 / (white - low))
+    # The display curve, as a table: fine enough that no two neighbouring greys skip.
+    shade = np.linspace(0, 1, 2048) ** technique["gamma"]
+    shade = shade + technique["curve"] * (_smooth(shade) - shade)
+    table = (12 + 236 * shade).astype(np.uint8)
+    image = table[np.clip(v * 2047, 0, 2047).astype(np.uint16)]
     _borders(image, technique)
     _markers(image, visit, technique)
     return image
 
 
 def _borders(image: np.ndarray, technique: dict) -> None:
-    """Collimation: unexposed margins, black as readers see them (or white, uninverted)."""
+    """Collimation: unexposed margins, black as readers see them, now and then white."""
     if technique["border"] > 0.55:
         return
     size = len(image)
     value = 0 if technique["border"] < 0.45 else 250
-    top, bottom, left, right = (int(m * size) for m in technique["field"])
+    top, bottom, left, right = (int(margin * size) for margin in technique["field"])
     image[:top] = value
     image[size - bottom :] = value
     image[:, :left] = value
@@ -1273,17 +1235,13 @@ def _markers(image: np.ndarray, visit: _Visit, technique: dict) -> None:
     there, side, x, y = technique["marker"]
     if there > 0.75:
         return
-    letter = "R" if side < 0.4 else "L"
-    column = (0.05 + 0.05 * x) if letter == "R" else (0.87 + 0.05 * x)
-    origin = (int(column * size), int((0.10 + 0.06 * y) * size))
-    scale = size / 256 * 0.45
-    thick = max(1, round(size / 256))
-    cv2.putText(image, letter, origin, cv2.FONT_HERSHEY_DUPLEX, scale, 245, thick, cv2.LINE_AA)
+    letter, column = ("R", 0.05 + 0.05 * x) if side < 0.4 else ("L", 0.87 + 0.05 * x)
+    at = (int(column * size), int((0.10 + 0.06 * y) * size))
+    scale, thick = size / 256 * 0.45, max(1, round(size / 256))
+    cv2.putText(image, letter, at, cv2.FONT_HERSHEY_DUPLEX, scale, 245, thick, cv2.LINE_AA)
     if visit.view == "AP" and side > 0.6:
-        low = (origin[0] - int(0.02 * size), origin[1] + int(0.05 * size))
-        cv2.putText(
-            image, "AP", low, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * scale, 235, thick, cv2.LINE_AA
-        )
+        at = (at[0] - int(0.02 * size), at[1] + int(0.05 * size))
+        cv2.putText(image, "AP", at, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * scale, 235, thick, cv2.LINE_AA)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1291,61 +1249,83 @@ def _markers(image: np.ndarray, visit: _Visit, technique: dict) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _truth(pen, chest, visit, lungs, zones, sick, devices) -> Record:
+def _truth(pen, chest, lungs, zones, sick, signs, devices) -> Record:
     """findings, regions and boxes from what was drawn."""
-    spots: list[tuple[int, np.ndarray]] = []  # (finding, box) of each instance with a place
-
-    def spot(name: str, box) -> None:
-        if box is not None:
-            spots.append((_FINDING[name], box))
-
-    for name, mask in (
-        ("lung opacity", sick.kind > 0),
-        ("consolidation", sick.kind == CONSOLIDATION),
-        ("pneumonia", sick.infection),
-        ("edema", sick.edema),
-    ):
-        for box in _component_boxes(mask):
-            spot(name, box)
-    if chest.patient.large_heart:
-        spot("cardiomegaly", _box(pen, chest.heart))
-    sided = {}
-    if visit.atelectasis is not None:
-        sided["atelectasis"] = (visit.atelectasis, _mask_box(_band_layer(pen, chest, visit) > 60))
-    if visit.pneumothorax is not None:
-        sided["pneumothorax"] = (visit.pneumothorax, _box(pen, _pleural_air(chest, visit)[0]))
-    if visit.effusion is not None:
-        sided["pleural effusion"] = (visit.effusion, _box(pen, _fluid(chest, visit)))
-    for name, (_, box) in sided.items():
-        spot(name, box)
-    device_masks = [pen.down(layer) > 40 for _, layer in devices]
-    for mask in device_masks:
-        spot("support devices", _mask_box(mask))
-
+    visit = chest.visit
+    device_masks = [pen.down(layer) > 40 for layer in devices]
+    places = {
+        "cardiomegaly": [_box(pen, chest.heart)] if chest.patient.large_heart else [],
+        "atelectasis": [] if signs.bands is None else [_mask_box(signs.bands > 0.25)],
+        "pneumothorax": [] if signs.air is None else [_mask_box(signs.air > 0.5)],
+        "pleural effusion": [] if chest.fluid is None else [_box(pen, chest.fluid)],
+        "support devices": [_mask_box(mask) for mask in device_masks],
+    }
+    masks = {}
+    if sick.kind.any():
+        masks = {
+            "lung opacity": sick.kind > 0,
+            "consolidation": sick.kind == CONSOLIDATION,
+            "pneumonia": sick.infection,
+            "edema": sick.edema,
+        }
+        places.update({name: _component_boxes(mask) for name, mask in masks.items()})
+    spots = [
+        (_FINDING[name], box) for name, boxes in places.items() for box in boxes if box is not None
+    ]
+    spots.sort(key=lambda spot: spot[0])
     findings = np.zeros(len(FINDINGS), np.float32)
-    for label, _ in spots:
-        findings[label] = 1
-    findings[_FINDING["no finding"]] = float(not findings.any())
+    findings[[label for label, _ in spots]] = 1
+    findings[_FINDING["no finding"]] = float(not spots)
 
     regions = _regions(pen, chest, lungs, zones)
     present = ~np.isnan(regions[:, 0])
-    region_findings = _region_findings(regions, present, lungs, zones, sick, sided, spots,
-                                       device_masks)  # fmt: skip
+    table = np.zeros((len(REGIONS), len(FINDINGS)), np.float32)
+    _mark_lesions(table, masks, regions, lungs)
+    for side, finding, names in (
+        (visit.atelectasis, "atelectasis", ("lung", "lower lung zone")),
+        (visit.pneumothorax, "pneumothorax", ("lung", "upper lung zone", "apical zone")),
+        (
+            visit.effusion,
+            "pleural effusion",
+            ("lung", "lower lung zone", "costophrenic angle", "hemidiaphragm"),
+        ),
+    ):
+        if side is not None and findings[_FINDING[finding]]:
+            rows = [_REGION[f"{_SIDES[side][0]} {name}"] for name in names]
+            table[rows, _FINDING[finding]] = 1
+    table[_REGION["cardiac silhouette"], _FINDING["cardiomegaly"]] = findings[
+        _FINDING["cardiomegaly"]
+    ]
+    for mask in device_masks:
+        for r in np.flatnonzero(present):
+            x0, y0, x1, y1 = np.rint(regions[r]).astype(int)
+            if mask[y0:y1, x0:x1].any():
+                table[r, _FINDING["support devices"]] = 1
+    table[~present] = 0
+    table[:, _FINDING["no finding"]] = present & ~table[:, 1:].any(axis=1)
     return {
         "findings": findings,
         "regions": regions,
         "region_present": present,
-        "region_findings": region_findings,
-        "boxes": np.array([b for _, b in spots], np.float32).reshape(-1, 4),
+        "region_findings": table,
+        "boxes": np.array([box for _, box in spots], np.float32).reshape(-1, 4),
         "box_label": np.array([label for label, _ in spots], np.int32),
     }
 
 
-def _fluid(chest: _Chest, visit: _Visit) -> np.ndarray:
-    s = visit.effusion
-    side, base = chest._meniscus(s, _SIDES[s][1])
-    lateral = chest.lateral[s][len(side) - 1 :]
-    return np.concatenate([lateral, chest.diaphragm[s][: len(chest.diaphragm[s]) // 2], base[:12]])
+def _mark_lesions(table, masks, regions, lungs) -> None:
+    """Marks in `table` [29, 10] the regions of each lung that a lesion covers to 1% or more."""
+    for s, (side, _) in enumerate(_SIDES):
+        rows = [_REGION[f"{side} {name}"] for name in _LUNG_REGIONS]
+        rows = [row for row in rows if not np.isnan(regions[row, 0])]
+        for finding, mask in masks.items():
+            mine = mask & (lungs == s + 1)
+            if not mine.any():
+                continue
+            for row in rows:
+                x0, y0, x1, y1 = np.rint(regions[row]).astype(int)
+                count = np.count_nonzero(mine[y0:y1, x0:x1])
+                table[row, _FINDING[finding]] = count >= max(1, 0.01 * (y1 - y0) * (x1 - x0))
 
 
 def _box(pen: _Pen, points: np.ndarray, least: float = 0.3) -> np.ndarray | None:
@@ -1353,113 +1333,61 @@ def _box(pen: _Pen, points: np.ndarray, least: float = 0.3) -> np.ndarray | None
     p = pen.pixels(points)
     low, high = p.min(axis=0), p.max(axis=0)
     a, b = np.clip(low, 0, pen.size), np.clip(high, 0, pen.size)
-    if np.any(b - a < 1) or np.prod(b - a) < least * np.prod(high - low):
+    if min(b - a) < 1 or np.prod(b - a) < least * np.prod(high - low):
         return None
     return np.concatenate([a, b]).astype(np.float32)
 
 
 def _mask_box(mask: np.ndarray) -> np.ndarray | None:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
+    return np.array([x, y, x + w, y + h], np.float32) if w else None
 
 
 def _component_boxes(mask: np.ndarray) -> list[np.ndarray]:
     """Boxes of the components; crumbs under 0.1% of the film are left out unless alone."""
     if not mask.any():
         return []
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     stats = stats[1:][np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")]
-    least = 0.001 * mask.size
-    kept = stats[(stats[:, cv2.CC_STAT_AREA] >= least) | (np.arange(len(stats)) == 0)]
-    x, y, w, h = kept[:, :4].T.astype(np.float32)
+    kept = stats[:, cv2.CC_STAT_AREA] >= 0.001 * mask.size
+    kept[0] = True
+    x, y, w, h = stats[kept, :4].T.astype(np.float32)
     return list(np.stack([x, y, x + w, y + h], axis=1))
 
 
 def _regions(pen: _Pen, chest: _Chest, lungs: np.ndarray, zones: np.ndarray) -> np.ndarray:
     """Boxes of the 29 regions, float32 [29, 4], NaN where out of view."""
-    boxes: dict[str, np.ndarray | None] = {}
+    shapes, boxes = {}, {}
     for s, (side, sign) in enumerate(_SIDES):
-        lung = _mask_box(lungs == s + 1)
-        boxes[f"{side} lung"] = lung
+        lung = lungs == s + 1
+        boxes[f"{side} lung"] = box = _mask_box(lung)
         for z, name in enumerate(("upper", "mid", "lower")):
             boxes[f"{side} {name} lung zone"] = _mask_box(zones == 1 + 2 * z + s)
-        hilum = chest.hilum[s]
-        boxes[f"{side} hilar structures"] = _box(pen, _ellipse(hilum + [0, 0.01], (0.045, 0.075)))
-        if lung is not None:
-            end = int(lung[1] + 0.16 * (lung[3] - lung[1]))
-            top = lungs == s + 1
-            top[end:] = False
-            boxes[f"{side} apical zone"] = _mask_box(top)
-        tip = chest.tip[s]
-        boxes[f"{side} costophrenic angle"] = _box(
-            pen, np.array([tip + [-sign * 0.045, -0.06], tip + [sign * 0.01, 0.012]])
-        )
-        boxes[f"{side} hemidiaphragm"] = _box(pen, chest.diaphragm[s])
-        tilt = chest.patient.clavicle_tilt - (0.02 if chest.visit.view == "AP" else 0.0)
-        boxes[f"{side} clavicle"] = _box(
-            pen, _ring(_clavicle_path(chest.patient, tilt, sign), 0.012)
-        )
-    boxes["trachea"] = _box(pen, _ring(chest.trachea, 0.0125))
-    boxes["spine"] = _box(pen, _ring(chest.spine, 0.034))
-    boxes["aortic arch"] = _box(pen, chest.knob)
-    boxes["mediastinum"] = _box(pen, np.concatenate([chest.great_vessels, chest.heart]))
-    upper = chest.great_vessels[chest.great_vessels[:, 1] <= chest.carina[1] + 0.01]
-    boxes["upper mediastinum"] = _box(pen, upper)
-    boxes["svc"] = _box(pen, _ring(chest.svc, 0.013))
-    boxes["cardiac silhouette"] = _box(pen, chest.heart)
-    boxes["cavoatrial junction"] = _box(pen, _ellipse(chest.cavoatrial, (0.02, 0.02)))
-    right = np.concatenate([chest.right_atrium, [[-0.005, chest.right_atrium[-1, 1]]]])
-    boxes["right atrium"] = _box(pen, right)
-    boxes["carina"] = _box(pen, _ellipse(chest.carina, (0.028, 0.022)))
-    dome = min(chest.diaphragm[0][:, 1].min(), chest.diaphragm[1][:, 1].min())
-    width = float(chest.wall(np.array([1.0]), 0)[0]) + 0.02
-    boxes["abdomen"] = _box(pen, np.array([(-width, dome), (width, 1.05)]))
+        if box is not None:
+            end = int(box[1] + 0.16 * (box[3] - box[1])) + 1
+            boxes[f"{side} apical zone"] = _mask_box(np.ascontiguousarray(lung[:end]))
+        shapes[f"{side} hilar structures"] = _ellipse(chest.hilum[s] + [0, 0.01], (0.045, 0.075), 8)
+        corner = _xy([-sign * 0.045, sign * 0.01], [-0.06, 0.012])
+        shapes[f"{side} costophrenic angle"] = chest.tip[s] + corner
+        shapes[f"{side} hemidiaphragm"] = chest.diaphragm[s]
+        shapes[f"{side} clavicle"] = _ring(chest.clavicle[s], 0.012)
+    shapes["trachea"] = _ring(chest.trachea, 0.0125)
+    shapes["spine"] = _ring(chest.spine, 0.034)
+    shapes["aortic arch"] = chest.knob
+    shapes["mediastinum"] = np.concatenate([chest.great_vessels, chest.heart])
+    high = chest.great_vessels[:, 1] <= chest.carina[1] + 0.01
+    shapes["upper mediastinum"] = chest.great_vessels[high]
+    shapes["svc"] = _ring(chest.svc, 0.013)
+    shapes["cardiac silhouette"] = chest.heart
+    shapes["cavoatrial junction"] = _ellipse(chest.cavoatrial, (0.02, 0.02), 8)
+    shapes["right atrium"] = chest.right_atrium
+    shapes["carina"] = _ellipse(chest.carina, (0.028, 0.022), 8)
+    dome = min(path[:, 1].min() for path in chest.diaphragm)
+    width = abs(chest.tip[0][0]) + 0.02
+    shapes["abdomen"] = _xy([-width, width], [dome, 1.05])
+    boxes.update({name: _box(pen, shape) for name, shape in shapes.items()})
     out = np.full((len(REGIONS), 4), np.nan, np.float32)
     for name, box in boxes.items():
         if box is not None:
             out[_REGION[name]] = box
     return out
-
-
-def _region_findings(regions, present, lungs, zones, sick, sided, spots, device_masks):
-    """float32 [29, 10]: the finding's pixels (or its drawn sign) lie in the region."""
-    table = np.zeros((len(REGIONS), len(FINDINGS)), np.float32)
-    masks = (
-        ("lung opacity", sick.kind > 0),
-        ("consolidation", sick.kind == CONSOLIDATION),
-        ("pneumonia", sick.infection),
-        ("edema", sick.edema),
-    )
-    for s, (side, _) in enumerate(_SIDES):
-        names = [f"{side} lung", *(f"{side} {z} lung zone" for z in ("upper", "mid", "lower")),
-                 f"{side} hilar structures", f"{side} apical zone",
-                 f"{side} costophrenic angle"]  # fmt: skip
-        for finding, mask in masks:
-            if not mask.any():
-                continue
-            mine = mask & (lungs == s + 1)
-            for name in names:
-                if present[_REGION[name]]:
-                    x0, y0, x1, y1 = np.rint(regions[_REGION[name]]).astype(int)
-                    hit = mine[y0:y1, x0:x1].sum() >= max(1, 0.01 * (y1 - y0) * (x1 - x0))
-                    table[_REGION[name], _FINDING[finding]] = hit
-    where = {
-        "atelectasis": ("lung", "lower lung zone"),
-        "pneumothorax": ("lung", "upper lung zone", "apical zone"),
-        "pleural effusion": ("lung", "lower lung zone", "costophrenic angle", "hemidiaphragm"),
-    }
-    for finding, (s, _) in sided.items():
-        for name in where[finding]:
-            table[_REGION[f"{_SIDES[s][0]} {name}"], _FINDING[finding]] = 1
-    if any(label == _FINDING["cardiomegaly"] for label, _ in spots):
-        table[_REGION["cardiac silhouette"], _FINDING["cardiomegaly"]] = 1
-    for mask in device_masks:
-        for r in np.flatnonzero(present):
-            x0, y0, x1, y1 = np.rint(regions[r]).astype(int)
-            if mask[y0:y1, x0:x1].any():
-                table[r, _FINDING["support devices"]] = 1
-    table[~present] = 0
-    table[:, _FINDING["no finding"]] = present & (table[:, 1:].sum(axis=1) == 0)
-    return table
