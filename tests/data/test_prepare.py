@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 from fake_sets import brixia_config, draw_film, make_prepared, make_public, run_prepare
@@ -140,6 +142,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         run_prepare("brixia_cohen", source, tmp_path / "data")
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    def small_files():
+        # Refused past this size as on a full disk; an ArrayRecord file has at least 64 KiB.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    source = make_prepared(tmp_path / "source")
+    done = command(
+        "brixia_cohen", f"--source={source}", f"--data_dir={tmp_path}", preexec_fn=small_files
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (File too large); free the disk" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in (tmp_path / "brixia_cohen").iterdir()] == [".lock"]
+
+
 def test_a_damaged_set_is_named(tmp_path):
     source = make_prepared(tmp_path / "source")
     run_prepare("brixia_cohen", source, tmp_path / "data")
@@ -177,7 +194,31 @@ def test_nothing_imports_tensorflow(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_help_answers(tmp_path):
+def test_the_real_set(cxr_data, tmp_path):
+    source = cxr_data / "brixia_cohen"
+    run_prepare("brixia_cohen", source, tmp_path, "--max_side=96")
+    for split, count, masked in (("train", 107, 86), ("test", 36, 28)):
+        opened = sources.open_source(brixia_config(tmp_path), split)
+        records = [opened[i] for i in range(len(opened))]
+        assert len(records) == count
+        assert max(max(record["image"].shape) for record in records) == 96
+        with_lungs = [record for record in records if "lungs" in record]
+        assert len(with_lungs) == masked == len(sources.only_with(opened, {"lungs"}))
+        for record in with_lungs:
+            right, left = record["lungs"] == 1, record["lungs"] == 2
+            assert right.any(), record["id"]
+            assert left.any(), record["id"]
+            assert record["lungs"].shape == record["image"].shape
+            assert np.nonzero(right)[1].mean() < np.nonzero(left)[1].mean()
+            # A lung field holds air: on the stored film it is darker than its surroundings.
+            inside = record["lungs"] > 0
+            ring = cv2.dilate(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > inside
+            record["darker"] = record["image"][inside].mean() < record["image"][ring].mean()
+        # Not in each film: consolidated lungs are bright, and a ring may hold the black margin.
+        assert np.mean([record["darker"] for record in with_lungs]) > 0.9
+
+
+def test_help_answers():
     done = command("--help")
     assert done.returncode == 0
     assert "--max_side" in done.stdout

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -188,12 +189,20 @@ def build(builder: RecordBuilder, *, on_film: Callable[[], Any] = lambda: None) 
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False)
                 )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _write_failure(error)
+        if reason is None:
+            raise
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); free the disk or give "
-            "another --data_dir"
+            f"{folder}: cannot be written ({reason}); free the disk or give another --data_dir"
         ) from error
     return True
+
+
+def _write_failure(error: RuntimeError) -> str | None:
+    """What the system said to array_record, which puts it inside a RuntimeError; else None."""
+    failure = re.search(r"write\(\) failed: ([^;]+)", str(error))
+    return failure and failure[1]
 
 
 @contextlib.contextmanager
