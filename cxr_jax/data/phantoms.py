@@ -51,7 +51,7 @@ GROUND_GLASS, CONSOLIDATION = 1, 2
 NORMAL, OTHER_INFECTION, COVID = 0, 1, 2
 
 # Smooth fields (lesions, thickness) are laid out on this many cells whatever the film's size.
-_LATTICE = 128
+_LATTICE = 96
 
 _FINDING = {name: i for i, name in enumerate(FINDINGS)}
 _REGION = {name: i for i, name in enumerate(REGIONS)}
@@ -160,17 +160,16 @@ def _film(seed: int, index: int, size: int, population: Population, *, lesions: 
     visit = _Visit(rng, patient, population)
     chest = _Chest(patient, visit)
     pen = _Pen(size, visit.pose)
-    coarse = _Pen(_LATTICE, visit.pose, supersample=1)
 
     lungs = _lung_labels(pen, chest)
     zones = _zones(lungs)
-    wall = _wall_distance(coarse, chest)
+    wall = _wall_distance(pen, chest)
     texture = _Texture(rng)
-    sick = _lesions(visit, chest, coarse, wall, zones, texture)
+    sick = _lesions(pen, chest, wall, zones, texture)
     devices = _devices(pen, chest, visit)
     signs = _Signs(pen, chest, visit)
 
-    density = _attenuation(pen, coarse, chest, wall, sick if lesions else None, texture, signs)
+    density = _attenuation(pen, chest, wall, sick if lesions else None, texture, signs)
     for layer in devices:
         cv2.scaleAdd(pen.down(layer).astype(np.float32), 0.75 / 255, density, dst=density)
     image = _expose(density, pen, visit, rng)
@@ -353,7 +352,7 @@ def _choose_technique(rng: np.random.Generator, population: Population, ap: bool
         "thickness": rng.uniform(2.9, 3.5),
         "scatter": rng.uniform(0.35, 0.8) * (1.3 if ap else 1.0),
         "noise": rng.uniform(0.006, 0.016) * (1.5 if ap else 1.0),
-        "blur": rng.uniform(0.3, 0.6) / 256,
+        "blur": rng.uniform(0.45, 0.8) / 256,
         "low": rng.uniform(0.05, 0.35),
         "high": rng.uniform(1.12, 1.35),
         "gamma": rng.uniform(0.85, 1.2),
@@ -581,62 +580,70 @@ class _Chest:
 
 
 class _Pen:
-    """Draws shapes of the patient's frame on 8-bit layers of the film."""
+    """Draws shapes of the patient's frame on square 8-bit layers of any resolution."""
 
-    def __init__(self, size: int, pose: np.ndarray, supersample: int | None = None):
+    def __init__(self, size: int, pose: np.ndarray):
         self.size, self.pose = size, pose
-        self.supersample = supersample or (2 if size <= 384 else 1)
-        self.fine = size * self.supersample
         self.scale = float(np.sqrt(abs(np.linalg.det(pose[:, :2]))))
-        # Patient's frame -> 1/16 px of the layers, where pixel centres are whole numbers.
-        self._turn = pose[:, :2].T * (16 * self.fine)
-        self._offset = pose[:, 2] * (16 * self.fine) - 8
 
-    def layer(self) -> np.ndarray:
-        return np.zeros((self.fine, self.fine), np.uint8)
+    def layer(self, n: int | None = None) -> np.ndarray:
+        """An empty layer of n x n px; default the film's size."""
+        return np.zeros((n or self.size, n or self.size), np.uint8)
+
+    def fine_layer(self) -> np.ndarray:
+        """A layer for thin lines: at least 512 px wide or the film's size."""
+        return self.layer(2 * self.size if self.size <= 384 else self.size)
+
+    def film(self, points: np.ndarray) -> np.ndarray:
+        """Patient's frame -> film, 0..1, [..., 2]."""
+        return points @ self.pose[:, :2].T + self.pose[:, 2]
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Patient's frame -> pixels of the record's image, [..., 2]."""
-        return (points @ self.pose[:, :2].T + self.pose[:, 2]) * self.size
+        return self.film(points) * self.size
 
-    def _fixed(self, points: np.ndarray) -> list[np.ndarray]:
-        fixed = np.rint(points @ self._turn + self._offset).astype(np.int32)
+    def fixed(self, points: np.ndarray, n: int) -> list[np.ndarray]:
+        """Patient's frame -> 1/16 px of an n x n layer, where pixel centres are whole numbers."""
+        fixed = np.rint(points @ (self.pose[:, :2].T * (16 * n)) + (self.pose[:, 2] * 16 * n - 8))
+        fixed = fixed.astype(np.int32)
         return [fixed] if fixed.ndim == 2 else list(fixed)
 
     def fill(self, layer: np.ndarray, outlines: np.ndarray, value: float = 255) -> None:
         """Fills one outline [n, 2], or many that do not overlap, [m, n, 2]."""
-        cv2.fillPoly(layer, self._fixed(outlines), int(min(value, 255)), cv2.LINE_AA, 4)
+        points = self.fixed(outlines, len(layer))
+        cv2.fillPoly(layer, points, int(min(value, 255)), cv2.LINE_AA, 4)
 
     def line(self, layer: np.ndarray, paths: np.ndarray, width: float, value: float = 255) -> None:
         """Strokes one path [n, 2] or many [m, n, 2]; `width` in units of the film's width."""
-        pixels = width * self.scale * self.fine
+        pixels = width * self.scale * len(layer)
         thick = max(1, round(pixels))
         value = int(min(value, 255) * min(1.0, max(pixels / thick, 0.15)))
         # Supersampled layers need no smoothing of their own, which is slow for thick lines.
-        kind = cv2.LINE_AA if self.supersample == 1 or thick == 1 else cv2.LINE_8
-        cv2.polylines(layer, self._fixed(paths), False, value, thick, kind, 4)
+        kind = cv2.LINE_AA if len(layer) == self.size or thick == 1 else cv2.LINE_8
+        cv2.polylines(layer, self.fixed(paths, len(layer)), False, value, thick, kind, 4)
 
     def down(self, layer: np.ndarray) -> np.ndarray:
-        """Layer -> the film's size."""
-        if self.supersample == 1:
+        """A fine layer at the film's size; others as they are."""
+        if len(layer) <= self.size:
             return layer
         return cv2.resize(layer, (self.size, self.size), interpolation=cv2.INTER_AREA)
 
-    def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur; `sigma` in units of the film's width. Wide blurs go by a small copy."""
-        pixels, step = sigma * len(layer), 1
-        while pixels / step > 3 and len(layer) // (2 * step) >= 16:
-            step *= 2
-        if step == 1:
-            return cv2.GaussianBlur(layer, (0, 0), pixels) if pixels > 0.2 else layer
-        n = len(layer)
-        small = cv2.resize(layer, (n // step, n // step), interpolation=cv2.INTER_AREA)
-        small = cv2.GaussianBlur(small, (0, 0), pixels / step)
-        return cv2.resize(small, (n, n), interpolation=cv2.INTER_LINEAR)
-
     def shadow(self, layer: np.ndarray, sigma: float = 0.0) -> np.ndarray:
-        """Layer -> float32 [size, size] in 0..1, blurred."""
-        return cv2.multiply(self.blur(self.down(layer), sigma), 1 / 255, dtype=cv2.CV_32F)
+        """Layer -> float32 in 0..1, blurred, no finer than the film."""
+        return cv2.multiply(_blur(self.down(layer), sigma), 1 / 255, dtype=cv2.CV_32F)
+
+
+def _blur(field: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; `sigma` in units of the film's width. Wide blurs go by a small copy."""
+    n, step = len(field), 1
+    pixels = sigma * n
+    while pixels / step > 3 and n // (2 * step) >= 16:
+        step *= 2
+    if step == 1:
+        return cv2.GaussianBlur(field, (0, 0), pixels) if pixels > 0.2 else field
+    small = cv2.resize(field, (n // step, n // step), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), pixels / step)
+    return cv2.resize(small, (n, n), interpolation=cv2.INTER_LINEAR)
 
 
 class _Texture:
@@ -674,28 +681,42 @@ def _lung_labels(pen: _Pen, chest: _Chest) -> np.ndarray:
     """uint8 [size, size]: 0 outside, 1 right lung, 2 left lung; each is one component."""
     labels = np.zeros((pen.size, pen.size), np.uint8)
     for s in range(2):
-        points = np.rint((pen.pixels(chest.lung[s]) - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(labels, [points], s + 1, cv2.LINE_8, 4)
+        cv2.fillPoly(labels, pen.fixed(chest.lung[s], pen.size), s + 1, cv2.LINE_8, 4)
     return labels
 
 
 def _zones(labels: np.ndarray) -> np.ndarray:
     """Zone map uint8: 0 outside, 1..6 row by row, right before left, as the record's severity."""
-    table = np.zeros((len(labels), 3), np.uint8)
+    zones = np.zeros_like(labels)
     for s in range(2):
-        rows = np.flatnonzero((labels == s + 1).any(axis=1))
+        lung = labels == s + 1
+        rows = np.flatnonzero(lung.any(axis=1))
         if len(rows):
             share = (np.arange(len(labels)) - rows[0]) / (rows[-1] + 1 - rows[0])
-            table[:, s + 1] = 1 + s + 2 * np.searchsorted(ZONE_CUTS, share, side="right")
-    return np.take_along_axis(table, labels, axis=1)
+            number = 1 + s + 2 * np.searchsorted(ZONE_CUTS, share, side="right")
+            zones += lung * number.astype(np.uint8)[:, None]
+    return zones
 
 
-def _wall_distance(coarse: _Pen, chest: _Chest) -> np.ndarray:
+def _in_zones(zones: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """bool [size, size]: the pixel's zone is among `chosen`, bool [3, 2]."""
+    table = np.zeros(256, np.uint8)
+    table[1:7] = chosen.ravel()
+    return cv2.LUT(zones, table).view(bool)
+
+
+def _count(field: np.ndarray, n: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """How often each of 0..n-1 occurs in a uint8 field (under a mask); float32 [n], exact."""
+    mask = None if mask is None else mask.view(np.uint8)
+    return cv2.calcHist([field], [0], mask, [n], [0, n]).ravel()
+
+
+def _wall_distance(pen: _Pen, chest: _Chest) -> np.ndarray:
     """float32 [lattice, lattice]: distance to the inner chest wall and apex, in units."""
     right, left = chest.lateral[0][12:], chest.lateral[1][12:]
     low = np.array([[0.0, 0.6]])
-    layer = coarse.layer()
-    coarse.fill(layer, np.concatenate([right, right[-1:] + low, left[-1:] + low, left[::-1]]))
+    layer = pen.layer(_LATTICE)
+    pen.fill(layer, np.concatenate([right, right[-1:] + low, left[-1:] + low, left[::-1]]))
     return _depth(layer)
 
 
@@ -716,9 +737,9 @@ class _Sick:
     severity: np.ndarray  # int8 [3, 2]
 
 
-def _lesions(visit, chest, coarse, wall, zones, texture) -> _Sick:
+def _lesions(pen, chest, wall, zones, texture) -> _Sick:
     """Opacity fields and their exact masks at the film's size."""
-    size = len(zones)
+    size, visit = pen.size, chest.visit
     haze = solid = np.zeros((size, size), np.float32)
     kind, infection = np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
     edema, severity = infection, np.zeros((3, 2), np.int8)
@@ -726,16 +747,16 @@ def _lesions(visit, chest, coarse, wall, zones, texture) -> _Sick:
     infected = extent["positive"].any()
     if not infected and not visit.edema:
         return _Sick(haze, solid, kind, infection, edema, severity)
-    pixels = np.bincount(zones.ravel(), minlength=7)
+    pixels = np.maximum(_count(zones, 7), 1)
     small = cv2.resize(zones, (_LATTICE, _LATTICE), interpolation=cv2.INTER_NEAREST)
     barred = np.zeros((_LATTICE, _LATTICE), bool)
     if visit.pneumothorax is not None:  # there is no lung in the pleural air
-        layer = coarse.layer()
-        coarse.fill(layer, _pleural_air(chest, visit)[0])
+        layer = pen.layer(_LATTICE)
+        pen.fill(layer, _pleural_air(chest, visit)[0])
         barred = layer > 60
     if infected:
         cover = extent["cover"]
-        liking = _infection_liking(visit, chest, coarse, wall, texture)
+        liking = _infection_liking(pen, chest, wall, texture)
         field, core = _opacity(
             liking, small, (cover, cover * extent["dense"]), barred, extent["soft"], texture
         )
@@ -750,13 +771,13 @@ def _lesions(visit, chest, coarse, wall, zones, texture) -> _Sick:
     if visit.edema:
         amount = np.array([[0.5 * visit.edema_upper], [1.0], [0.8]]) * visit.edema_amount
         cover = np.repeat(amount, 2, axis=1)
-        liking = _edema_liking(chest, coarse, texture)
+        liking = _edema_liking(pen, chest, texture)
         field = _opacity(liking, small, (cover,), barred, 1.3, texture)[0]
         field, edema = _within(_at_size(field, size), cover > 0, zones, pixels)
         haze = np.maximum(haze, 0.34 * field)
         kind = np.maximum(kind, edema.astype(np.uint8))
-    counts = np.bincount((zones + 8 * kind).ravel(), minlength=24)
-    burden = (counts[9:15] + 2 * counts[17:23]) / np.maximum(pixels[1:7], 1)
+    counts = _count(zones + 8 * kind, 24)
+    burden = (counts[9:15] + 2 * counts[17:23]) / pixels[1:7]
     score = 1 + np.searchsorted(SEVERITY_CUTS, burden, side="right")
     severity = np.where(burden > 0, score, 0).reshape(3, 2).astype(np.int8)
     return _Sick(haze, solid, kind, infection, edema, severity)
@@ -764,38 +785,39 @@ def _lesions(visit, chest, coarse, wall, zones, texture) -> _Sick:
 
 def _within(field, wanted, zones, pixels) -> tuple[np.ndarray, np.ndarray]:
     """Keeps `field` [size, size] to the `wanted` [3, 2] zones it covers well, and cuts its mask."""
-    mask = (field >= LESION_CUT) & np.append(False, wanted.ravel())[zones]
-    cover = np.bincount(zones[mask], minlength=7) / np.maximum(pixels, 1)
-    kept = (cover >= LEAST_COVER)[zones]
+    mask = (field >= LESION_CUT) & _in_zones(zones, wanted)
+    cover = _count(zones, 7, mask)[1:] / pixels[1:]
+    kept = _in_zones(zones, cover >= LEAST_COVER)
     return field * kept, mask & kept
 
 
-def _infection_liking(visit, chest, coarse, wall, texture) -> np.ndarray:
+def _infection_liking(pen, chest, wall, texture) -> np.ndarray:
     """Where the infection prefers to lie, on the lattice; higher is likelier."""
-    if visit.extent["style"] == "patchy":
+    extent = chest.visit.extent
+    if extent["style"] == "patchy":
         periphery = np.exp(-((wall / 0.085) ** 2))
         return 1.5 * periphery + 0.9 * texture.patch + 0.25 * texture.mid + 0.4 * texture.broad
     centres = []
     for s, (_, sign) in enumerate(_SIDES):
-        rows = np.flatnonzero(visit.extent["positive"][:, s])
+        rows = np.flatnonzero(extent["positive"][:, s])
         if len(rows):
-            lateral, lean = visit.extent["place"][s]
+            lateral, lean = extent["place"][s]
             height = np.array([0.24, 0.46, 0.63])[rows].mean() + 0.05 * lean
             centres.append(chest.place(np.array([lateral, height]), sign))
-    near = _nearness(coarse, centres, 0.11, 1.1)
+    near = _nearness(pen, centres, 0.11, 1.1)
     return near + 0.45 * texture.patch + 0.25 * texture.mid + 0.2 * texture.broad
 
 
-def _edema_liking(chest, coarse, texture) -> np.ndarray:
-    near = _nearness(coarse, [hilum + [0.0, 0.05] for hilum in chest.hilum], 0.10, 0.75)
+def _edema_liking(pen, chest, texture) -> np.ndarray:
+    near = _nearness(pen, [hilum + [0.0, 0.05] for hilum in chest.hilum], 0.10, 0.75)
     return near + 0.3 * texture.patch + 0.2 * texture.mid
 
 
-def _nearness(coarse: _Pen, centres: list[np.ndarray], reach: float, tall: float) -> np.ndarray:
+def _nearness(pen: _Pen, centres: list[np.ndarray], reach: float, tall: float) -> np.ndarray:
     """-1.5 x the distance to the nearest of the centres in units of `reach`, on the lattice."""
     nearest = np.full((_LATTICE, _LATTICE), 9.0, np.float32)
     at = np.arange(_LATTICE, dtype=np.float32)
-    for x, y in (coarse.pixels(centre) for centre in centres):
+    for x, y in (pen.film(centre) * _LATTICE for centre in centres):
         squared = ((at - x) ** 2)[None, :] + ((at - y) ** 2)[:, None] * np.float32(tall**2)
         np.minimum(nearest, np.sqrt(squared) / np.float32(reach * _LATTICE), out=nearest)
     return -1.5 * nearest
@@ -830,11 +852,11 @@ def _opacity(liking, zones, covers, barred, soft, texture) -> list[np.ndarray]:
             if not len(known):
                 continue
             level = np.interp(np.arange(_LATTICE), known, rows[known])
-            level = np.convolve(np.pad(level, 6, mode="edge"), np.full(13, 1 / 13), "valid")
+            level = np.convolve(np.pad(level, 4, mode="edge"), np.full(9, 1 / 9), "valid")
             level = level.astype(np.float32)[:, None]
             # _smooth(0.4) is 0.352: LESION_CUT covers what was asked for.
             field[:, columns] = _smooth((liking[:, columns] - level) / np.float32(soft) + 0.4)
-        fields.append(cv2.GaussianBlur(field, (0, 0), 1.3) * taper)
+        fields.append(cv2.GaussianBlur(field, (0, 0), 1.0) * taper)
     return fields
 
 
@@ -864,7 +886,7 @@ class _Signs:
     def __init__(self, pen: _Pen, chest: _Chest, visit: _Visit):
         self.bands = self.air = self.pleura = None
         if visit.atelectasis is not None:
-            layer = pen.layer()
+            layer = pen.fine_layer()
             for band in visit.bands:
                 self._band(pen, layer, chest, visit.atelectasis, *band)
             self.bands = pen.shadow(layer, 0.002)
@@ -873,7 +895,7 @@ class _Signs:
             layer = pen.layer()
             pen.fill(layer, outline)
             self.air = pen.shadow(layer)
-            layer = pen.layer()
+            layer = pen.fine_layer()
             pen.line(layer, line, 0.0046)
             self.pleura = pen.shadow(layer)
 
@@ -892,7 +914,7 @@ def _devices(pen: _Pen, chest: _Chest, visit: _Visit) -> list[np.ndarray]:
     """A layer for each device that shows on the film."""
     drawn = []
     for name, seed in visit.devices:
-        layer = pen.layer()
+        layer = pen.fine_layer()
         _DEVICE_DRAWERS[name](pen, layer, chest, np.random.default_rng(seed))
         if layer.any():
             drawn.append(layer)
@@ -957,10 +979,10 @@ _DEVICE_DRAWERS = {
 # ---------------------------------------------------------------------------------------------
 
 
-def _soft_tissue(pen: _Pen, coarse: _Pen, chest: _Chest) -> np.ndarray:
+def _soft_tissue(pen: _Pen, chest: _Chest) -> np.ndarray:
     """Thickness of body and arms, float32 [size, size], about 1 at the middle of the trunk."""
     fat = 0.030 + 0.055 * chest.patient.fat
-    sides, arms = [], coarse.layer()
+    sides, arms = [], pen.layer(_LATTICE)
     for s, (_, sign) in enumerate(_SIDES):
         x = [0.082, 0.088, 0.125, 0.25, 0.37, 0.45, 0.47, 0.42]
         top = _xy(x, [-0.10, 0.02, 0.055, 0.075, 0.095, 0.15, 0.24, 0.35])
@@ -970,10 +992,10 @@ def _soft_tissue(pen: _Pen, coarse: _Pen, chest: _Chest) -> np.ndarray:
         x[3:] = np.maximum(x[3:], x[2] + np.array([0.0, 0.005, 0.01]))
         sides.append(_curve(np.concatenate([top, _xy(x, y)])) * [sign, 1])
         arm = _curve(_xy([0.44, 0.51, 0.55, 0.57], [0.17, 0.32, 0.55, 0.90])) * [sign, 1]
-        coarse.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.06 + 0.4 * fat))
+        pen.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.06 + 0.4 * fat))
     outline = np.concatenate([sides[0], sides[1][::-1]])
-    trunk = coarse.layer()
-    coarse.fill(trunk, outline)
+    trunk = pen.layer(_LATTICE)
+    pen.fill(trunk, outline)
     t = np.minimum(_depth(trunk) / 0.17, 1)
     y = (np.arange(_LATTICE, dtype=np.float32)[:, None] + 0.5) / _LATTICE
     trunk = np.sqrt(t * (2 - t)) * (0.80 + 0.26 * _smooth((y - 0.05) / 0.75))
@@ -1013,7 +1035,7 @@ def _ribs(chest: _Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _bones(pen: _Pen, chest: _Chest) -> np.ndarray:
     """Bone thickness, float32 [size, size]; about 1 for the shadow of a posterior rib."""
     patient, ap = chest.patient, chest.visit.view == "AP"
-    back, front, edges, deep = (pen.layer() for _ in range(4))
+    back, front, edges, deep = pen.layer(), pen.layer(), pen.fine_layer(), pen.layer()
     posterior, anterior, first = _ribs(chest)
     number = np.tile(np.minimum(np.arange(1, 12), 6), 2)[:, None]
     half = patient.rib_width * (0.80 + 0.03 * number)
@@ -1049,9 +1071,9 @@ def _bones(pen: _Pen, chest: _Chest) -> np.ndarray:
     pen.line(edges, np.concatenate(_edges(shafts, 0.022)), 0.006, 120)
     _vertebrae(pen, chest, deep, edges)
 
-    total = cv2.addWeighted(pen.down(back), 1 / 125, pen.down(front), 1 / 125, 0, dtype=cv2.CV_32F)
-    other = cv2.addWeighted(pen.down(edges), 0.005, pen.down(deep), 0.0085, 0, dtype=cv2.CV_32F)
-    return pen.blur(total + other, 0.0022) * np.float32(patient.bone)
+    total = cv2.addWeighted(back, 1 / 125, front, 1 / 125, 0, dtype=cv2.CV_32F)
+    other = cv2.addWeighted(pen.down(edges), 0.005, deep, 0.0085, 0, dtype=cv2.CV_32F)
+    return cv2.addWeighted(total, patient.bone, other, patient.bone, 0)
 
 
 def _vertebrae(pen: _Pen, chest: _Chest, deep: np.ndarray, edges: np.ndarray) -> None:
@@ -1076,7 +1098,7 @@ def _vertebrae(pen: _Pen, chest: _Chest, deep: np.ndarray, edges: np.ndarray) ->
 
 def _vessels(pen: _Pen, chest: _Chest) -> np.ndarray:
     """Vessel shadow float32 [size, size], 0..1, of both lungs."""
-    layer = pen.layer()
+    layer = pen.fine_layer()
     for generation, (paths, widths) in enumerate(chest.patient.tree):
         placed = []
         for half, (_, sign) in zip(np.split(paths, 2), _SIDES):
@@ -1085,7 +1107,7 @@ def _vessels(pen: _Pen, chest: _Chest) -> np.ndarray:
         # Upright, the upper vessels are thinner; in edema they are as wide as the lower ones.
         upper = paths[:, 0, 1] < 0.40
         widths = widths * np.where(upper, 1.5 if chest.visit.edema else 0.9, 1.0)
-        thick = np.maximum(1, np.rint(widths * pen.scale * pen.fine)).astype(int)
+        thick = np.maximum(1, np.rint(widths * pen.scale * len(layer))).astype(int)
         value = _VESSEL_SHADES[generation] * chest.patient.vascularity
         for step in np.unique(thick):
             chosen = thick == step
@@ -1093,54 +1115,69 @@ def _vessels(pen: _Pen, chest: _Chest) -> np.ndarray:
     return pen.shadow(layer)
 
 
-def _attenuation(pen, coarse, chest, wall, sick, texture, signs) -> np.ndarray:
+def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     """A, float32 [size, size], without devices; `sick` None leaves the lungs clear of lesions."""
     size, visit = pen.size, chest.visit
     lung, heart, middle = pen.layer(), pen.layer(), pen.layer()
     for outline in chest.lung:
         pen.fill(lung, outline)
-    lung = pen.shadow(lung, 0.0024)
+    lung = pen.shadow(lung)
     pen.fill(heart, chest.heart)
     heart = pen.shadow(heart, 0.003)
-    heart = heart * (0.62 + 0.38 * pen.blur(heart, 0.045))
+    heart *= 0.62 + 0.38 * _blur(heart, 0.045)
     pen.fill(middle, chest.great_vessels)
     pen.fill(middle, chest.knob)
     middle = pen.shadow(middle, 0.004)
 
     t = np.minimum(wall / 0.10, 1)
-    air = lung * _at_size(0.50 + 0.50 * np.sqrt(t * (2 - t)), size)
-    air *= 1 - np.maximum(0.80 * heart, np.maximum(0.76 * middle, 0.5 * pen.blur(middle, 0.03)))
+    air = _at_size(0.50 + 0.50 * np.sqrt(t * (2 - t)), size)
+    air *= lung
+    displaced = 0.5 * _blur(middle, 0.03)
+    middle *= 0.76
+    np.maximum(displaced, middle, out=displaced)
+    np.maximum(displaced, 0.8 * heart, out=displaced)
+    cv2.subtract(1.0, displaced, dst=displaced)
+    air *= displaced
 
     vessels = _vessels(pen, chest)
-    hila = coarse.layer()
-    coarse.fill(hila, _ellipse(np.stack(chest.hilum) + [0, 0.01], (0.022, 0.048)), 215)
+    hila = pen.layer(_LATTICE)
+    pen.fill(hila, _ellipse(np.stack(chest.hilum) + [0, 0.01], (0.022, 0.048)), 215)
+    hila = pen.shadow(hila, 0.014) * (1 + 0.25 * texture.mid)
+    markings = np.maximum(vessels, _at_size(hila, size))
     grain = 0.030 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.018 * texture.mid
-    hila = coarse.shadow(hila, 0.014) * (1 + 0.25 * texture.mid)
-    markings = np.maximum(vessels, _at_size(hila, size)) + _at_size(grain, size)
+    markings += _at_size(grain, size)
     if signs.air is not None:
-        markings = markings * (1 - signs.air) + 0.85 * signs.pleura
+        markings *= 1 - signs.air
+        markings += 0.85 * signs.pleura
         air *= 1 + 0.16 * signs.air
     if signs.bands is not None:
         markings += 0.75 * signs.bands
     if sick is not None and sick.kind.any():
         grain = 0.13 * texture.mid + 0.13 * texture.fine + 0.08 * texture.patch
-        filled = (sick.haze + sick.solid) * _at_size(np.clip(1 + grain, 0.5, 1.5), size)
-        if visit.extent["bronchograms"]:
-            tubes = np.clip(pen.blur(vessels, 0.002) - 0.25, 0, 0.6)
+        filled = sick.haze + sick.solid
+        filled *= _at_size(np.clip(1 + grain, 0.5, 1.5), size)
+        if visit.extent["bronchograms"] and sick.solid.any():
+            tubes = np.clip(_blur(vessels, 0.002) - 0.25, 0, 0.6)
             filled -= 0.9 * sick.solid * tubes
-        markings *= 1 - 1.1 * sick.solid - 0.4 * sick.haze
+        markings *= 1 - cv2.addWeighted(sick.solid, 1.1, sick.haze, 0.4, 0)
         air *= 1 - np.clip(filled, 0, 0.92)
-    body = _soft_tissue(pen, coarse, chest)
-    density = body * (visit.technique["thickness"] * (1 - 0.64 * air))
-    lung_only = lung * (1 - 0.5 * heart)
-    markings *= lung_only
-    cv2.scaleAdd(markings, 0.50, density, dst=density)
+    body = _soft_tissue(pen, chest)
+    thickness = visit.technique["thickness"]
+    density = cv2.multiply(body, air, scale=-0.64 * thickness)
+    density = cv2.scaleAdd(body, thickness, density, dst=density)
 
     # Scatter hides the ribs that lie over the abdomen and the spine behind the heart.
+    bare = cv2.addWeighted(heart, -0.5, heart, 0, 1)
     y = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     shows = 1 - 0.65 * _smooth((y - 0.30) / 0.35)
-    shows = (shows + (1 - shows) * lung) * (1 - 0.5 * heart) * np.minimum(body * 4, 1)
-    density += 0.30 * _bones(pen, chest) * shows
+    bones = _bones(pen, chest)
+    bones *= (1 - shows) * lung + shows
+    bones *= bare
+    bones *= np.minimum(body * 4, 1)
+    density = cv2.scaleAdd(bones, 0.30, density, dst=density)
+    markings *= lung
+    markings *= bare
+    density = cv2.scaleAdd(markings, 0.50, density, dst=density)
     _abdomen_and_airways(pen, chest, density, lung)
     return np.maximum(density, 0, out=density)
 
@@ -1154,7 +1191,7 @@ def _abdomen_and_airways(pen: _Pen, chest: _Chest, density: np.ndarray, lung: np
         end = chest.hilum[s] - [sign * 0.02, 0.005]
         bronchus = np.linspace(chest.carina - [0, 0.006], end, 5)
         pen.fill(airway, _ring(bronchus, np.linspace(0.0095, 0.006, 5)), 150)
-    density -= 0.42 * pen.shadow(airway, 0.004)
+    cv2.scaleAdd(pen.shadow(airway, 0.004), -0.42, density, dst=density)
     if visit.stomach or len(visit.bowel):
         gas, dome = pen.layer(), chest.diaphragm[1]
         top = dome[np.argmin(dome[:, 1])]
@@ -1164,16 +1201,17 @@ def _abdomen_and_airways(pen: _Pen, chest: _Chest, density: np.ndarray, lung: np
         for u in visit.bowel:
             centre = top + [(u[0] - 0.7) * 0.25, 0.10 + 0.12 * u[1]]
             pen.fill(gas, _ellipse(centre, (0.02 + 0.03 * u[2], 0.015 + 0.015 * u[3]), 16), 90)
-        density -= 1.0 * pen.shadow(gas, 0.005) * (1 - lung)
+        density -= pen.shadow(gas, 0.005) * (1 - lung)
     if patient.breast:
         layer, b = pen.layer(), patient.breast
         for _, sign in _SIDES:
             centre = np.array([sign * (0.235 + 0.02 * b), 0.60 + 0.05 * b])
             pen.fill(layer, _ellipse(centre, np.array([1, 1.05]) * (0.11 + 0.05 * b), 28))
         breast = pen.shadow(layer, 0.006)
-        density += 0.30 * b * breast * (0.35 + 0.65 * pen.blur(breast, 0.03))
+        breast *= 0.105 * b + 0.195 * b * _blur(breast, 0.03)
+        density += breast
     if patient.fissure:
-        layer = pen.layer()
+        layer = pen.fine_layer()
         pen.line(layer, chest.place(_xy([0.09, 0.20, 0.32], [0.44, 0.435, 0.45]), -1.0), 0.0022)
         density += 0.07 * pen.shadow(layer) * lung
 
@@ -1187,33 +1225,45 @@ def _expose(attenuation: np.ndarray, pen: _Pen, visit: _Visit, rng) -> np.ndarra
     """Attenuation to the displayed film, uint8 [size, size]."""
     size, technique = pen.size, visit.technique
     f = technique["scatter"]
-    light = cv2.exp(-attenuation)
-    light = cv2.addWeighted(light, 1 / (1 + f), pen.blur(light, 0.09), f / (1 + f), 0)
-    light = pen.blur(light, technique["blur"])
-    grain = rng.standard_normal((size, size), np.float32)
+    light = cv2.exp(cv2.subtract(0.0, attenuation))
+    light = cv2.addWeighted(light, 1 / (1 + f), _blur(light, 0.09), f / (1 + f), 0)
+    light = _blur(light, technique["blur"])
+    grain = _grain(rng, size)
     grain *= 0.6 * technique["noise"] * size / 256
-    light += grain * np.sqrt(light)
-    density = -cv2.log(np.maximum(light, 0.004))
+    grain *= np.sqrt(light)
+    light += grain
+    density = cv2.log(np.maximum(light, 0.004, out=light), dst=light)
     span = np.linspace(-1, 1, size, dtype=np.float32)
     across, down = technique["heel"]
-    density *= 1 + np.float32(across) * span
+    density *= -1 - np.float32(across) * span
     density *= (1 + np.float32(down) * span)[:, None]
     if technique["grid"]:
         wave = np.cos(np.arange(size, dtype=np.float32) * 2.2)
         density += (np.float32(technique["grid"]) * wave)[:, None]
 
     white = -np.log((np.exp(-technique["thickness"]) + f * 0.10) / (1 + f)) * technique["high"]
-    low = technique["low"]
-    local, sharpen = pen.blur(density, 0.05), technique["detail"]
-    v = cv2.addWeighted(density, 1 + sharpen, local, -sharpen, -low) * (1 / (white - low))
-    # The display curve, as a table: fine enough that no two neighbouring greys skip.
-    shade = np.linspace(0, 1, 2048) ** technique["gamma"]
+    low, sharpen = technique["low"], technique["detail"]
+    # The display curve is a table, finer than the greys it gives.
+    steps = 2047
+    gain = steps / (white - low)
+    local = _blur(density, 0.05)
+    v = cv2.addWeighted(
+        density, (1 + sharpen) * gain, local, -sharpen * gain, -low * gain, dtype=cv2.CV_32F
+    )
+    shade = np.linspace(0, 1, steps + 1, dtype=np.float32) ** np.float32(technique["gamma"])
     shade = shade + technique["curve"] * (_smooth(shade) - shade)
     table = (12 + 236 * shade).astype(np.uint8)
-    image = table[np.clip(v * 2047, 0, 2047).astype(np.uint16)]
+    image = np.take(table, np.clip(v, 0, steps, out=v).astype(np.int32))
     _borders(image, technique)
     _markers(image, visit, technique)
     return image
+
+
+def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Nearly normal noise float32 [size, size], mean 0, variance 1: sums of four random bytes."""
+    raw = np.frombuffer(rng.bytes(4 * size * size), np.uint8).reshape(size, size, 4)
+    scale = 1 / np.sqrt(4 * (256**2 - 1) / 12)
+    return cv2.transform(raw.astype(np.float32), np.array([[scale] * 4 + [-510 * scale]]))
 
 
 def _borders(image: np.ndarray, technique: dict) -> None:
@@ -1254,10 +1304,10 @@ def _truth(pen, chest, lungs, zones, sick, signs, devices) -> Record:
     visit = chest.visit
     device_masks = [pen.down(layer) > 40 for layer in devices]
     places = {
-        "cardiomegaly": [_box(pen, chest.heart)] if chest.patient.large_heart else [],
+        "cardiomegaly": _boxes(pen, [chest.heart]) if chest.patient.large_heart else [],
         "atelectasis": [] if signs.bands is None else [_mask_box(signs.bands > 0.25)],
         "pneumothorax": [] if signs.air is None else [_mask_box(signs.air > 0.5)],
-        "pleural effusion": [] if chest.fluid is None else [_box(pen, chest.fluid)],
+        "pleural effusion": [] if chest.fluid is None else _boxes(pen, [chest.fluid]),
         "support devices": [_mask_box(mask) for mask in device_masks],
     }
     masks = {}
@@ -1328,14 +1378,17 @@ def _mark_lesions(table, masks, regions, lungs) -> None:
                 table[row, _FINDING[finding]] = count >= max(1, 0.01 * (y1 - y0) * (x1 - x0))
 
 
-def _box(pen: _Pen, points: np.ndarray, least: float = 0.3) -> np.ndarray | None:
-    """Tight box of a shape, clipped to the film; None where under `least` of it is in view."""
-    p = pen.pixels(points)
-    low, high = p.min(axis=0), p.max(axis=0)
+def _boxes(pen: _Pen, shapes: list[np.ndarray], least: float = 0.3) -> list[np.ndarray | None]:
+    """Tight boxes of shapes, clipped to the film; None where under `least` of one is in view."""
+    starts = np.cumsum([0] + [len(shape) for shape in shapes[:-1]])
+    points = pen.pixels(np.concatenate(shapes))
+    low = np.minimum.reduceat(points, starts)
+    high = np.maximum.reduceat(points, starts)
     a, b = np.clip(low, 0, pen.size), np.clip(high, 0, pen.size)
-    if min(b - a) < 1 or np.prod(b - a) < least * np.prod(high - low):
-        return None
-    return np.concatenate([a, b]).astype(np.float32)
+    seen = np.prod(b - a, axis=1) >= least * np.prod(high - low, axis=1)
+    seen &= (b - a).min(axis=1) >= 1
+    boxes = np.concatenate([a, b], axis=1).astype(np.float32)
+    return [box if shown else None for box, shown in zip(boxes, seen)]
 
 
 def _mask_box(mask: np.ndarray) -> np.ndarray | None:
@@ -1344,14 +1397,15 @@ def _mask_box(mask: np.ndarray) -> np.ndarray | None:
 
 
 def _component_boxes(mask: np.ndarray) -> list[np.ndarray]:
-    """Boxes of the components; crumbs under 0.1% of the film are left out unless alone."""
+    """Boxes of the components; boxes under 0.1% of the film are left out unless alone."""
     if not mask.any():
         return []
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
-    stats = stats[1:][np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")]
-    kept = stats[:, cv2.CC_STAT_AREA] >= 0.001 * mask.size
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rects = np.array([cv2.boundingRect(outline) for outline in outlines], np.float32)
+    rects = rects[np.argsort(-rects[:, 2] * rects[:, 3], kind="stable")]
+    kept = rects[:, 2] * rects[:, 3] >= 0.001 * mask.size
     kept[0] = True
-    x, y, w, h = stats[kept, :4].T.astype(np.float32)
+    x, y, w, h = rects[kept].T
     return list(np.stack([x, y, x + w, y + h], axis=1))
 
 
@@ -1385,7 +1439,7 @@ def _regions(pen: _Pen, chest: _Chest, lungs: np.ndarray, zones: np.ndarray) -> 
     dome = min(path[:, 1].min() for path in chest.diaphragm)
     width = abs(chest.tip[0][0]) + 0.02
     shapes["abdomen"] = _xy([-width, width], [dome, 1.05])
-    boxes.update({name: _box(pen, shape) for name, shape in shapes.items()})
+    boxes.update(zip(shapes, _boxes(pen, list(shapes.values()))))
     out = np.full((len(REGIONS), 4), np.nan, np.float32)
     for name, box in boxes.items():
         if box is not None:
