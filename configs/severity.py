@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             tap="block3",  # before transition 3: 16x16x1024 at 256 px [paper, Sec. 2.2]
         ),
         train_backbone=False,  # [paper]
+        freeze_norms=False,
         vit=dict(num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0),  # B/16
         head_blocks=4,  # [paper]
     )

@@ -1,5 +1,6 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
+import logging
 import os
 import pathlib
 import sys
@@ -30,9 +31,13 @@ def setup_jax() -> None:
     It lies in CXR_CACHE, else ~/.cache/cxr_jax, in a folder of this jaxlib: entries of another
     version have crashed processes. Trusted input only: do not share it between users.
     """
+    # XLA's loader of cached CPU programs prints a page of processor features at level 'error' for
+    # tuning hints that are no features (jax issue 38445). Real errors are raised, not printed.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
     import jaxlib
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates its options
     root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
     jax.config.update("jax_compilation_cache_dir", str(root / f"jaxlib-{jaxlib.__version__}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

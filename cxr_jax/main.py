@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from cxr_jax.cli import INTERRUPTED, run_command, setup_jax
@@ -72,7 +72,6 @@ def _parse_flags(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {rest[1]!r}; see python -m cxr_jax.main --help")
     if _CONFIG.value is None and not _WORKDIR.value:
         raise InputError("give --config=configs/NAME.py[:VARIANT], or --workdir of a run")
-    logging.set_verbosity(logging.WARNING)
 
 
 def _default_workdir() -> str:

@@ -208,16 +208,15 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def summary(task, train_state: state.TrainState, trainable: Any) -> str:
-    """Parameter counts by part, and which parts are trained."""
-    parts = {}
-    for name, tree in train_state.params.items():
-        count = sum(np.size(x) for x in jax.tree.leaves(tree))
-        used = sum(
-            np.size(x) for x, t in zip(jax.tree.leaves(tree), jax.tree.leaves(trainable[name])) if t
-        )
-        note = "" if used == count else " frozen" if not used else f" ({used / 1e6:.2f} M trained)"
-        parts[name] = f"{name} {count / 1e6:.2f} M{note}"
-    return f"task {task.name}: {', '.join(parts.values())}"
+    """How many parameters there are, how many are trained, and the parts that are not."""
+    sizes = jax.tree.map(np.size, train_state.params)
+    total = sum(jax.tree.leaves(sizes))
+    trained = sum(jax.tree.leaves(jax.tree.map(lambda n, t: n * t, sizes, trainable)))
+    still = [name for name, part in trainable.items() if not any(jax.tree.leaves(part))]
+    frozen = f"; frozen: {', '.join(still)}" if still else ""
+    return (
+        f"task {task.name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained{frozen}"
+    )
 
 
 def _check_finite(scalars: dict[str, float], step: int, checkpoints: Checkpoints) -> None:

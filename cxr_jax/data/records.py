@@ -4,11 +4,11 @@ A source gives the fields it has; a task states the fields it needs.
 
 | field | type | meaning |
 | --- | --- | --- |
-| `image` | uint8 [H, W] | the film as the reader sees it: air dark, the patient's right on the image's left |
+| `image` | uint8 [H, W] | air dark; the patient's right on the image's left |
 | `id`, `group` | str | the film; the patient (splits and intervals are by group) |
 | `view` | str | 'PA', 'AP' or '' where unknown |
 | `lungs` | uint8 [H, W] | 0 outside, 1 right lung (image left), 2 left lung |
-| `severity` | int8 [3, 2] | zone scores 0..3; rows upper, middle, lower; columns right lung, left lung |
+| `severity` | int8 [3, 2] | zone scores 0..3: rows upper, middle, lower; right lung first |
 | `severity_second` | int8 [3, 2] | the same by a second reader, never trained on |
 | `severity_valid` | bool [3, 2] | the zone was scored |
 | `diagnosis` | int | index into `DIAGNOSES` |

@@ -23,7 +23,7 @@ from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
-from cxr_jax.metrics import lesion_hits, segmentation, severity
+from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.map_head import MapHead
 from cxr_jax.models.vit import ViT
@@ -37,21 +37,29 @@ MASKS = ("record", "predicted", "record_or_predicted")
 
 
 class SeverityNet(nn.Module):
-    """Corpus, transformer and map head; `vit` None is the CNN baseline of Table 2."""
+    """Corpus, transformer and map head.
+
+    Attributes:
+      vit: None is the CNN baseline of Table 2.
+      train_backbone: False keeps the corpus frozen, its batch norm in inference mode.
+      freeze_norms: True keeps all batch norm in inference mode.
+    """
 
     backbone: DenseNet
     vit: ViT | None
     head: MapHead
     train_backbone: bool = False
+    freeze_norms: bool = False
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalised films times lung masks [B, H, W] -> logits [B, h, w, levels] of the map."""
         x = jnp.repeat(x[..., None], 3, axis=-1)
-        taps = self.backbone(x, train=train and self.train_backbone)
+        norms = train and not self.freeze_norms
+        taps = self.backbone(x, train=norms and self.train_backbone)
         features = taps[self.backbone.stop_at]
         if self.vit is not None:
             features = self.vit(features, train=train)["map"]
-        return self.head(features, train=train)
+        return self.head(features, train=norms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +112,7 @@ class Severity(Task):
                 vit=vit,
                 head=MapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
                 train_backbone=c.train_backbone,
+                freeze_norms=c.freeze_norms,
             ),
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
@@ -239,21 +248,29 @@ class Severity(Task):
 
     def summary_figures(self, rows):
         valid = rows["valid"].astype(bool)
-        predicted = np.where(valid, rows["probs"], 0).sum(axis=(1, 2))
-        true = np.where(valid, rows["labels"], 0).sum(axis=(1, 2))
-        return {"scatter": figures.scatter_scores(predicted, true)}
+        scored = valid.any(axis=(1, 2))
+        predicted = np.where(valid, rows["probs"], 0).sum(axis=(1, 2))[scored]
+        true = np.where(valid, rows["labels"], 0).sum(axis=(1, 2))[scored]
+        numbers = {
+            "mse": regression.mse(predicted, true),
+            "mae": regression.mae(predicted, true),
+            "cc": regression.cc(predicted, true),
+        }
+        return {"scatter": figures.scatter_scores(predicted, true, numbers)}
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         film = record["image"]
         zone_map, _ = zones.zone_map(record["lungs"])
         true = record.get("severity")
+        if true is not None:
+            true = np.where(record.get("severity_valid", True), true, -1)
         return figures.severity_panel(
             film,
             record["lungs"],
             zone_map,
             resize_map(outputs["map"], film.shape),
             outputs["probs"],
-            severity_true=None if true is None else (np.asarray(true) > 0).astype(int),
+            severity_true=true,
             lesion_true=record.get("lesion"),
             title=str(record["id"]),
         )

@@ -1,0 +1,306 @@
+"""The whole way, walked by every config's smoke variant; and what a run must survive."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cxr_jax import checkpoints, evaluate, train
+from cxr_jax.errors import InputError
+from tests.conftest import ROOT
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
+
+
+def load_config(path: pathlib.Path, variant: str):
+    import importlib
+
+    return importlib.import_module(f"configs.{path.stem}").get_config(variant)
+
+
+def command(*args, **overrides) -> list[str]:
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return [sys.executable, "-m", "cxr_jax.main", *map(str, args), *flags]
+
+
+def run(*args, check=True, **overrides) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*args, **overrides), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def environment() -> dict[str, str]:
+    # One device, as a user has; the tests' own process simulates eight.
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def arrays(workdir: pathlib.Path, step: int | None = None):
+    return jax.tree_util.tree_leaves_with_path(checkpoints.read_state(workdir, step))
+
+
+def assert_same_state(a: pathlib.Path, b: pathlib.Path):
+    """Parameters, batch statistics, optimizer state, step and key: equal to the bit."""
+    left, right = arrays(a), arrays(b)
+    assert [path for path, _ in left] == [path for path, _ in right]
+    for (path, x), (_, y) in zip(left, right):
+        np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+@pytest.fixture(scope="session", params=CONFIGS, ids=lambda path: path.stem)
+def smoke_run(request, tmp_path_factory):
+    """A finished smoke run of each config: (config, workdir, metrics)."""
+    config = load_config(request.param, "smoke").copy_and_resolve_references()
+    config.devices = 1
+    workdir = tmp_path_factory.mktemp(request.param.stem)
+    assert train.train(config, workdir)
+    metrics = evaluate.evaluate(config, workdir)
+    return config, workdir, metrics
+
+
+def test_there_are_configs():
+    assert {p.stem for p in CONFIGS} >= {"severity", "lungs"}
+
+
+def test_every_config_trains_and_reports(smoke_run):
+    config, workdir, metrics = smoke_run
+    names = {p.name for p in workdir.iterdir()}
+    wanted = {"config.json", "checkpoints", "metrics.jsonl", "results.json", "figures"}
+    assert wanted | {"tensorboard", "rows-test.npz"} <= names
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert steps == list(range(1, config.total_steps + 1))
+    results = json.loads((workdir / "results.json").read_text())
+    for key in ("seed", "data", "precision", "device", "wall_s", "code_version", "steps"):
+        assert key in results
+    assert results["metrics"].keys() == metrics.keys()
+    for metric in results["metrics"].values():
+        assert metric.keys() == {"value", "low", "high", "n"}
+    assert len(list((workdir / "figures").glob("test-0*.png"))) == config.figures
+    assert (workdir / "figures" / "training.png").stat().st_size > 0
+    with np.load(workdir / "rows-test.npz") as rows:
+        assert len(rows["id"]) == config.data.test
+
+
+def test_a_finished_run_is_left_alone(smoke_run):
+    config, workdir, _ = smoke_run
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.train(config, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_variant_is_a_config(path):
+    for variant in ("", "quick", "cohen", "smoke"):
+        config = load_config(path, variant)
+        assert config.is_locked
+        train.check_config(config)
+    with pytest.raises(InputError, match="nonsense"):
+        load_config(path, "nonsense")
+
+
+def test_another_config_is_refused(smoke_run):
+    config, workdir, _ = smoke_run
+    other = config.copy_and_resolve_references()
+    other.optimizer.lr = 0.123
+    with pytest.raises(InputError, match=r"optimizer\.lr is .* there and 0\.123 here"):
+        train.train(other, workdir)
+    # What only changes how the run is watched is free.
+    other = config.copy_and_resolve_references()
+    other.log_every = 7
+    train.claim_workdir(other, workdir)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
+    config, workdir, metrics = smoke_run
+    config = config.copy_and_resolve_references()
+    config.eval_batch_size = batch_size  # five films: the last batch is padded differently
+    before = (workdir / "results.json").read_text()
+    config_json = (workdir / "config.json").read_text()
+    try:
+        again = evaluate.evaluate(config, workdir)
+    finally:
+        (workdir / "results.json").write_text(before)
+        (workdir / "config.json").write_text(config_json)
+    for name, metric in metrics.items():
+        assert again[name].n == metric.n
+        if metric.value is None:
+            assert again[name].value is None, name
+        else:
+            # float32 sums in another order, for another batch size
+            assert again[name].value == pytest.approx(metric.value, abs=1e-4), name
+
+
+def test_ensemble_is_the_mean_of_its_members(smoke_run):
+    config, workdir, _ = smoke_run
+    task = evaluate.make_task(config)
+    source = task.adapt(evaluate.sources.open_source(config.data, "test"), workdir / "cache")
+    parallel = evaluate.Parallel.create("jit", 1)
+    example = evaluate.example_batch(task, source)
+    name = {"severity": "probs", "lungs": "lung_probs"}[config.task]
+    if config.task == "lungs":
+        pytest.skip("one member by default; severity has the ensemble")
+    _, members = evaluate.restore_variables(task, example, parallel, workdir, (1, 2))
+    single = [evaluate.run(task, [m], source, parallel, config).rows[name] for m in members]
+    both = evaluate.run(task, members, source, parallel, config).rows[name]
+    assert not np.array_equal(single[0], single[1])
+    np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
+    """kill -9, five times; then the parameters, the optimizer and every logged loss are those of
+    an uninterrupted run, which also says that the data came in the same order."""
+    overrides = dict(total_steps=40, checkpoint_every=4, eval_steps="(40,)", figures=0, bootstrap=0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("--config=configs/severity.py:smoke", f"--workdir={whole}", **overrides)
+    rng, kills = random.Random(0), 0
+    for _ in range(30):
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                command("--config=configs/severity.py:smoke", f"--workdir={killed}", **overrides),
+                cwd=ROOT,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+            )
+            target = _last_step(killed) + rng.randint(1, 9)
+            while process.poll() is None and kills < 5:
+                if _last_step(killed) >= target:
+                    time.sleep(rng.random() * 0.05)
+                    process.send_signal(signal.SIGKILL)
+                    kills += process.wait() == -signal.SIGKILL
+                    break
+                time.sleep(0.002)
+            else:
+                assert process.wait() == 0, (tmp_path / "log").read_text()
+                break
+    assert kills == 5
+    assert_same_state(whole, killed)
+    lines = [(d / "metrics.jsonl").read_text() for d in (whole, killed)]
+    assert lines[0] == lines[1]
+
+
+def _last_step(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        return json.loads(lines[-1])["step"] if lines else 0
+    except ValueError:
+        return 0
+
+
+def test_sigterm_saves_and_ends_cleanly(tmp_path):
+    overrides = dict(total_steps=100_000, checkpoint_every=100_000, eval_steps="(1,)")
+    with subprocess.Popen(
+        command("--config=configs/severity.py:smoke", f"--workdir={tmp_path}", **overrides),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while _last_step(tmp_path) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "saved" in output
+    step = int(checkpoints.read_state(tmp_path)["step"])
+    assert step == _last_step(tmp_path)
+
+
+LIMITED = """
+import resource, sys
+from cxr_jax import main
+from cxr_jax.cli import run_command
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # bytes a file: 'the disk is full'
+run_command(main.main)
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(smoke_run, tmp_path):
+    config, _, _ = smoke_run
+    if config.task != "severity":
+        pytest.skip("one task is enough")
+    args = command("--config=configs/severity.py:smoke", f"--workdir={tmp_path}")[3:]
+    overrides = ["--config.total_steps=4", "--config.eval_steps=(4,)"]
+    # Two steps without a limit, then on with one.
+    run(*args, "--config.total_steps=4", "--config.eval_steps=(4,)", check=True)
+    full = checkpoints.read_state(tmp_path)
+    for step in (3, 4):
+        _remove(tmp_path / "checkpoints" / str(step))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *args, *overrides],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "could not write the checkpoint" in done.stderr
+    assert "free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    run(*args, *overrides)
+    again = checkpoints.read_state(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again["params"], full["params"])
+
+
+def _remove(folder: pathlib.Path):
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config=configs/severity.py:nonsense"], "nonsense"),
+        (["--config=configs/severity.py:smoke", "--config.lr=1"], "lr"),
+        (["--config=configs/severity.py:smoke", "--config.data.name=imagenet"], "imagenet"),
+        (["--config=configs/severity.py:smoke", "--config.batch_size=0"], "batch_size=0"),
+        (["--config=configs/severity.py:smoke", "--mode=guess"], "guess"),
+        (["--config=configs/severity.py:smoke", "--config.parallel=fast"], "fast"),
+        (["--config=configs/severity.py:smoke", "--config.init_from=nowhere"], "nowhere"),
+        (["--workdir=nowhere", "--mode=eval"], "nowhere"),
+        (["--config=configs/severity.py:smoke", "--mode=eval", "--steps=one"], "one"),
+        ([], "--config"),
+        (["stray"], "stray"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else None,
+)
+def test_a_users_mistake_is_one_line(args, words, tmp_path):
+    workdir = (
+        []
+        if any(a.startswith("--workdir") for a in args) or not args
+        else [f"--workdir={tmp_path / 'run'}"]
+    )
+    done = run(*args, *workdir, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert words in lines[0]
+
+
+def test_help_ends_with_zero():
+    for module in ("main", "predict", "weights", "data.prepare"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"cxr_jax.{module}", "--help"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0
+        assert f"cxr_jax.{module}" in done.stdout
