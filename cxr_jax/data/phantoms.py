@@ -66,10 +66,12 @@ _LUNG_REGIONS = (
     "costophrenic angle",
 )
 
+_UNIT = np.arange(256, dtype=np.float32) / 255
+
 # Lateral distance and height of the right and the left hilum in the standard chest.
 _HILUM = np.array([[0.095, 0.425], [0.095, 0.413]])
 # How dark each generation of vessels is drawn, 0..255.
-_VESSEL_SHADES = (220, 185, 135, 90, 60)
+_VESSEL_SHADES = (220, 180, 130, 85)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +259,7 @@ class _Visit:
             self.atelectasis = 1 - self.atelectasis  # the fluid would hide the bands
         self.devices = _choose_devices(rng, population, ap)
         self.fluid = rng.uniform(0.07, 0.20)
-        self.air = rng.uniform(0.22, 0.42)
+        self.air = rng.uniform(0.26, 0.46)
         self.air_end = rng.uniform(0.45, 0.75)
         bands = rng.integers(1, 4)
         self.bands = np.stack(
@@ -389,7 +391,7 @@ def _vessel_tree(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]
     at = np.repeat(_HILUM, len(fan), axis=0)
     at = at + np.stack([0.004 * np.cos(angle), 0.035 * np.sin(angle)], axis=1)
     width = np.tile(0.0125 * np.array([0.75, 0.75, 0.68, 0.65, 0.75, 0.9, 1.0, 1.0, 0.85]), 2)
-    length = 0.066 * rng.uniform(0.55, 1.25, angle.shape)
+    length = 0.076 * rng.uniform(0.5, 1.25, angle.shape)
     tree = []
     for _ in _VESSEL_SHADES:
         n = len(angle)
@@ -556,9 +558,9 @@ class _Chest:
         def line(x, share) -> np.ndarray:
             return _xy(np.asarray(x) + 0.5 * turned, top + np.asarray(share) * high)
 
-        x = [-0.048, -0.060, -0.92 * right, -right, -0.9 * right, -0.04, 0.42 * left, 0.82 * left,
+        x = [-0.048, -0.060, -0.92 * right, -right, -0.99 * right, -0.04, 0.42 * left, 0.82 * left,
              0.97 * left, left, 0.91 * left, 0.67 * left, 0.42 * left, 0.050]  # fmt: skip
-        y = [-0.02, 0.18, 0.42, 0.66, 0.92, 1.12, 1.16, 1.11, 0.98, 0.82, 0.55, 0.26, 0.05, -0.10]
+        y = [-0.02, 0.18, 0.42, 0.66, 0.97, 1.14, 1.16, 1.11, 0.98, 0.82, 0.55, 0.26, 0.05, -0.10]
         self.heart = _curve(line(x, y))
         self.right_atrium = np.concatenate([self.heart[6:26], line([-0.005], [0.92])])
         k = patient.knob
@@ -604,8 +606,11 @@ class _Pen:
 
     def fixed(self, points: np.ndarray, n: int) -> list[np.ndarray]:
         """Patient's frame -> 1/16 px of an n x n layer, where pixel centres are whole numbers."""
-        fixed = np.rint(points @ (self.pose[:, :2].T * (16 * n)) + (self.pose[:, 2] * 16 * n - 8))
-        fixed = fixed.astype(np.int32)
+        turn, offset = self.pose[:, :2].T * (16 * n), self.pose[:, 2] * (16 * n) - 8
+        # One flat product: matmul takes stacks of small matrices one by one.
+        flat = points.reshape(-1, 2) @ turn
+        flat += offset
+        fixed = np.rint(flat, out=flat).astype(np.int32).reshape(points.shape)
         return [fixed] if fixed.ndim == 2 else list(fixed)
 
     def fill(self, layer: np.ndarray, outlines: np.ndarray, value: float = 255) -> None:
@@ -630,7 +635,7 @@ class _Pen:
 
     def shadow(self, layer: np.ndarray, sigma: float = 0.0) -> np.ndarray:
         """Layer -> float32 in 0..1, blurred, no finer than the film."""
-        return cv2.multiply(_blur(self.down(layer), sigma), 1 / 255, dtype=cv2.CV_32F)
+        return cv2.LUT(_blur(self.down(layer), sigma), _UNIT)
 
 
 def _blur(field: np.ndarray, sigma: float) -> np.ndarray:
@@ -1127,7 +1132,7 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     heart *= 0.62 + 0.38 * _blur(heart, 0.045)
     pen.fill(middle, chest.great_vessels)
     pen.fill(middle, chest.knob)
-    middle = pen.shadow(middle, 0.004)
+    middle = pen.shadow(middle, 0.006)
 
     t = np.minimum(wall / 0.10, 1)
     air = _at_size(0.50 + 0.50 * np.sqrt(t * (2 - t)), size)
@@ -1144,12 +1149,12 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     pen.fill(hila, _ellipse(np.stack(chest.hilum) + [0, 0.01], (0.022, 0.048)), 215)
     hila = pen.shadow(hila, 0.014) * (1 + 0.25 * texture.mid)
     markings = np.maximum(vessels, _at_size(hila, size))
-    grain = 0.030 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.018 * texture.mid
+    grain = 0.045 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.020 * texture.mid
     markings += _at_size(grain, size)
     if signs.air is not None:
         markings *= 1 - signs.air
-        markings += 0.85 * signs.pleura
-        air *= 1 + 0.16 * signs.air
+        markings += 1.2 * signs.pleura
+        air *= 1 + 0.20 * signs.air
     if signs.bands is not None:
         markings += 0.75 * signs.bands
     if sick is not None and sick.kind.any():
@@ -1185,31 +1190,31 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
 def _abdomen_and_airways(pen: _Pen, chest: _Chest, density: np.ndarray, lung: np.ndarray) -> None:
     """Adds trachea, bronchi, gas, breasts and the minor fissure to `density`, in place."""
     visit, patient = chest.visit, chest.patient
-    airway = pen.layer()
-    pen.fill(airway, _ring(chest.trachea, 0.0125))
+    dark = pen.layer()  # what holds air, outside the lungs
+    pen.fill(dark, _ring(chest.trachea, 0.0125), 107)
     for s, (_, sign) in enumerate(_SIDES):
         end = chest.hilum[s] - [sign * 0.02, 0.005]
         bronchus = np.linspace(chest.carina - [0, 0.006], end, 5)
-        pen.fill(airway, _ring(bronchus, np.linspace(0.0095, 0.006, 5)), 150)
-    cv2.scaleAdd(pen.shadow(airway, 0.004), -0.42, density, dst=density)
-    if visit.stomach or len(visit.bowel):
-        gas, dome = pen.layer(), chest.diaphragm[1]
-        top = dome[np.argmin(dome[:, 1])]
-        if visit.stomach:
-            dx, dy, a, b = visit.stomach_shape
-            pen.fill(gas, _ellipse(top + [dx - 0.03, dy], (a, b)), 170)
-        for u in visit.bowel:
-            centre = top + [(u[0] - 0.7) * 0.25, 0.10 + 0.12 * u[1]]
-            pen.fill(gas, _ellipse(centre, (0.02 + 0.03 * u[2], 0.015 + 0.015 * u[3]), 16), 90)
-        density -= pen.shadow(gas, 0.005) * (1 - lung)
+        pen.fill(dark, _ring(bronchus, np.linspace(0.0095, 0.006, 5)), 75)
+    dome = chest.diaphragm[1]
+    top = dome[np.argmin(dome[:, 1])]
+    if visit.stomach:
+        dx, dy, a, b = visit.stomach_shape
+        pen.fill(dark, _ellipse(top + [dx - 0.03, dy], (a, b)), 170)
+    for u in visit.bowel:
+        centre = top + [(u[0] - 0.7) * 0.25, 0.10 + 0.12 * u[1]]
+        pen.fill(dark, _ellipse(centre, (0.02 + 0.03 * u[2], 0.015 + 0.015 * u[3]), 16), 90)
+    dark = pen.shadow(dark, 0.0045)
+    dark *= 1 - lung
+    density -= dark
     if patient.breast:
-        layer, b = pen.layer(), patient.breast
+        layer, b = pen.layer(_LATTICE), patient.breast
         for _, sign in _SIDES:
             centre = np.array([sign * (0.235 + 0.02 * b), 0.60 + 0.05 * b])
             pen.fill(layer, _ellipse(centre, np.array([1, 1.05]) * (0.11 + 0.05 * b), 28))
         breast = pen.shadow(layer, 0.006)
         breast *= 0.105 * b + 0.195 * b * _blur(breast, 0.03)
-        density += breast
+        density += _at_size(breast, pen.size)
     if patient.fissure:
         layer = pen.fine_layer()
         pen.line(layer, chest.place(_xy([0.09, 0.20, 0.32], [0.44, 0.435, 0.45]), -1.0), 0.0022)
