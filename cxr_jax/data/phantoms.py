@@ -163,7 +163,7 @@ def _film(seed: int, index: int, size: int, population: Population, *, lesions: 
     chest = _Chest(patient, visit)
     pen = _Pen(size, visit.pose)
 
-    lungs = _lung_labels(pen, chest)
+    lungs = _lung_labels(pen, chest, size)
     zones = _zones(lungs)
     wall = _wall_distance(pen, chest)
     texture = _Texture(rng)
@@ -366,16 +366,17 @@ def _choose_technique(rng: np.random.Generator, population: Population, ap: bool
         "marker": rng.random(4),
         "grid": 0.0,
     }
+    other = rng.random(6)  # drawn for both scanners, so that all later draws are the same
     if shifted:
         technique["scatter"] *= 1.7
         technique["noise"] *= 2.4
-        technique["blur"] = rng.uniform(0.7, 1.1) / 256
-        technique["gamma"] = rng.uniform(1.25, 1.7)
-        technique["low"] = rng.uniform(0.3, 0.55)
-        technique["high"] = rng.uniform(1.05, 1.3)
+        technique["blur"] = (0.8 + 0.4 * other[0]) / 256
+        technique["gamma"] = 1.25 + 0.45 * other[1]
+        technique["low"] = 0.3 + 0.25 * other[2]
+        technique["high"] = 1.05 + 0.25 * other[3]
         technique["curve"] = 0.0
-        technique["detail"] = rng.uniform(0.0, 0.15)
-        technique["grid"] = rng.uniform(0.012, 0.03)
+        technique["detail"] = 0.15 * other[4]
+        technique["grid"] = 0.012 + 0.018 * other[5]
     return technique
 
 
@@ -570,6 +571,10 @@ class _Chest:
         y = [0.02, 0.12, 0.22, 0.32, top + 0.1 * high, top + 0.3 * high, top + 0.14 * high,
              top + 0.01, 0.345, 0.295, 0.262, 0.225, 0.14, 0.02]  # fmt: skip
         self.great_vessels = _curve(_xy(np.asarray(x) + turned, y))
+        low = float(self.diaphragm[1].max(axis=0)[1])
+        self.prevertebral = _xy(
+            np.array([-0.040, -0.052, 0.068, 0.050]) + turned, [top, low, low, top]
+        )
         self.svc = _curve(
             _xy(np.array([-0.040, -0.043, -0.043]) + turned, [0.235, 0.32, top + 0.08])
         )
@@ -682,11 +687,11 @@ def _depth(layer: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 
 
-def _lung_labels(pen: _Pen, chest: _Chest) -> np.ndarray:
-    """uint8 [size, size]: 0 outside, 1 right lung, 2 left lung; each is one component."""
-    labels = np.zeros((pen.size, pen.size), np.uint8)
+def _lung_labels(pen: _Pen, chest: _Chest, n: int) -> np.ndarray:
+    """uint8 [n, n]: 0 outside, 1 right lung, 2 left lung; each is one component."""
+    labels = pen.layer(n)
     for s in range(2):
-        cv2.fillPoly(labels, pen.fixed(chest.lung[s], pen.size), s + 1, cv2.LINE_8, 4)
+        cv2.fillPoly(labels, pen.fixed(chest.lung[s], n), s + 1, cv2.LINE_8, 4)
     return labels
 
 
@@ -753,7 +758,7 @@ def _lesions(pen, chest, wall, zones, texture) -> _Sick:
     if not infected and not visit.edema:
         return _Sick(haze, solid, kind, infection, edema, severity)
     pixels = np.maximum(_count(zones, 7), 1)
-    small = cv2.resize(zones, (_LATTICE, _LATTICE), interpolation=cv2.INTER_NEAREST)
+    small = _zones(_lung_labels(pen, chest, _LATTICE))  # not by resizing: the same for any size
     barred = np.zeros((_LATTICE, _LATTICE), bool)
     if visit.pneumothorax is not None:  # there is no lung in the pleural air
         layer = pen.layer(_LATTICE)
@@ -797,11 +802,23 @@ def _within(field, wanted, zones, pixels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _infection_liking(pen, chest, wall, texture) -> np.ndarray:
-    """Where the infection prefers to lie, on the lattice; higher is likelier."""
+    """Where the infection prefers to lie, on the lattice; higher is likelier.
+
+    It seldom lies behind the heart, where no reader could see it.
+    """
+    heart = pen.layer(_LATTICE)
+    pen.fill(heart, chest.heart)
+    hidden = -1.5 * pen.shadow(heart, 0.02)
     extent = chest.visit.extent
     if extent["style"] == "patchy":
         periphery = np.exp(-((wall / 0.085) ** 2))
-        return 1.5 * periphery + 0.9 * texture.patch + 0.25 * texture.mid + 0.4 * texture.broad
+        return (
+            hidden
+            + 1.5 * periphery
+            + 0.9 * texture.patch
+            + 0.25 * texture.mid
+            + 0.4 * texture.broad
+        )
     centres = []
     for s, (_, sign) in enumerate(_SIDES):
         rows = np.flatnonzero(extent["positive"][:, s])
@@ -810,7 +827,7 @@ def _infection_liking(pen, chest, wall, texture) -> np.ndarray:
             height = np.array([0.24, 0.46, 0.63])[rows].mean() + 0.05 * lean
             centres.append(chest.place(np.array([lateral, height]), sign))
     near = _nearness(pen, centres, 0.11, 1.1)
-    return near + 0.45 * texture.patch + 0.25 * texture.mid + 0.2 * texture.broad
+    return hidden + near + 0.45 * texture.patch + 0.25 * texture.mid + 0.2 * texture.broad
 
 
 def _edema_liking(pen, chest, texture) -> np.ndarray:
@@ -1132,6 +1149,7 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     heart *= 0.62 + 0.38 * _blur(heart, 0.045)
     pen.fill(middle, chest.great_vessels)
     pen.fill(middle, chest.knob)
+    pen.fill(middle, chest.prevertebral, 215)
     middle = pen.shadow(middle, 0.006)
 
     t = np.minimum(wall / 0.10, 1)
@@ -1140,7 +1158,7 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     displaced = 0.5 * _blur(middle, 0.03)
     middle *= 0.76
     np.maximum(displaced, middle, out=displaced)
-    np.maximum(displaced, 0.8 * heart, out=displaced)
+    np.maximum(displaced, 0.86 * heart, out=displaced)
     cv2.subtract(1.0, displaced, dst=displaced)
     air *= displaced
 
