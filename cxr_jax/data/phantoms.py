@@ -206,7 +206,8 @@ class _Patient:
         self.large_heart = bool(rng.random() < population.cardiomegaly)
         self.female = bool(rng.random() < 0.5)
         self.breast = rng.uniform(0.5, 1.0) if self.female and rng.random() < 0.75 else 0.0
-        self.fat = rng.uniform(0.0, 1.0) ** 1.5
+        self.fat = rng.uniform(0.0, 1.0) ** 1.2
+        self.arms = rng.uniform(-0.09, 0.03)  # how far the arms hang from the trunk
         self.width = rng.uniform(0.93, 1.06)
         self.height = rng.uniform(0.95, 1.06)
         self.lung_jitter = rng.normal(0, 0.0045, (2, 14, 2))
@@ -220,7 +221,7 @@ class _Patient:
         self.rib_pitch = rng.uniform(0.057, 0.063)
         self.rib_width = rng.uniform(0.0115, 0.0145)
         self.rib_jitter = rng.normal(0, 0.003, (2, 12))
-        self.bone = rng.uniform(0.75, 1.25)
+        self.bone = rng.uniform(0.6, 1.1)
         self.scoliosis = rng.normal(0, 0.006)
         self.clavicle_tilt = rng.uniform(-0.025, 0.035)
         self.vascularity = rng.uniform(0.75, 1.2)
@@ -236,7 +237,7 @@ class _Visit:
         self.view = "AP" if rng.random() < population.ap else "PA"
         ap = self.view == "AP"
         angle = np.deg2rad(rng.normal(0, 2.2 if ap else 1.2))
-        scale = rng.uniform(1.02, 1.22) * (1.02 if ap else 1.0)
+        scale = rng.uniform(1.05, 1.24) * (1.02 if ap else 1.0)
         stretch = rng.uniform(0.95, 1.05)
         shift = rng.normal(0, 0.012, 2)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -356,7 +357,7 @@ def _choose_technique(rng: np.random.Generator, population: Population, ap: bool
         "noise": rng.uniform(0.006, 0.016) * (1.5 if ap else 1.0),
         "blur": rng.uniform(0.45, 0.8) / 256,
         "low": rng.uniform(0.05, 0.35),
-        "high": rng.uniform(1.12, 1.35),
+        "high": rng.uniform(1.18, 1.5),
         "gamma": rng.uniform(0.85, 1.2),
         "curve": rng.uniform(0.0, 0.6),
         "detail": rng.uniform(0.1, 0.7),
@@ -1001,31 +1002,35 @@ _DEVICE_DRAWERS = {
 # ---------------------------------------------------------------------------------------------
 
 
-def _soft_tissue(pen: _Pen, chest: _Chest) -> np.ndarray:
+def _soft_tissue(pen: _Pen, chest: _Chest, texture: _Texture) -> np.ndarray:
     """Thickness of body and arms, float32 [size, size], about 1 at the middle of the trunk."""
-    fat = 0.030 + 0.055 * chest.patient.fat
+    fat = 0.034 + 0.080 * chest.patient.fat
     sides, arms = [], pen.layer(_LATTICE)
     for s, (_, sign) in enumerate(_SIDES):
-        x = [0.082, 0.088, 0.125, 0.25, 0.37, 0.45, 0.47, 0.42]
+        x = [0.082, 0.088, 0.125, 0.25, 0.37, 0.47, 0.50, 0.45]
         top = _xy(x, [-0.10, 0.02, 0.055, 0.075, 0.095, 0.15, 0.24, 0.35])
         top = top * [chest.patient.width, 1] + [fat * 0.4, 0]
         y = np.array([0.46, 0.57, 0.68, 0.80, 0.95, 1.15])
         x = chest.wall(y, s) + fat
         x[3:] = np.maximum(x[3:], x[2] + np.array([0.0, 0.005, 0.01]))
         sides.append(_curve(np.concatenate([top, _xy(x, y)])) * [sign, 1])
-        arm = _curve(_xy([0.44, 0.51, 0.55, 0.57], [0.17, 0.32, 0.55, 0.90])) * [sign, 1]
-        pen.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.06 + 0.4 * fat))
+        arm = _curve(_xy([0.44, 0.52, 0.56, 0.58], [0.17, 0.32, 0.55, 0.90]))
+        arm = (
+            arm + np.array([1, 0]) * (chest.patient.arms * np.linspace(0.3, 1, len(arm)))[:, None]
+        ) * [sign, 1]
+        pen.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.065 + 0.4 * fat))
     outline = np.concatenate([sides[0], sides[1][::-1]])
     trunk = pen.layer(_LATTICE)
     pen.fill(trunk, outline)
     t = np.minimum(_depth(trunk) / 0.17, 1)
     y = (np.arange(_LATTICE, dtype=np.float32)[:, None] + 0.5) / _LATTICE
     trunk = np.sqrt(t * (2 - t)) * (0.80 + 0.26 * _smooth((y - 0.05) / 0.75))
+    trunk *= 1 + 0.015 * texture.broad + 0.012 * texture.patch
     t = np.minimum(_depth(arms) / 0.075, 1)
     skin = pen.layer()
     pen.fill(skin, outline)
     trunk = _at_size(np.maximum(trunk, 0.12), pen.size) * pen.shadow(skin)
-    return np.maximum(trunk, _at_size(0.42 * np.sqrt(t * (2 - t)), pen.size))
+    return np.maximum(trunk, _at_size(0.55 * np.sqrt(t * (2 - t)), pen.size))
 
 
 def _ribs(chest: _Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -1143,9 +1148,9 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     lung, heart, middle = pen.layer(), pen.layer(), pen.layer()
     for outline in chest.lung:
         pen.fill(lung, outline)
-    lung = pen.shadow(lung)
+    lung = pen.shadow(lung, 0.0035)
     pen.fill(heart, chest.heart)
-    heart = pen.shadow(heart, 0.003)
+    heart = pen.shadow(heart, 0.005)
     heart *= 0.62 + 0.38 * _blur(heart, 0.045)
     pen.fill(middle, chest.great_vessels)
     pen.fill(middle, chest.knob)
@@ -1184,7 +1189,7 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
             filled -= 0.9 * sick.solid * tubes
         markings *= 1 - cv2.addWeighted(sick.solid, 1.1, sick.haze, 0.4, 0)
         air *= 1 - np.clip(filled, 0, 0.92)
-    body = _soft_tissue(pen, chest)
+    body = _soft_tissue(pen, chest, texture)
     thickness = visit.technique["thickness"]
     density = cv2.multiply(body, air, scale=-0.64 * thickness)
     density = cv2.scaleAdd(body, thickness, density, dst=density)
