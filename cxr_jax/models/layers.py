@@ -68,8 +68,8 @@ def batch_moments(x: Array) -> Moments:
     """Mean and (biased) variance of every channel: [B, h, w, C] -> float32 [C], [C]."""
     height, width, channels = x.shape[1:]
     pixels = x.shape[0] * height * width
-    # Summed over rows of w * C first, which the CPU vectorises, then over the w columns. The partial
-    # sums also keep E[x^2] - E[x]^2 exact to float32's last digits; rounding must not make it negative.
+    # Over the rows of w * C numbers first, which a CPU vectorises, then over the w columns; the
+    # partial sums lose less to rounding too. What is lost must not make the variance negative.
     rows = x.astype(jnp.float32).reshape(-1, width * channels)
     total = jnp.sum(rows, axis=0).reshape(width, channels).sum(axis=0)
     squares = jnp.sum(jnp.square(rows), axis=0).reshape(width, channels).sum(axis=0)
@@ -209,8 +209,8 @@ class StemConv(nn.Module):
         batch, height, width, channels = x.shape
         shape = (7, 7, channels, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        # Two neighbouring columns are two halves of the channels (a reshape, no copy), and an eighth
-        # tap of zero makes the kernel even: the same sums, and on a CPU up to five times faster.
+        # Two neighbouring columns become two halves of the channels (a reshape, no copy); an eighth
+        # tap, of zero, makes the kernel even. The same sums, and on a CPU up to five times faster.
         columns = -(-width // 2)
         padding = ((0, 0), (3, 3), (4, 2 * columns + 2 - width), (0, 0))
         folded = jnp.pad(x.astype(self.dtype), padding)
