@@ -593,6 +593,7 @@ class _Pen:
     def __init__(self, size: int, pose: np.ndarray):
         self.size, self.pose = size, pose
         self.scale = float(np.sqrt(abs(np.linalg.det(pose[:, :2]))))
+        self._turn, self._offset = np.ascontiguousarray(pose[:, :2].T) * 16, pose[:, 2] * 16
 
     def layer(self, n: int | None = None) -> np.ndarray:
         """An empty layer of n x n px; default the film's size."""
@@ -612,10 +613,9 @@ class _Pen:
 
     def fixed(self, points: np.ndarray, n: int) -> list[np.ndarray]:
         """Patient's frame -> 1/16 px of an n x n layer, where pixel centres are whole numbers."""
-        turn, offset = self.pose[:, :2].T * (16 * n), self.pose[:, 2] * (16 * n) - 8
         # One flat product: matmul takes stacks of small matrices one by one.
-        flat = points.reshape(-1, 2) @ turn
-        flat += offset
+        flat = points.reshape(-1, 2) @ (self._turn * n)
+        flat += self._offset * n - 8
         fixed = np.rint(flat, out=flat).astype(np.int32).reshape(points.shape)
         return [fixed] if fixed.ndim == 2 else list(fixed)
 
@@ -1004,33 +1004,35 @@ _DEVICE_DRAWERS = {
 
 def _soft_tissue(pen: _Pen, chest: _Chest, texture: _Texture) -> np.ndarray:
     """Thickness of body and arms, float32 [size, size], about 1 at the middle of the trunk."""
-    fat = 0.034 + 0.080 * chest.patient.fat
-    sides, arms = [], pen.layer(_LATTICE)
+    patient = chest.patient
+    fat = 0.034 + 0.080 * patient.fat
+    sides, arms, skin = [], pen.layer(_LATTICE), pen.layer()
     for s, (_, sign) in enumerate(_SIDES):
-        x = [0.082, 0.088, 0.125, 0.25, 0.37, 0.47, 0.50, 0.45]
-        top = _xy(x, [-0.10, 0.02, 0.055, 0.075, 0.095, 0.15, 0.24, 0.35])
-        top = top * [chest.patient.width, 1] + [fat * 0.4, 0]
+        x = np.array([0.082, 0.088, 0.125, 0.25, 0.37, 0.47, 0.50, 0.45])
+        top = _xy(
+            x * patient.width + 0.4 * fat, [-0.10, 0.02, 0.055, 0.075, 0.095, 0.15, 0.24, 0.35]
+        )
         y = np.array([0.46, 0.57, 0.68, 0.80, 0.95, 1.15])
         x = chest.wall(y, s) + fat
         x[3:] = np.maximum(x[3:], x[2] + np.array([0.0, 0.005, 0.01]))
         sides.append(_curve(np.concatenate([top, _xy(x, y)])) * [sign, 1])
-        arm = _curve(_xy([0.44, 0.52, 0.56, 0.58], [0.17, 0.32, 0.55, 0.90]))
-        arm = (
-            arm + np.array([1, 0]) * (chest.patient.arms * np.linspace(0.3, 1, len(arm)))[:, None]
-        ) * [sign, 1]
-        pen.fill(arms, _ring(arm + [sign * fat * 0.8, 0], 0.065 + 0.4 * fat))
+        x = np.array([0.44, 0.52, 0.56, 0.58]) + 0.8 * fat
+        x += patient.arms * np.array([0.30, 0.53, 0.77, 1.0])
+        arm = _ring(_curve(_xy(sign * x, [0.17, 0.32, 0.55, 0.90])), 0.065 + 0.4 * fat)
+        pen.fill(arms, arm)
+        pen.fill(skin, arm)
     outline = np.concatenate([sides[0], sides[1][::-1]])
     trunk = pen.layer(_LATTICE)
     pen.fill(trunk, outline)
+    pen.fill(skin, outline)
     t = np.minimum(_depth(trunk) / 0.17, 1)
     y = (np.arange(_LATTICE, dtype=np.float32)[:, None] + 0.5) / _LATTICE
     trunk = np.sqrt(t * (2 - t)) * (0.80 + 0.26 * _smooth((y - 0.05) / 0.75))
     trunk *= 1 + 0.015 * texture.broad + 0.012 * texture.patch
     t = np.minimum(_depth(arms) / 0.075, 1)
-    skin = pen.layer()
-    pen.fill(skin, outline)
-    trunk = _at_size(np.maximum(trunk, 0.12), pen.size) * pen.shadow(skin)
-    return np.maximum(trunk, _at_size(0.55 * np.sqrt(t * (2 - t)), pen.size))
+    thickness = np.maximum(trunk, 0.55 * np.sqrt(t * (2 - t)))
+    # The skin line is crisp: it is cut at the film's size, not on the lattice.
+    return _at_size(np.maximum(thickness, 0.12), pen.size) * pen.shadow(skin)
 
 
 def _ribs(chest: _Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -1062,7 +1064,7 @@ def _ribs(chest: _Chest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _bones(pen: _Pen, chest: _Chest) -> np.ndarray:
     """Bone thickness, float32 [size, size]; about 1 for the shadow of a posterior rib."""
     patient, ap = chest.patient, chest.visit.view == "AP"
-    back, front, edges, deep = pen.layer(), pen.layer(), pen.fine_layer(), pen.layer()
+    back, front, edges, deep = (pen.layer() for _ in range(4))
     posterior, anterior, first = _ribs(chest)
     number = np.tile(np.minimum(np.arange(1, 12), 6), 2)[:, None]
     half = patient.rib_width * (0.80 + 0.03 * number)
@@ -1099,7 +1101,7 @@ def _bones(pen: _Pen, chest: _Chest) -> np.ndarray:
     _vertebrae(pen, chest, deep, edges)
 
     total = cv2.addWeighted(back, 1 / 125, front, 1 / 125, 0, dtype=cv2.CV_32F)
-    other = cv2.addWeighted(pen.down(edges), 0.005, deep, 0.0085, 0, dtype=cv2.CV_32F)
+    other = cv2.addWeighted(edges, 0.005, deep, 0.0085, 0, dtype=cv2.CV_32F)
     return cv2.addWeighted(total, patient.bone, other, patient.bone, 0)
 
 
@@ -1171,9 +1173,8 @@ def _attenuation(pen, chest, wall, sick, texture, signs) -> np.ndarray:
     hila = pen.layer(_LATTICE)
     pen.fill(hila, _ellipse(np.stack(chest.hilum) + [0, 0.01], (0.022, 0.048)), 215)
     hila = pen.shadow(hila, 0.014) * (1 + 0.25 * texture.mid)
-    markings = np.maximum(vessels, _at_size(hila, size))
     grain = 0.045 * cv2.GaussianBlur(texture.fine, (0, 0), 0.7) + 0.020 * texture.mid
-    markings += _at_size(grain, size)
+    markings = cv2.scaleAdd(vessels, 0.85, _at_size(0.8 * hila + grain, size))
     if signs.air is not None:
         markings *= 1 - signs.air
         markings += 1.2 * signs.pleura
