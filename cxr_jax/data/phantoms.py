@@ -142,7 +142,8 @@ def phantom(
       true); findings float32 [10] of 0 and 1; regions float32 [29, 4] (xyxy px, NaN where out of
       view), region_present bool [29], region_findings float32 [29, 10] of 0 and 1 (all 0 where
       out of view); boxes float32 [M, 4] (xyxy px), box_label int32 [M]; diagnosis int; id, group,
-      view str. Boxes hold pixels x0 <= x < x1.
+      view str. Boxes hold pixels x0 <= x < x1; a border of at most 4% of the
+      film may cover the rim of a region other than the lungs.
 
     Raises:
       InputError: a negative seed or index, a size outside 128..1024.
@@ -175,6 +176,8 @@ def _film(seed: int, index: int, size: int, population: Population, *, lesions: 
     for layer in devices:
         cv2.scaleAdd(pen.down(layer).astype(np.float32), 0.75 / 255, density, dst=density)
     image = _expose(density, pen, visit, rng)
+    _borders(image, lungs, visit.technique)
+    _markers(image, visit)
 
     record = {
         "image": image,
@@ -1283,8 +1286,6 @@ def _expose(attenuation: np.ndarray, pen: _Pen, visit: _Visit, rng) -> np.ndarra
     shade = shade + technique["curve"] * (_smooth(shade) - shade)
     table = (12 + 236 * shade).astype(np.uint8)
     image = np.take(table, np.clip(v, 0, steps, out=v).astype(np.int32))
-    _borders(image, technique)
-    _markers(image, visit, technique)
     return image
 
 
@@ -1295,23 +1296,30 @@ def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
     return cv2.transform(raw.astype(np.float32), np.array([[scale] * 4 + [-510 * scale]]))
 
 
-def _borders(image: np.ndarray, technique: dict) -> None:
-    """Collimation: unexposed margins, black as readers see them, now and then white."""
+def _borders(image: np.ndarray, lungs: np.ndarray, technique: dict) -> None:
+    """Collimation: unexposed margins, black as readers see them, now and then white.
+
+    They never cover a lung.
+    """
     if technique["border"] > 0.55:
         return
     size = len(image)
     value = 0 if technique["border"] < 0.45 else 250
-    top, bottom, left, right = (int(margin * size) for margin in technique["field"])
+    x, y, w, h = cv2.boundingRect(lungs)
+    free = (y, size - y - h, x, size - x - w)
+    top, bottom, left, right = (
+        min(int(margin * size), room) for margin, room in zip(technique["field"], free)
+    )
     image[:top] = value
     image[size - bottom :] = value
     image[:, :left] = value
     image[:, size - right :] = value
 
 
-def _markers(image: np.ndarray, visit: _Visit, technique: dict) -> None:
+def _markers(image: np.ndarray, visit: _Visit) -> None:
     """Side marker and view stamp."""
     size = len(image)
-    there, side, x, y = technique["marker"]
+    there, side, x, y = visit.technique["marker"]
     if there > 0.75:
         return
     letter, column = ("R", 0.05 + 0.05 * x) if side < 0.4 else ("L", 0.87 + 0.05 * x)
