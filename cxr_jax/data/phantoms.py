@@ -17,7 +17,7 @@ Exact truth. Masks and boxes are taken from the very shapes that are drawn:
 * `lesion`: pixels where a lesion's opacity is at least 35% of its peak. Outside the positive zones
   the opacity is exactly 0.
 * `severity`: of the burden b = (ground glass + 2 x consolidation pixels) / lung pixels of the zone:
-  0 where the zone has no lesion pixel, 1 for b < 0.25, 2 for b < 0.6, else 3.
+  0 where the zone has no lesion pixel, 1 for b < 0.3, 2 for b < 0.6, else 3.
 * Edema is an opacity: it counts in `lesion` and `severity`. Atelectasis, effusion and pneumothorax
   are findings with boxes, not lesions.
 * `diagnosis` names the infection only: a 'normal' film may show a large heart or a tube.
@@ -41,7 +41,7 @@ MIN_SIZE, MAX_SIZE = 128, 1024
 # Cuts between the lung zones, as shares of each lung's top to bottom extent (PAPERS: zones).
 ZONE_CUTS = (5 / 12, 2 / 3)
 # Burdens from which a zone scores 2 and 3.
-SEVERITY_CUTS = (0.25, 0.6)
+SEVERITY_CUTS = (0.3, 0.6)
 # A lesion ends where its opacity falls under this share of its peak.
 LESION_CUT = 0.35
 # A positive zone whose lesion covers less than this share of it is cleared: no spill, no doubt.
