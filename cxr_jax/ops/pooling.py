@@ -26,20 +26,21 @@ def zone_valid(zones: Array) -> Array:
 def _zone_max(values: Array, zones: Array) -> tuple[Array, Array]:
     """The largest value of each zone and which zones exist: [B, H, W] twice -> [B, 3, 2] twice.
 
-    The gradient goes to one pixel, the zone's first largest: a gather, cheaper than a comparison
-    with every pixel. An empty zone has the value 0 and no gradient.
+    The gradient goes to one pixel, the zone's first largest: a gather, cheaper than comparing every
+    pixel again on the way back. An empty zone has the value 0 and no gradient.
     """
     flat_values = values.reshape(values.shape[0], -1)
     flat_zones = zones.reshape(values.shape[0], -1)
     fixed = jax.lax.stop_gradient(flat_values)
-    index = _zone_table(
-        [
-            jnp.argmax(jnp.where(flat_zones == k, fixed, LOWEST), axis=1)
-            for k in range(1, NUM_ZONES + 1)
-        ]
-    )
+    pixels = jnp.arange(fixed.shape[1], dtype=jnp.int32)
+    places = []
+    for k in range(1, NUM_ZONES + 1):
+        # Two plain reductions take half the time of XLA's argmax.
+        inside = flat_zones == k
+        top = jnp.max(jnp.where(inside, fixed, LOWEST), axis=1, keepdims=True)
+        places.append(jnp.min(jnp.where(inside & (fixed == top), pixels, pixels[-1]), axis=1))
+    peak = jnp.take_along_axis(flat_values, jnp.stack(places, axis=1), axis=1)
     valid = zone_valid(zones)
-    peak = jnp.take_along_axis(flat_values, index.reshape(-1, NUM_ZONES), axis=1)
     return jnp.where(valid, peak.reshape(-1, 3, 2), 0.0), valid
 
 
@@ -103,18 +104,22 @@ def zone_log_probs(logits: Array, zones: Array, *, mode: ZoneMode) -> tuple[Arra
 
 
 def _zone_log_mean_exp(x: Array, zones: Array) -> Array:
-    """log of the mean of exp(x) over each zone: [B, H, W] -> [B, 3, 2], 0 for an empty zone."""
+    """log of the mean of exp(x) over each zone, x <= 0: [B, H, W] -> [B, 3, 2], 0 where empty."""
+    masks = [zones == k for k in range(1, NUM_ZONES + 1)]
+    fixed = jax.lax.stop_gradient(x)
+    tops = [jnp.max(jnp.where(inside, fixed, LOWEST), axis=(1, 2)) for inside in masks]
+    # One exponential a pixel, relative to the top of its own zone; outside, exp(x) <= 1 is safe.
+    shift = jnp.zeros_like(x)
+    for inside, top in zip(masks, tops):
+        shift = jnp.where(inside, top[:, None, None], shift)
+    relative = jnp.exp(x - shift)
     means = []
-    for k in range(1, NUM_ZONES + 1):
-        inside = zones == k
+    for inside, top in zip(masks, tops):
         count = jnp.sum(inside, axis=(1, 2), dtype=jnp.float32)
-        top = jax.lax.stop_gradient(jnp.max(jnp.where(inside, x, LOWEST), axis=(1, 2)))
-        # Fill first: outside the zone exp could overflow, and a masked infinity has a NaN gradient.
-        shifted = jnp.where(inside, x - top[:, None, None], LOWEST)
-        total = jnp.sum(jnp.exp(shifted), axis=(1, 2))
-        empty = count == 0
-        mean = jnp.log(jnp.where(empty, 1.0, total) / jnp.maximum(count, 1.0)) + top
-        means.append(jnp.where(empty, 0.0, mean))
+        total = jnp.sum(jnp.where(inside, relative, 0.0), axis=(1, 2))
+        # Filled before the logarithm: a masked infinity would still make the gradient NaN.
+        mean = jnp.where(count > 0, total, 1.0) / jnp.maximum(count, 1.0)
+        means.append(jnp.where(count > 0, jnp.log(mean) + top, 0.0))
     return _zone_table(means)
 
 
