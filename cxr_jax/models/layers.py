@@ -64,17 +64,46 @@ class Conv3x3(nn.Module):
         )
 
 
+def channel_sums(x: Array) -> Array:
+    """The sum of every channel: [B, h, w, C] -> float32 [C].
+
+    Over the rows of w * C numbers first, which a CPU vectorises, then over the w columns; the
+    partial sums lose less to rounding too.
+    """
+    width, channels = x.shape[2:]
+    rows = x.astype(jnp.float32).reshape(-1, width * channels)
+    return jnp.sum(rows, axis=0).reshape(width, channels).sum(axis=0)
+
+
 def batch_moments(x: Array) -> Moments:
     """Mean and (biased) variance of every channel: [B, h, w, C] -> float32 [C], [C]."""
-    height, width, channels = x.shape[1:]
-    pixels = x.shape[0] * height * width
-    # Over the rows of w * C numbers first, which a CPU vectorises, then over the w columns; the
-    # partial sums lose less to rounding too. What is lost must not make the variance negative.
-    rows = x.astype(jnp.float32).reshape(-1, width * channels)
-    total = jnp.sum(rows, axis=0).reshape(width, channels).sum(axis=0)
-    squares = jnp.sum(jnp.square(rows), axis=0).reshape(width, channels).sum(axis=0)
-    mean = total / pixels
-    return mean, jnp.maximum(squares / pixels - jnp.square(mean), 0.0)
+    x = x.astype(jnp.float32)
+    pixels = x.size // x.shape[-1]
+    mean = channel_sums(x) / pixels
+    # Rounding must not make the difference negative.
+    return mean, jnp.maximum(channel_sums(jnp.square(x)) / pixels - jnp.square(mean), 0.0)
+
+
+@jax.custom_vjp
+def scale_and_shift(x: Array, factor: Array, shift: Array) -> Array:
+    """x * factor + shift per channel: [B, h, w, C], float32 [C] twice -> float32 [B, h, w, C].
+
+    Its gradient is written out only so that its sums are `channel_sums`: a DenseNet trains a fifth
+    faster on a CPU. Reverse mode only.
+    """
+    return x * factor + shift
+
+
+def _scale_and_shift_forward(x, factor, shift):
+    return scale_and_shift(x, factor, shift), (x, factor)
+
+
+def _scale_and_shift_backward(saved, grad):
+    x, factor = saved
+    return (grad * factor).astype(x.dtype), channel_sums(grad * x), channel_sums(grad)
+
+
+scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)
 
 
 class BatchNorm(nn.Module):
@@ -113,12 +142,7 @@ class BatchNorm(nn.Module):
         else:
             mean, variance = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(variance + self.epsilon)
-        shift = bias - mean * factor
-        # On rows of w * C, so that the gradient's sums take the fast way of `batch_moments`.
-        width = x.shape[2]
-        rows = x.reshape(-1, width * x.shape[3])
-        y = rows * jnp.tile(factor, width) + jnp.tile(shift, width)
-        return y.astype(self.dtype).reshape(x.shape)
+        return scale_and_shift(x, factor, bias - mean * factor).astype(self.dtype)
 
 
 class ConvNormRelu(nn.Module):
