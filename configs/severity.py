@@ -67,28 +67,43 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    """A few hundred thousand parameters at 128 px, trained whole: there is no corpus to freeze."""
+    """A third of a million parameters at 128 px, trained whole: there is no corpus to freeze.
+
+    The tap at stride 8 gives the 16x16 cells that the paper has at 256 px; the map is 64x64.
+    """
     config.preprocess.size = 128
-    config.model.backbone.update(growth_rate=12, block_sizes=(3, 4, 6), init_features=24)
+    config.model.backbone.update(growth_rate=12, block_sizes=(3, 6), init_features=16, tap="block2")
     config.model.train_backbone = True
-    config.model.vit.update(num_layers=2, num_heads=4, width=128, mlp_dim=256)
-    config.total_steps = 1200
+    config.model.vit.update(num_layers=2, num_heads=2, width=96, mlp_dim=192)
+    config.model.head_blocks = 2
+    config.data.update(train=1500, val=64, test=256)
+    config.total_steps = 300
     config.batch_size = 16
-    config.checkpoint_every = 200
-    config.eval_steps = (1000, 1100, 1200)
+    config.checkpoint_every = 50
+    config.eval_steps = (200, 250, 300)
     config.optimizer.update(
-        name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=50, clip_norm=1.0
+        name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=30, clip_norm=1.0
     )
 
 
 def _cohen(config: ml_collections.ConfigDict) -> None:
+    """107 training films: every setting here was chosen on its five folds, never on the test part.
+
+    Brixia's 0..3 scores train three maps, of score >= 1, >= 2 and >= 3; the first is the paper's.
+    """
     config.data.name = "brixia_cohen"
     config.lungs.masks = "record_or_predicted"
+    config.levels = 3
+    config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
+    config.optimizer.update(lr=1e-3, weight_decay=1e-2)
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
     config.preprocess.size = 64
-    config.model.backbone.update(growth_rate=4, block_sizes=(1, 1, 1), init_features=8)
+    config.model.backbone.update(
+        growth_rate=4, block_sizes=(1, 1, 1), init_features=8, tap="block3"
+    )
+    config.model.head_blocks = 4
     config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)
     config.data.update(size=128, train=8, val=4, test=5)
     config.total_steps = 2

@@ -1,0 +1,91 @@
+"""Time of a training step, of its compilation, and peak memory, for any config.
+
+    python benchmarks/step.py --config=configs/severity.py [--steps=5] [--batch_size=8]
+    python benchmarks/step.py --config=configs/severity.py:quick --output=benchmarks/results/x.json
+
+The batch is of real examples of the config's data (phantoms where it names none), loaded once:
+the input pipeline has its own benchmark, input.py. The compilation cache is off.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+
+from cxr_jax import evaluate, optimizers, state, writers
+from cxr_jax.data import pipeline, sources
+from cxr_jax.parallel import Parallel
+from cxr_jax.tasks import make_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
+    parser.add_argument("--precision", default="", help="'': the config's")
+    parser.add_argument("--output", type=pathlib.Path)
+    args = parser.parse_args()
+
+    path, _, variant = args.config.partition(":")
+    module = importlib.import_module(f"configs.{pathlib.Path(path).stem}")
+    config = module.get_config(variant).copy_and_resolve_references()
+    config.batch_size = args.batch_size or config.batch_size
+    config.precision = args.precision or config.precision
+    config.data.train = max(config.data.train, config.batch_size)
+    task, parallel = make_task(config), Parallel.create(config.parallel)
+    source = sources.open_source(config.data, "train")
+    example = evaluate.example_batch(task, source)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
+    tx, trainable = optimizers.make_optimizer(
+        config.optimizer, shapes, total_steps=config.total_steps, frozen=task.frozen
+    )
+    create = functools.partial(state.create, task, tx, seed=0)
+    train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
+    batches = pipeline.train_batches(
+        source, task.transforms, batch_size=config.batch_size, seed=0, threads=0
+    )
+    batch = parallel.shard_batch(next(batches))
+    batches.close()
+    step = parallel.compile_train_step(state.make_train_step(task, tx, trainable))
+    start = time.perf_counter()
+    compiled = step.lower(train_state, batch).compile()
+    compile_s = time.perf_counter() - start
+    times = []
+    for _ in range(args.steps + 1):
+        start = time.perf_counter()
+        train_state, scalars = compiled(train_state, batch)
+        loss = float(scalars["loss"])
+        times.append(time.perf_counter() - start)
+    assert np.isfinite(loss)
+    seconds = statistics.median(times[1:])  # the first one touches fresh memory
+    result = {
+        "config": args.config,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "parameters_M": round(sum(np.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6, 2),
+        "compile_s": round(compile_s, 1),
+        "step_s": round(seconds, 3),
+        "images_per_s": round(config.batch_size / seconds, 2),
+        "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "loss_after": round(loss, 4),
+        **writers.provenance(),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

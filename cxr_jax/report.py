@@ -1,0 +1,167 @@
+"""Compare finished runs: mean and spread over seeds, beside readers and a constant.
+
+    python -m cxr_jax.report DIR DIR DIR [--split=test]      runs that differ in the seed
+    python -m cxr_jax.report --pool DIR DIR ... --split=val  folds: their films are pooled
+
+Reads each run's rows-SPLIT.npz (written by cxr_jax.main). For severity it adds the second reader,
+where the data set has one, and the constant predictor of the training mean, on the same films.
+Intervals are 95% bootstrap intervals over patients; +- is the standard deviation over runs.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+from cxr_jax.cli import run_command
+from cxr_jax.errors import InputError
+from cxr_jax.metrics.bootstrap import Metric, bootstrap
+from cxr_jax.metrics.severity import severity_counts, severity_report
+
+SEVERITY = ("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy")
+SCORES = ("region_mae", "global_mae_18", "global_cc_18")
+
+Rows = dict[str, np.ndarray]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--pool", action="store_true", help="the runs are folds of one data set")
+    parser.add_argument("--resamples", type=int, default=1000)
+    args = parser.parse_args()
+    print(report(args.workdirs, args.split, pool=args.pool, resamples=args.resamples))
+    return 0
+
+
+def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: int) -> str:
+    """The table as Markdown."""
+    from cxr_jax import train
+
+    configs = [train.read_config(workdir) for workdir in workdirs]
+    if len({config.task for config in configs}) > 1:
+        raise InputError(f"the runs are of different tasks: {sorted({c.task for c in configs})}")
+    rows = [read_rows(workdir, split) for workdir in workdirs]
+    if pool:
+        return _table(
+            {"pooled folds": _severity(_joined(rows), resamples)}
+            | _fold_rows(configs, rows, resamples)
+        )
+    for other in rows[1:]:
+        if not np.array_equal(rows[0]["id"], other["id"]):
+            raise InputError("the runs were scored on different films; for folds give --pool")
+    if configs[0].task != "severity":
+        raise InputError(f"no table for task {configs[0].task!r} yet; see its results.json")
+    each = [severity_report(r) for r in rows]
+    lines = {f"{len(rows)} runs, mean +- sd": _mean_and_sd(each)}
+    mean = dict(rows[0])
+    for name in ("probs", "score_pred"):
+        if name in mean:
+            mean[name] = np.mean([r[name] for r in rows], axis=0)
+    lines["mean of the runs' predictions"] = _severity(mean, resamples)
+    lines |= _references(configs[0], rows[0], resamples)
+    return _table(lines)
+
+
+def read_rows(workdir: pathlib.Path, split: str) -> Rows:
+    """The rows of one evaluation; InputError where there is none."""
+    path = workdir / f"rows-{split}.npz"
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing; python -m cxr_jax.main --workdir={workdir} --mode=eval "
+            f"--split={split} writes it"
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _fold_rows(configs, rows: list[Rows], resamples: int) -> dict[str, dict[str, str]]:
+    """Reference lines over pooled folds; each fold's constant is its own training mean."""
+    parts = [_reference_rows(config, r) for config, r in zip(configs, rows)]
+    return {
+        name: _severity(_joined([part[name] for part in parts]), resamples)
+        for name in parts[0]
+        if all(name in part for part in parts)
+    }
+
+
+def _references(config, rows: Rows, resamples: int) -> dict[str, dict[str, str]]:
+    return {
+        name: _severity(reference, resamples)
+        for name, reference in _reference_rows(config, rows).items()
+    }
+
+
+def _reference_rows(config, rows: Rows) -> dict[str, Rows]:
+    """Rows of predictors that are no model: the second reader, the training mean."""
+    from cxr_jax.data import sources
+
+    found = {}
+    keep = {name: rows[name] for name in ("labels", "scores", "valid", "group", "id")}
+    if "scores_second" in rows:
+        second = rows["scores_second"]
+        found["second reader"] = keep | {
+            "probs": (second > 0).astype(np.float32),
+            "score_pred": second,
+        }
+    source = sources.open_source(config.data, "train")
+    scores, valid = [], []
+    for i in range(len(source)):
+        record = source[i]
+        scores.append(np.asarray(record["severity"], np.float64))
+        valid.append(np.asarray(record.get("severity_valid", np.ones((3, 2))), bool))
+    scores, valid = np.stack(scores), np.stack(valid)
+    count = np.maximum(valid.sum(axis=0), 1)
+    shape = rows["labels"].shape
+    found["constant, training mean"] = keep | {
+        "probs": np.broadcast_to(((scores > 0) * valid).sum(axis=0) / count, shape),
+        "score_pred": np.broadcast_to((scores * valid).sum(axis=0) / count, shape),
+    }
+    return found
+
+
+def _severity(rows: Rows, resamples: int) -> dict[str, str]:
+    metrics = bootstrap(
+        severity_report, rows, rows["group"], resamples=resamples, counts=severity_counts
+    )
+    return {name: _text(metric) for name, metric in metrics.items()}
+
+
+def _text(metric: Metric) -> str:
+    if metric.value is None:
+        return "-"
+    interval = "" if metric.low is None else f" [{metric.low:.2f}, {metric.high:.2f}]"
+    return f"{metric.value:.3f}{interval}"
+
+
+def _mean_and_sd(reports: list[dict[str, float]]) -> dict[str, str]:
+    texts = {}
+    for name in reports[0]:
+        values = np.array([r[name] for r in reports])
+        spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+        texts[name] = "-" if np.isnan(values).any() else f"{values.mean():.3f}{spread}"
+    return texts
+
+
+def _joined(rows: list[Rows]) -> Rows:
+    joined = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+    if len(set(joined["id"])) != len(joined["id"]):
+        raise InputError("a film is in two of the runs; --pool is for folds, which share none")
+    return joined
+
+
+def _table(lines: dict[str, dict[str, str]]) -> str:
+    names = [n for n in (*SEVERITY, *SCORES) if any(n in line for line in lines.values())]
+    text = [f"| | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
+    for title, line in lines.items():
+        text.append(f"| {title} | {' | '.join(line.get(name, '-') for name in names)} |")
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
