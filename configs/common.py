@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
         path="",  # manifest: the CSV
         seed=0,  # phantoms
         size=256,  # px, phantoms
+        appearance="standard",  # of phantoms; or shifted (another scanner), mixed
+        heavy=0.0,  # 0..1, phantoms: how much of the lungs is consolidated
         train=2048,  # phantoms a split
         val=128,
         test=256,

@@ -2,13 +2,15 @@
 
     python -m cxr_jax.main --config=configs/severity.py:quick
     python -m cxr_jax.main --config=configs/severity.py --config.init_from=DIR --workdir=DIR
-    python -m cxr_jax.main --config=configs/severity.py:cohen --config.lungs.workdir=DIR
+    python -m cxr_jax.main --config=configs/severity.py:cohen --config.lungs.workdir=DIR \
+        --config.init_from=DIR
 
 | variant | what |
 | --- | --- |
 | (none) | the paper's model and training; the corpus is frozen, so it needs `init_from` |
 | quick | a small model on phantoms, trained whole from scratch, minutes on two cores |
-| cohen | the same model on the real films of `brixia_cohen` |
+| phantoms | the same for longer, on phantoms of varied appearance: a start for real films |
+| cohen | the same on the real films of `brixia_cohen`, from a run of `phantoms` |
 | smoke | two tiny steps |
 
 Options: `pool=max|mean`, `backbone=densenet121|densenet201`, `vit=0|1`. Example:
@@ -25,7 +27,9 @@ BACKBONES = {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     base, options = common.read_variant(
-        variant, ("quick", "cohen", "smoke"), {"pool": "max", "backbone": "densenet121", "vit": 1}
+        variant,
+        ("quick", "phantoms", "cohen", "smoke"),
+        {"pool": "max", "backbone": "densenet121", "vit": 1},
     )
     if options["backbone"] not in BACKBONES:
         raise InputError(
@@ -54,8 +58,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         vit=dict(num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0),  # B/16
         head_blocks=4,  # [paper]
     )
-    if base in ("quick", "cohen"):
+    if base in ("quick", "phantoms", "cohen"):
         _small(config)
+    if base == "phantoms":
+        _phantoms(config)
     if base == "cohen":
         _cohen(config)
     if base == "smoke":
@@ -86,6 +92,15 @@ def _small(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _phantoms(config: ml_collections.ConfigDict) -> None:
+    """Two scanners, heavier disease, strong augmentation: closer to the spread of real films."""
+    config.levels = 3
+    config.data.update(appearance="mixed", heavy=0.4, train=3000)
+    _strong_augmentation(config)
+    config.total_steps = 800
+    config.eval_steps = (700, 750, 800)
+
+
 def _cohen(config: ml_collections.ConfigDict) -> None:
     """107 training films: every setting here was chosen on its five folds, never on the test part.
 
@@ -94,8 +109,15 @@ def _cohen(config: ml_collections.ConfigDict) -> None:
     config.data.name = "brixia_cohen"
     config.lungs.masks = "record_or_predicted"
     config.levels = 3
+    _strong_augmentation(config)
+    config.total_steps = 150
+    config.eval_steps = (50, 100, 150)
+    config.model.vit.dropout = 0.1
+    config.optimizer.update(lr=3e-4, weight_decay=1e-2)
+
+
+def _strong_augmentation(config: ml_collections.ConfigDict) -> None:
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
-    config.optimizer.update(lr=1e-3, weight_decay=1e-2)
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:

@@ -98,14 +98,12 @@ class Checkpoints:
         Raises:
           InputError: no such step, or the checkpoint is of another model.
         """
-        self._check_step(step)
-        items = {"state": ocp.args.StandardRestore(_abstract(state))}
+        wanted = _abstract(state)
+        self._check_fits(step, wanted)
+        items = {"state": ocp.args.StandardRestore(wanted)}
         if data is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-        except (ValueError, KeyError) as error:
-            raise InputError(self._misfit(step, error)) from error
+        return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def restore_variables(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
         """Parameters and model state alone, without the optimizer's; placed as `shapes` says."""
@@ -113,28 +111,35 @@ class Checkpoints:
             "params": shapes["params"],
             "model_state": {k: v for k, v in shapes.items() if k != "params"},
         }
-        self._check_step(step)
+        self._check_fits(step, wanted)
         args = ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=True,
         )
-        try:
-            # Another handler than for saving: it can leave out items of the stored tree.
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                found = reader.restore(self.folder / str(step) / "state", args=args)
-        except (ValueError, KeyError) as error:
-            raise InputError(self._misfit(step, error)) from error
+        # Another handler than for saving: it can leave out items of the stored tree.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(self.folder / str(step) / "state", args=args)
         return {"params": found["params"], **found["model_state"]}
+
+    def _check_fits(self, step: int, wanted: Any) -> None:
+        """Orbax fills what is missing with placeholders, so ask before restoring."""
+        self._check_step(step)
+        stored = _stored_shapes(self.folder / str(step) / "state")
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+            name = _name(key_path)
+            if stored.get(name) != tuple(leaf.shape):
+                raise InputError(
+                    f"{self.folder / str(step)} does not fit this model: {name} is "
+                    f"{stored.get(name, 'absent')} there, the model needs {tuple(leaf.shape)}; "
+                    "use the config it was trained with"
+                )
 
     def _check_step(self, step: int) -> None:
         if step not in self._manager.all_steps():
             raise InputError(
                 f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}"
             )
-
-    def _misfit(self, step: int, error: Exception) -> str:
-        return f"{self.folder / str(step)} does not fit this model: {_first_line(error)}"
 
     @contextlib.contextmanager
     def _clear_errors(self, step: int | None):
@@ -172,6 +177,19 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
         tree = reader.metadata(path).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder).item_metadata.tree
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _name(key_path: tuple) -> str:
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
+    )
 
 
 def _abstract(tree: Any) -> Any:

@@ -79,6 +79,6 @@ def make_train_step(
             model_state=model_state,
             opt_state=opt_state,
         )
-        return state, scalars | {"grad_norm": optax.global_norm(grads)}
+        return state, scalars | {"grad_norm": optax.tree.norm(grads)}
 
     return train_step

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -235,7 +236,8 @@ def _watch(seconds: int) -> None:
     XLA's own flags do not notice a host that is alive but stuck (jax issue 38503).
     """
     if seconds:
-        faulthandler.dump_traceback_later(seconds, repeat=True, exit=False)
+        # Not sys.stderr: in notebooks it is no file.
+        faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
 
 
 def _init_from(train_state: state.TrainState, workdir: pathlib.Path) -> state.TrainState:

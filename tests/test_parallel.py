@@ -21,9 +21,12 @@ def config(*, frozen_norms: bool):
     # Plain SGD: Adam would divide the rounding of a zero gradient by itself.
     config.optimizer.update(name="sgd", lr=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0)
     config.model.freeze_norms = frozen_norms
+    config.model.backbone.update(block_sizes=(1,), tap="block1")
+    config.model.head_blocks = 2
     return config
 
 
+@functools.cache
 def one_update(mode: str, devices: int, *, frozen_norms: bool):
     c = config(frozen_norms=frozen_norms)
     task = make_task(c)
@@ -43,7 +46,8 @@ def one_update(mode: str, devices: int, *, frozen_norms: bool):
     batches = pipeline.train_batches(source, task.transforms, batch_size=8, seed=0, threads=0)
     after, scalars = step(start, parallel.shard_batch(next(batches)))
     batches.close()
-    return jax.device_get((after.params, after.model_state, scalars)), before
+    variables, scalars = jax.device_get((after.variables, scalars))
+    return {"variables": variables, "scalars": scalars}, before
 
 
 def largest_difference(a, b) -> float:
@@ -54,30 +58,35 @@ def test_one_device_and_eight_give_the_same_update():
     """Global view: batch norm too is over the whole batch."""
     one, before = one_update("jit", 1, frozen_norms=False)
     eight, _ = one_update("jit", 8, frozen_norms=False)
-    change = largest_difference(one[0], before)
-    difference = largest_difference(one, eight)
+    change = largest_difference(one["variables"]["params"], before)
+    difference = largest_difference(one["variables"], eight["variables"])
     print(f"largest difference {difference:.2e}, largest change {change:.2e}")
-    assert change > 1e-3  # the update does something
-    # float32 sums over the batch in another order
-    assert difference < 1e-4 * max(1.0, change)
+    assert change > 0.1  # the update does something
+    # Sums over the batch in another order, in float32, through batch norm: 1e-5 was seen.
+    assert difference < 5e-5
+    for name, value in one["scalars"].items():
+        np.testing.assert_allclose(value, eight["scalars"][name], rtol=1e-4, err_msg=name)
 
 
 def test_pmap_gives_the_same_update_where_batch_norm_is_frozen():
     one, before = one_update("jit", 1, frozen_norms=True)
     eight, _ = one_update("jit", 8, frozen_norms=True)
     mapped, _ = one_update("pmap", 8, frozen_norms=True)
-    change = largest_difference(one[0], before)
-    differences = largest_difference(one, mapped), largest_difference(one, eight)
-    print(f"largest differences {differences}, largest change {change:.2e}")
-    assert change > 1e-3
-    assert max(differences) < 1e-5 * max(1.0, change)
+    change = largest_difference(one["variables"]["params"], before)
+    for name, other in (("pmap", mapped), ("jit", eight)):
+        difference = largest_difference(one["variables"], other["variables"])
+        print(f"{name} on 8: largest difference {difference:.2e}, largest change {change:.2e}")
+        assert difference < 5e-5  # as above
+        for key, value in one["scalars"].items():
+            np.testing.assert_allclose(value, other["scalars"][key], rtol=1e-4, err_msg=key)
+    assert change > 1e-3  # the update does something
 
 
 def test_pmap_normalises_by_the_devices_part():
     """The modes are not the same thing: with live batch norm they must differ."""
     whole, _ = one_update("jit", 8, frozen_norms=False)
     parts, _ = one_update("pmap", 8, frozen_norms=False)
-    assert largest_difference(whole[0], parts[0]) > 1e-4
+    assert largest_difference(whole["variables"], parts["variables"]) > 1e-3
 
 
 def test_batches_must_divide_over_the_devices():

@@ -241,7 +241,26 @@ def test_examples_pickle_without_their_cache():
 
 def _phantoms(**changes):
     data = {"name": "phantom_cxr", "seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
-    return ml_collections.ConfigDict(data | changes)
+    kind = {"appearance": "standard", "heavy": 0.0}
+    return ml_collections.ConfigDict(data | kind | changes)
+
+
+def test_mixed_phantoms_are_of_both_scanners_by_patient():
+    by_appearance = {
+        name: sources.open_source(_phantoms(appearance=name), "train")
+        for name in ("standard", "shifted", "mixed")
+    }
+    assert len({source.version for source in by_appearance.values()}) == 3
+    for i in range(5):
+        expected = by_appearance["standard" if i // 2 % 2 == 0 else "shifted"][i]["image"]
+        np.testing.assert_array_equal(by_appearance["mixed"][i]["image"], expected)
+    assert not np.array_equal(
+        by_appearance["standard"][0]["image"], by_appearance["shifted"][0]["image"]
+    )
+    with pytest.raises(InputError, match="appearance='film'"):
+        sources.open_source(_phantoms(appearance="film"), "train")
+    with pytest.raises(InputError, match="heavy"):
+        sources.open_source(_phantoms(heavy=2.0), "train")
 
 
 def test_phantom_splits_share_no_film():

@@ -54,9 +54,9 @@ def open_source(data: Any, split: str) -> Source:
     """Opens one split of the data set that a config names.
 
     Args:
-      data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`
-        and the number of films `train`, `val`, `test`. brixia_cohen: `data_dir` (may be empty) and
-        `fold`. manifest: `path`, the CSV file.
+      data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`,
+        `appearance`, `heavy` and the number of films `train`, `val`, `test`. brixia_cohen:
+        `data_dir` (may be empty) and `fold`. manifest: `path`, the CSV file.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -94,7 +94,14 @@ def _phantom_cxr(data: Any, split: str) -> Source:
     from cxr_jax.data.sources import phantom_cxr
 
     counts = {"train": data.train, "val": data.val, "test": data.test}
-    return phantom_cxr.PhantomCXR(split=split, count=counts[split], seed=data.seed, size=data.size)
+    return phantom_cxr.PhantomCXR(
+        split=split,
+        count=counts[split],
+        seed=data.seed,
+        size=data.size,
+        appearance=data.appearance,
+        heavy=data.heavy,
+    )
 
 
 def _brixia_cohen(data: Any, split: str) -> Source:

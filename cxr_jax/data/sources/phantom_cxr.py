@@ -1,4 +1,7 @@
-"""Phantom radiographs as a data set: film i depends on (seed, i, size) only, nothing is stored."""
+"""Phantom radiographs as a data set: film i depends on (seed, i, size) and the kind of films only.
+
+Nothing is stored.
+"""
 
 from cxr_jax.data import phantoms
 from cxr_jax.data.records import FIELDS, Record
@@ -10,6 +13,7 @@ VERSION = "1.0.0"  # changes when the phantoms change
 # Films 2k and 2k + 1 are one patient: the range must be even.
 RANGE = 1_000_000
 FIRST = {"train": 0, "val": RANGE, "test": 2 * RANGE}
+MIXED = "mixed"  # every other patient is filmed on the other scanner
 
 
 class PhantomCXR:
@@ -20,20 +24,34 @@ class PhantomCXR:
       count: number of films.
       seed: of the phantoms.
       size: height and width in pixels, 128..1024.
+      appearance: 'standard' or 'shifted' (another scanner), or 'mixed', patients in turn.
+      heavy: 0..1, raises how much of the infected lungs is covered and consolidated.
 
     Raises:
-      InputError: count is outside 0 .. 1,000,000; on reading, what `phantoms.phantom` raises.
+      InputError: count is outside 0 .. 1,000,000, an unknown appearance, heavy outside 0..1; on
+        reading, what `phantoms.phantom` raises.
     """
 
     name = "phantom_cxr"
-    version = VERSION
     fields = FIELDS - {"severity_second"}
     partial = frozenset()
 
-    def __init__(self, *, split: str, count: int, seed: int, size: int):
+    def __init__(
+        self,
+        *,
+        split: str,
+        count: int,
+        seed: int,
+        size: int,
+        appearance: str = "standard",
+        heavy: float = 0.0,
+    ):
         if not 0 <= count <= RANGE:
             raise InputError(f"data.{split}={count} phantoms; expected 0 .. {RANGE:,}")
         self.split, self.count, self.seed, self.size = split, count, seed, size
+        names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
+        self._populations = [phantoms.Population(appearance=a, heavy=heavy) for a in names]
+        self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{heavy:g}"
 
     def __len__(self) -> int:
         return self.count
@@ -41,4 +59,6 @@ class PhantomCXR:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.count:
             raise IndexError(f"phantom {index} of {self.count}")
-        return phantoms.phantom(self.seed, FIRST[self.split] + index, self.size)
+        population = self._populations[index // 2 % len(self._populations)]
+        number = FIRST[self.split] + index
+        return phantoms.phantom(self.seed, number, self.size, population=population)

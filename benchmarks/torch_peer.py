@@ -1,0 +1,158 @@
+"""The training step of `step.py`, written in PyTorch as one would write it there.
+
+    pip install torch==2.13.0 && python benchmarks/torch_peer.py --config=configs/severity.py
+
+The same network (parameter counts are printed by both), optimizer, loss, batch and image size, read
+from the same config; random images, since only time is measured. Channels-last, eager and, with
+--compile, torch.compile. For severity configs without dropout.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(4 * growth)
+        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        new = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return torch.cat([x, new], 1)
+
+
+class DenseNet(nn.Sequential):
+    def __init__(self, growth: int, blocks: tuple[int, ...], channels: int, tap: int):
+        parts = [
+            nn.Conv2d(3, channels, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        ]
+        for index, layers in enumerate(blocks[:tap]):
+            if index:
+                parts += [nn.BatchNorm2d(channels), nn.ReLU()]
+                parts += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
+                channels //= 2
+            for _ in range(layers):
+                parts.append(DenseLayer(channels, growth))
+                channels += growth
+        super().__init__(*parts)
+        self.channels = channels
+
+
+class Severity(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        b, v = config.model.backbone, config.model.vit
+        tap = int(b.tap.removeprefix("block"))
+        self.backbone = DenseNet(b.growth_rate, tuple(b.block_sizes), b.init_features, tap)
+        self.frozen = not config.model.train_backbone
+        side = config.preprocess.size // (2 * 2**tap)
+        self.embedding = nn.Conv2d(self.backbone.channels, v.width, 1)
+        self.cls = nn.Parameter(torch.zeros(1, 1, v.width))
+        self.position = nn.Parameter(torch.randn(1, 1 + side * side, v.width) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            v.width, v.num_heads, v.mlp_dim, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, v.num_layers, nn.LayerNorm(v.width, 1e-6))
+        head, channels = [], v.width
+        for _ in range(config.model.head_blocks):
+            head += [nn.Upsample(scale_factor=2, mode="bilinear")]
+            for source in (channels, channels // 2):
+                head += [nn.Conv2d(source, channels // 2, 3, padding=1, bias=False)]
+                head += [nn.BatchNorm2d(channels // 2), nn.ReLU()]
+            channels //= 2
+        self.head = nn.Sequential(*head, nn.Conv2d(channels, config.levels, 1))
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.frozen):
+            features = self.backbone(x)
+        tokens = self.embedding(features)
+        batch, width, h, w = tokens.shape
+        tokens = tokens.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls.expand(batch, -1, -1), tokens], 1) + self.position
+        tokens = self.blocks(tokens)[:, 1:]
+        return self.head(tokens.transpose(1, 2).reshape(batch, width, h, w))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--output", type=pathlib.Path)
+    args = parser.parse_args()
+    path, _, variant = args.config.partition(":")
+    config = importlib.import_module(f"configs.{pathlib.Path(path).stem}").get_config(variant)
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Severity(config).to(device, memory_format=torch.channels_last).train()
+    if not config.model.train_backbone:
+        model.backbone.eval().requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer.name == "sgd":
+        optimizer = torch.optim.SGD(trained, config.optimizer.lr, config.optimizer.momentum)
+    else:
+        optimizer = torch.optim.AdamW(trained, config.optimizer.lr)
+    forward = torch.compile(model) if args.compile else model
+    batch, size = config.batch_size, config.preprocess.size
+    x = torch.randn(batch, 3, size, size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    labels = (torch.rand(batch, config.levels, 6, device=device) > 0.5).float()
+    map_size = size // (2 * 2 ** int(config.model.backbone.tap[-1])) * 2**config.model.head_blocks
+    zones = (torch.arange(map_size * map_size, device=device) * 7 // map_size**2).reshape(
+        map_size, map_size
+    )  # any cut of the map into 0..6 costs the same
+    times = []
+    for _ in range(args.steps + 1):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        logits = forward(x)
+        pooled = [logits.masked_fill(zones != k, -1e30).amax((2, 3)) for k in range(1, 7)]
+        loss = F.binary_cross_entropy_with_logits(torch.stack(pooled, -1), labels)
+        loss.backward()
+        if config.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
+        optimizer.step()
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    text = json.dumps(
+        {
+            "config": args.config,
+            "peer": f"torch {torch.__version__}{' compiled' if args.compile else ' eager'}",
+            "batch_size": batch,
+            "parameters_M": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+            "first_step_s": round(times[0], 1),
+            "step_s": round(seconds, 3),
+            "images_per_s": round(batch / seconds, 2),
+            "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+        indent=2,
+    )
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

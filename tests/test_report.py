@@ -1,0 +1,68 @@
+"""The table over seeds and folds, against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from configs import severity as severity_config
+from cxr_jax import report, train
+from cxr_jax.errors import InputError
+
+
+def rows(probs, *, ids, second=None):
+    """Three films whose true global scores are 0, 3 and 6."""
+    labels = np.zeros((3, 3, 2), np.float32)
+    labels[1, :, 0] = 1
+    labels[2] = 1
+    found = {
+        "probs": np.full((3, 3, 2), probs, np.float32),
+        "labels": labels,
+        "scores": labels * 2,
+        "valid": np.ones((3, 3, 2), bool),
+        "id": np.array(ids),
+        "group": np.array(ids),
+    }
+    return found | ({} if second is None else {"scores_second": second.astype(np.float32)})
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two evaluated runs that predict 0.5 and 0.7 everywhere; the second reader is right."""
+    truth = rows(0.5, ids="abc")["labels"]
+    for name, value in (("one", 0.5), ("two", 0.7)):
+        config = severity_config.get_config("smoke")
+        train.claim_workdir(config, tmp_path / name)
+        np.savez(tmp_path / name / "rows-test.npz", **rows(value, ids="abc", second=truth))
+    return tmp_path
+
+
+def line(text, title):
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {title}")]
+    return [cell.strip() for cell in found.split("|")[2:]]
+
+
+def test_seeds_are_averaged_and_readers_stand_beside_them(runs):
+    text = report.report([runs / "one", runs / "two"], "test", pool=False, resamples=0)
+    # 0.5: predicts 3 of 6: errors 3, 0, 3, MSE 6. 0.7: 4.2: errors 4.2, 1.2, 1.8, MSE 7.44.
+    assert line(text, "2 runs")[0] == "6.720 +- 1.018"
+    # The mean predicts 3.6: errors 3.6, 0.6, 2.4.
+    assert line(text, "mean of")[0] == f"{(3.6**2 + 0.6**2 + 2.4**2) / 3:.3f}"
+    assert line(text, "second reader")[0] == "0.000"
+    assert len(line(text, "constant")) == len(line(text, "2 runs"))
+
+
+def test_folds_are_pooled(runs, tmp_path):
+    np.savez(runs / "two" / "rows-test.npz", **rows(0.7, ids="def"))
+    text = report.report([runs / "one", runs / "two"], "test", pool=True, resamples=0)
+    assert line(text, "pooled folds")[0] == "6.720"
+    with pytest.raises(InputError, match="different films"):
+        report.report([runs / "one", runs / "two"], "test", pool=False, resamples=0)
+
+
+def test_a_film_in_two_folds_is_refused(runs):
+    with pytest.raises(InputError, match="in two of the runs"):
+        report.report([runs / "one", runs / "two"], "test", pool=True, resamples=0)
+
+
+def test_a_run_that_was_not_evaluated_is_named(runs):
+    with pytest.raises(InputError, match=r"rows-val\.npz is missing.*--split=val"):
+        report.report([runs / "one"], "val", pool=False, resamples=0)
