@@ -19,6 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.devices = 0  # 0: all there are
     config.init_from = ""  # a work directory whose arrays replace the random ones
 
+    config.allow_random_frozen = False  # True only to measure speed: frozen random parts
+
     config.log_every = 50  # steps
     config.checkpoint_every = 500
     config.keep_last = 1  # checkpoints

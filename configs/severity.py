@@ -67,8 +67,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if base == "smoke":
         _small(config)
         _smoke(config)
-    if not options["vit"]:
+    if base and options["backbone"] != "densenet121":
+        raise InputError(f"variant {variant!r}: backbone= is for the paper's size, not {base!r}")
+    if not options["vit"]:  # a CNN baseline of Table 2: the head on the backbone, trained whole
         config.model.vit.num_layers = 0
+        config.model.train_backbone = True
+        if base and base != "smoke":
+            config.model.backbone.init_features = 20  # 100 channels: the head halves them twice
     return config.lock()
 
 
@@ -123,7 +128,7 @@ def _strong_augmentation(config: ml_collections.ConfigDict) -> None:
 def _smoke(config: ml_collections.ConfigDict) -> None:
     config.preprocess.size = 64
     config.model.backbone.update(
-        growth_rate=4, block_sizes=(1, 1, 1), init_features=8, tap="block3"
+        growth_rate=4, block_sizes=(1, 1, 1), init_features=36, tap="block3"
     )
     config.model.head_blocks = 4
     config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)

@@ -6,8 +6,10 @@ that is killed at any moment finds the last complete step; an unfinished folder 
 
 import contextlib
 import errno
+import logging
 import pathlib
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -32,7 +34,6 @@ class Checkpoints:
         keep_last: int = 1,
         keep_every: int = 0,
         keep_steps: tuple[int, ...] = (),
-        write: bool = True,
     ):
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         policy = ocp.checkpoint_managers
@@ -42,10 +43,7 @@ class Checkpoints:
         if keep_steps:
             keep.append(policy.CustomSteps(list(keep_steps)))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep) if write else None,
-            create=write,
-            read_only=not write,
-            enable_async_checkpointing=write,
+            preservation_policy=policy.AnyPreservationPolicy(keep), create=True
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -55,14 +53,12 @@ class Checkpoints:
     def __exit__(self, kind, error, trace):
         # An error of a write in flight must not hide the error that ends the run.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
-            self.wait()
-        self._manager.close()
-
-    def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+            self._manager.wait_until_finished()
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self._manager.close()
 
     def latest(self) -> int | None:
+        """The last step with a complete checkpoint."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: grain.DatasetIterator, *, wait: bool = False) -> None:
@@ -82,13 +78,8 @@ class Checkpoints:
                 ),
                 force=True,
             )
-        if wait:
-            self.wait(step)
-
-    def wait(self, step: int | None = None) -> None:
-        """Until the write in flight is complete and visible."""
-        with self._clear_errors(step):
-            self._manager.wait_until_finished()
+            if wait:
+                self._manager.wait_until_finished()
 
     def restore(
         self, step: int, state: TrainState, data: grain.DatasetIterator | None = None
@@ -99,61 +90,78 @@ class Checkpoints:
           InputError: no such step, or the checkpoint is of another model.
         """
         wanted = _abstract(state)
-        self._check_fits(step, wanted)
+        _check_fits(self.folder, step, wanted)
         items = {"state": ocp.args.StandardRestore(wanted)}
         if data is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
         return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
-    def restore_variables(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
-        """Parameters and model state alone, without the optimizer's; placed as `shapes` says."""
-        wanted = {
-            "params": shapes["params"],
-            "model_state": {k: v for k, v in shapes.items() if k != "params"},
-        }
-        self._check_fits(step, wanted)
-        args = ocp.args.PyTreeRestore(
-            wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-        )
-        # Another handler than for saving: it can leave out items of the stored tree.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(self.folder / str(step) / "state", args=args)
-        return {"params": found["params"], **found["model_state"]}
-
-    def _check_fits(self, step: int, wanted: Any) -> None:
-        """Orbax fills what is missing with placeholders, so ask before restoring."""
-        self._check_step(step)
-        stored = _stored_shapes(self.folder / str(step) / "state")
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
-            name = _name(key_path)
-            if stored.get(name) != tuple(leaf.shape):
-                raise InputError(
-                    f"{self.folder / str(step)} does not fit this model: {name} is "
-                    f"{stored.get(name, 'absent')} there, the model needs {tuple(leaf.shape)}; "
-                    "use the config it was trained with"
-                )
-
-    def _check_step(self, step: int) -> None:
-        if step not in self._manager.all_steps():
-            raise InputError(
-                f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}"
-            )
-
     @contextlib.contextmanager
-    def _clear_errors(self, step: int | None):
+    def _clear_errors(self, step: int):
         try:
             yield
         except Exception as error:
             if not _is_disk_error(error):
                 raise
-            complete = self.steps()
+            _silence_background()
+            complete = complete_steps(self.folder.parent)
             raise InputError(
-                f"{self.folder}: could not write the checkpoint{f' of step {step}' if step else ''}"
-                f" ({_first_line(error)}); free some space and run the same command again, it "
-                f"resumes from step {complete[-1] if complete else 0}"
+                f"{self.folder}: could not write a checkpoint at or before step {step} "
+                f"({_reason(error)}); free some space and run the same command again, it resumes "
+                f"from step {complete[-1] if complete else 0}"
             ) from error
+
+
+def complete_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending; without Orbax's manager, so it is cheap."""
+    folder = pathlib.Path(workdir) / FOLDER
+    if not folder.is_dir():
+        return []
+    # Orbax renames a folder to its number when, and only when, it is complete.
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def restore_variables(
+    workdir: pathlib.Path,
+    shapes: dict[str, Any],
+    sharding: jax.sharding.Sharding,
+    steps: tuple[int, ...] = (),
+) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """(steps, the variables of each): parameters and model state without the optimizer's.
+
+    Args:
+      shapes: variables as `evaluate.variable_shapes` gives them.
+      sharding: where the arrays go.
+      steps: () takes the latest checkpoint.
+
+    Raises:
+      InputError: there is no such checkpoint, or it is of another model.
+    """
+    folder = pathlib.Path(workdir).resolve() / FOLDER
+    found = complete_steps(workdir)
+    if not found:
+        raise InputError(f"{workdir} has no checkpoint yet; train it first")
+    steps = tuple(steps) or (found[-1],)
+    wanted = {
+        "params": shapes["params"],
+        "model_state": {k: v for k, v in shapes.items() if k != "params"},
+    }
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted
+    )
+    args = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    ensemble = []
+    for step in steps:
+        _check_fits(folder, step, wanted)
+        # Another handler than for saving: it can leave out items of the stored tree.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.restore(folder / str(step) / "state", args=args)
+        ensemble.append({"params": tree["params"], **tree["model_state"]})
+    return steps, ensemble
 
 
 def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
@@ -165,18 +173,38 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
     Raises:
       InputError: there is no checkpoint, or not of this step.
     """
-    folder = pathlib.Path(workdir).resolve() / FOLDER
-    if not folder.is_dir():
+    steps = complete_steps(workdir)
+    if not steps:
         raise InputError(f"{workdir} has no checkpoints; give the work directory of a trained run")
-    with Checkpoints(workdir, write=False) as checkpoints:
-        steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
-        raise InputError(f"{folder} has no checkpoint of step {step}; it has {steps or 'none'}")
-    path = folder / str(steps[-1] if step is None else step) / "state"
+    step = steps[-1] if step is None else step
+    folder = pathlib.Path(workdir).resolve() / FOLDER
+    _check_step(folder, step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(path).item_metadata.tree
+        tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return reader.restore(
+            folder / str(step) / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+
+
+def _check_step(folder: pathlib.Path, step: int) -> None:
+    found = complete_steps(folder.parent)
+    if step not in found:
+        raise InputError(f"{folder} has no checkpoint of step {step}; it has {found or 'none'}")
+
+
+def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
+    """Orbax fills what is missing with placeholders, so ask before restoring."""
+    _check_step(folder, step)
+    stored = _stored_shapes(folder / str(step) / "state")
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        name = _name(key_path)
+        if stored.get(name) != tuple(leaf.shape):
+            raise InputError(
+                f"{folder / str(step)} does not fit this model: {name} is "
+                f"{stored.get(name, 'absent')} there, the model needs {tuple(leaf.shape)}; "
+                "use the config it was trained with"
+            )
 
 
 def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -187,9 +215,8 @@ def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _name(key_path: tuple) -> str:
-    return "/".join(
-        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
-    )
+    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in key_path)
+    return "/".join(map(str, keys))
 
 
 def _abstract(tree: Any) -> Any:
@@ -199,18 +226,40 @@ def _abstract(tree: Any) -> Any:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+_DISK_TEXTS = (
+    "No space left",
+    "File too large",
+    "Disk quota",
+    "Read-only file",
+    "Permission denied",
+)
+
+
+def _reason(error: BaseException | None) -> str:
+    """The system's own words, wherever Orbax and TensorStore have wrapped them."""
+    while error is not None:
+        for text in _DISK_TEXTS:
+            if text in str(error):
+                return text.lower()
+        error = error.__cause__ or error.__context__
+    return "the disk refused it"
+
+
+def _silence_background() -> None:
+    """Orbax's and asyncio's threads print pages about a failed write that has been reported."""
+    for name in ("absl", "asyncio", "orbax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda *_: None
+    sys.unraisablehook = lambda *_: None
 
 
 def _is_disk_error(error: BaseException | None) -> bool:
     """Orbax and TensorStore wrap the cause, sometimes in text only."""
     codes = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES}
-    texts = ("No space left", "File too large", "Disk quota", "Read-only file", "Permission denied")
     while error is not None:
         if isinstance(error, OSError) and error.errno in codes:
             return True
-        if any(text in str(error) for text in texts):
+        if any(text in str(error) for text in _DISK_TEXTS):
             return True
         error = error.__cause__ or error.__context__
     return False

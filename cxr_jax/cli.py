@@ -1,5 +1,6 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -10,6 +11,7 @@ from cxr_jax.errors import InputError
 
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 INTERRUPTED = 143  # 128 + SIGTERM
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 def run_command(command: Callable[[], int | None]) -> None:
@@ -18,6 +20,15 @@ def run_command(command: Callable[[], int | None]) -> None:
         status = command()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = USER_ERROR
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(
+            f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free some "
+            "space or choose another folder, and run the same command again",
+            file=sys.stderr,
+        )
         status = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

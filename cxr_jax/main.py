@@ -3,6 +3,8 @@
     python -m cxr_jax.main --config=configs/severity.py:quick
     python -m cxr_jax.main --config=configs/severity.py --workdir=DIR --config.optimizer.lr=0.01
     python -m cxr_jax.main --workdir=DIR --mode=eval [--split=test] [--steps=11000,11500,12000]
+    python -m cxr_jax.main --config=SAME --workdir=DIR --mode=eval --config.data.name=manifest \
+        --config.data.path=other_hospital.csv       an external test: results under manifest-test/
 
 Without --workdir the run goes to runs/NAME-VARIANT. Running the same command again resumes.
 """
@@ -30,21 +32,22 @@ _STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are avera
 def main() -> int:
     _parse_flags(sys.argv)
     setup_jax()
-    from cxr_jax import evaluate, train, writers  # after the flags: importing jax takes seconds
+    from cxr_jax import evaluate, train, workdir, writers  # importing jax takes seconds
 
     config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser()
+    folder = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser()
     if config is None:
-        config = train.read_config(workdir)
-    if _MODE.value == "train":
-        if not train.train(config, workdir):
-            return INTERRUPTED
-    else:
-        train.claim_workdir(config, workdir)
-    metrics = evaluate.evaluate(config, workdir, split=_SPLIT.value, steps=_steps(_STEPS.value))
+        config = workdir.read_config(folder)
+    split = _SPLIT.value
+    if _MODE.value == "train" and not train.train(config, folder, final_split=split):
+        return INTERRUPTED
+    metrics = evaluate.evaluate(config, folder, split=split, steps=_steps(_STEPS.value))
+    if metrics is None:
+        print("evaluation stopped by SIGTERM; nothing was written, run it again")
+        return INTERRUPTED
     print(writers.metrics_table(metrics))
     print(
-        f"\n{workdir}: results.json, rows-{_SPLIT.value}.npz, figures/, metrics.jsonl, checkpoints/"
+        f"\n{folder}: results.json, rows-*.npz, figures/, metrics.jsonl, checkpoints/"
         f"\npeak memory {train.peak_memory_mb() / 1024:.1f} GiB"
         "\nResearch software: not for any clinical use."
     )

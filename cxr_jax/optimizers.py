@@ -35,17 +35,19 @@ def match_paths(params: Any, patterns: Sequence[str]) -> Any:
     )
 
 
-def merge_by_path(ours: Any, theirs: Any) -> tuple[Any, str]:
-    """`ours` with the leaves of `theirs` that have the same path and shape; and a line to print.
+def merge_by_path(ours: Any, theirs: Any) -> tuple[Any, set[str], str]:
+    """`ours` with the leaves of `theirs` that have the same path and shape.
+
+    Returns:
+      (the merged tree, the paths taken, a line that says what was taken and what was not).
 
     Raises:
       InputError: not one leaf fits.
     """
     given = {path_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(theirs)}
-    missing, misshapen, count = [], [], 0
+    missing, misshapen, taken = [], [], set()
 
     def pick(path, x):
-        nonlocal count
         name = path_of(path)
         if name not in given:
             missing.append(name)
@@ -53,17 +55,17 @@ def merge_by_path(ours: Any, theirs: Any) -> tuple[Any, str]:
         if given[name].shape != x.shape:
             misshapen.append(f"{name} {given[name].shape} for {x.shape}")
             return x
-        count += 1
+        taken.add(name)
         return given[name]
 
     merged = jax.tree_util.tree_map_with_path(pick, ours)
-    if not count:
+    if not taken:
         raise InputError("no array of the given weights has a name and shape of this model's")
-    report = f"{count} arrays taken"
+    report = f"{len(taken)} arrays taken"
     for what, names in (("not there", missing), ("of another shape", misshapen)):
         if names:
             report += f"; {len(names)} {what}, left as initialised (e.g. {names[0]})"
-    return merged, report
+    return merged, taken, report
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
@@ -108,7 +110,8 @@ def make_optimizer(
 
     Args:
       params: parameter pytree or its shapes.
-      frozen: patterns of the task, beside those of `config.frozen`.
+      frozen: patterns of the task, beside those of `config.frozen`. They stop parameters only:
+        batch statistics of such a part go on unless the task runs it in inference mode.
 
     Returns:
       (tx, trainable): `trainable` is a bool pytree like params.

@@ -33,6 +33,11 @@ class Parallel:
         """`devices` 0 takes all there are."""
         if mode not in MODES:
             raise InputError(f"config.parallel={mode!r}; expected one of {', '.join(MODES)}")
+        if jax.process_count() > 1:
+            raise InputError(
+                f"this is one of {jax.process_count()} processes; runs over several hosts are not "
+                "supported yet: start one process a machine"
+            )
         found = jax.devices()
         if devices > len(found):
             raise InputError(f"config.devices={devices}, but this machine has {len(found)}")

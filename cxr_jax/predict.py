@@ -2,14 +2,16 @@
 
     python -m cxr_jax.predict --workdir=DIR --output=OUT film1.dcm film2.png folder/
 
-Writes OUT/predictions.jsonl, one line a film in the order given, and OUT/NAME.png, the film with
-the prediction drawn on it. A film that cannot be read has an `error` in its line; the others go on.
+Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), and OUT/NAME.png, the
+film with the prediction drawn on it. A film that cannot be read has an `error` in its line; the
+others go on.
 Tasks that need lung masks take them from the `lungs` run that the model was trained with, from
 --lungs=DIR (another such run), or from --masks=FOLDER (PNG masks of the films' names and sizes).
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
 
@@ -55,19 +57,19 @@ def predict(
     """See the module. Returns the exit status: 0, or 1 where no film could be read."""
     import jax
 
-    from cxr_jax import evaluate, train
-    from cxr_jax.data import readers, zones
-    from cxr_jax.data.preprocess import resize_mask
+    from cxr_jax.checkpoints import restore_variables
+    from cxr_jax.data import readers
+    from cxr_jax.evaluate import variable_shapes
     from cxr_jax.figures import save
-    from cxr_jax.parallel import Parallel
     from cxr_jax.tasks import make_task
     from cxr_jax.tasks.lungs import Segmenter
+    from cxr_jax.workdir import read_config
 
-    config = train.read_config(workdir)
+    config = read_config(workdir)
     task = make_task(config)
     paths = readers.films_in(films)
     segmenter = None
-    if "lungs" in task.fields and task.name != "lungs" and masks is None:
+    if "lungs" in task.inputs and masks is None:
         lungs = lungs or config.lungs.workdir
         if not lungs:
             raise InputError(
@@ -75,32 +77,22 @@ def predict(
                 "configs/lungs.py, or --masks=FOLDER"
             )
         segmenter = Segmenter.load(lungs)
-
-    parallel = Parallel.create("jit", 1)
+    # What is wrong with the model is said once, before the first film.
+    shapes = variable_shapes(task, _batch(task, _blank_film()))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    steps, ensemble = restore_variables(workdir, shapes, device, steps or tuple(config.eval_steps))
     forward = jax.jit(task.predict)
-    ensemble = None
+
     output.mkdir(parents=True, exist_ok=True)
+    part = output / "predictions.jsonl.part"  # an earlier result stays until this one is whole
     names: set[str] = set()
     failed = 0
-    with (output / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+    with part.open("w", encoding="utf-8") as lines:
         for path in tqdm.tqdm(paths, desc="predict", unit="film", disable=None):
             line = {"file": str(path)}
             try:
-                record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
-                if masks is not None:
-                    mask = readers.read_mask(masks / f"{path.stem}.png", record["image"].shape)
-                    record["lungs"] = zones.split_lungs(mask)
-                elif segmenter is not None:
-                    labels = segmenter.labels([record["image"]])[0]
-                    record["lungs"] = resize_mask(labels, record["image"].shape)
-                if "lungs" in record and not record["lungs"].any():
-                    raise InputError(f"{path}: no lung was found; give a mask with --masks")
-                example = task.transforms.finish(task.transforms.example(record), None)
-                batch = {k: np.asarray(v)[None] for k, v in example.items()}
-                if ensemble is None:
-                    steps, ensemble = evaluate.restore_variables(
-                        task, batch, parallel, workdir, steps or tuple(config.eval_steps)
-                    )
+                record = _read(path, masks, segmenter)
+                batch = _batch(task, record)
                 predicted = [jax.device_get(forward(v, batch)) for v in ensemble]
                 outputs = {k: np.mean([p[k][0] for p in predicted], axis=0) for k in predicted[0]}
                 picture = _unused(re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem)[:80], names)
@@ -111,13 +103,43 @@ def predict(
                 line["error"] = str(error)
             lines.write(json.dumps(line, allow_nan=False) + "\n")
             lines.flush()
+    os.replace(part, output / "predictions.jsonl")
     print(
         f"{output}: predictions.jsonl and {len(names)} pictures"
-        f"{f'; {failed} of {len(paths)} films could not be read' if failed else ''}"
-        f"\nmodel: {workdir}, steps {', '.join(map(str, steps)) or '-'}"
+        f"{f'; {failed} of {len(paths)} films could not be used' if failed else ''}"
+        f"\nmodel: {workdir}, steps {', '.join(map(str, steps))}"
         "\nResearch software: not for any clinical use."
     )
     return 1 if failed == len(paths) else 0
+
+
+def _read(path: pathlib.Path, masks: pathlib.Path | None, segmenter) -> dict:
+    """A record with the film and, where they are asked for, its lungs."""
+    from cxr_jax.data import readers, zones
+    from cxr_jax.data.preprocess import resize_mask
+
+    record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
+    if masks is not None:
+        mask = readers.read_mask(masks / f"{path.stem}.png", record["image"].shape)
+        record["lungs"] = zones.split_lungs(mask)
+    elif segmenter is not None:
+        labels = segmenter.labels([record["image"]])[0]
+        record["lungs"] = resize_mask(labels, record["image"].shape)
+    if "lungs" in record and not record["lungs"].any():
+        raise InputError(f"{path}: no lung was found; give a mask with --masks")
+    return record
+
+
+def _batch(task, record: dict) -> dict[str, np.ndarray]:
+    example = task.transforms.finish(task.transforms.example(record), None)
+    return {name: np.asarray(array)[None] for name, array in example.items()}
+
+
+def _blank_film() -> dict:
+    """A record for its shapes: two rectangles are lungs."""
+    lungs = np.zeros((64, 64), np.uint8)
+    lungs[16:48, 8:28], lungs[16:48, 36:56] = 1, 2
+    return {"image": lungs * 60, "lungs": lungs, "id": "blank", "group": "blank"}
 
 
 def _unused(stem: str, names: set[str]) -> str:

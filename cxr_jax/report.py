@@ -17,8 +17,11 @@ from cxr_jax.cli import run_command
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
 from cxr_jax.metrics.severity import severity_counts, severity_report
+from cxr_jax.workdir import flatten, read_config
 
 SEVERITY = ("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy")
+# A start from another seed's run is part of the seed.
+MAY_DIFFER = ("seed", "data.fold", "init_from")
 SCORES = ("region_mae", "global_mae_18", "global_cc_18")
 
 Rows = dict[str, np.ndarray]
@@ -41,11 +44,17 @@ def main() -> int:
 
 def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: int) -> str:
     """The table as Markdown."""
-    from cxr_jax import train
-
-    configs = [train.read_config(workdir) for workdir in workdirs]
-    if len({config.task for config in configs}) > 1:
-        raise InputError(f"the runs are of different tasks: {sorted({c.task for c in configs})}")
+    configs = [read_config(workdir) for workdir in workdirs]
+    if others := {config.task for config in configs} - {"severity"}:
+        raise InputError(
+            f"a run of task {min(others)!r}: the table is for severity; see its results.json"
+        )
+    for workdir, config in zip(workdirs, configs):
+        if (name := _difference(configs[0], config)) is not None:
+            raise InputError(
+                f"{workdir} differs from {workdirs[0]} in config.{name}; a table's runs may differ "
+                f"in {', '.join(MAY_DIFFER)} only"
+            )
     rows = [read_rows(workdir, split) for workdir in workdirs]
     if pool:
         return _table(
@@ -55,8 +64,6 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     for other in rows[1:]:
         if not np.array_equal(rows[0]["id"], other["id"]):
             raise InputError("the runs were scored on different films; for folds give --pool")
-    if configs[0].task != "severity":
-        raise InputError(f"no table for task {configs[0].task!r} yet; see its results.json")
     each = [severity_report(r) for r in rows]
     lines = {f"{len(rows)} runs, mean +- sd": _mean_and_sd(each)}
     mean = dict(rows[0])
@@ -66,6 +73,15 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     lines["mean of the runs' predictions"] = _severity(mean, resamples)
     lines |= _references(configs[0], rows[0], resamples)
     return _table(lines)
+
+
+def _difference(a, b) -> str | None:
+    """The first field in which two configs differ and may not."""
+    left, right = flatten(a), flatten(b)
+    for name in sorted(left.keys() | right.keys()):
+        if name not in MAY_DIFFER and left.get(name) != right.get(name):
+            return name
+    return None
 
 
 def read_rows(workdir: pathlib.Path, split: str) -> Rows:
@@ -149,7 +165,8 @@ def _mean_and_sd(reports: list[dict[str, float]]) -> dict[str, str]:
 
 
 def _joined(rows: list[Rows]) -> Rows:
-    joined = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+    shared = set.intersection(*(set(r) for r in rows))
+    joined = {name: np.concatenate([r[name] for r in rows]) for name in sorted(shared)}
     if len(set(joined["id"])) != len(joined["id"]):
         raise InputError("a film is in two of the runs; --pool is for folds, which share none")
     return joined

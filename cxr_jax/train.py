@@ -2,10 +2,10 @@
 
 import faulthandler
 import functools
-import json
 import math
 import os
 import pathlib
+import resource
 import sys
 from typing import Any
 
@@ -13,33 +13,42 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import evaluate, optimizers, state
+from cxr_jax import optimizers, state
+from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, read_state
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
+from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
 from cxr_jax.figures import save, training_curves
 from cxr_jax.parallel import Parallel
-from cxr_jax.tasks import make_task
-from cxr_jax.writers import Writer, write_json
-
-# Fields that change how a run is watched, not what it computes; all others fix the work directory.
-FREE_FIELDS = ("log_every", "figures", "threads", "cache_mb", "hang_warning_s", "bootstrap")
+from cxr_jax.tasks import Task, make_task
+from cxr_jax.writers import Writer
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, final_split: str = "test"
+) -> bool:
     """Trains to `config.total_steps`, from the last checkpoint of `workdir` if there is one.
+
+    Everything that can be wrong with the config, the data and the model is looked at before the
+    work directory is written and before anything is compiled.
+
+    Args:
+      final_split: the split that will be evaluated at the end; opened early, so that a data set
+        without it is refused now and not after the training.
 
     Returns:
       True when the run is complete, False when SIGTERM ended it (after saving).
     """
-    check_config(config)
-    claim_workdir(config, workdir)
+    check_numbers(config)
+    workdirs.check_config(config, workdir)
     task = make_task(config)
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
-
-    source = _open(task, config, "train", workdir)
-    val_source = _open(task, config, "val", workdir) if config.eval_every else None
+    parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
+    sources.open_source(config.data, final_split)
+    source = open_split(task, config, "train", workdir)
+    val_source = open_split(task, config, "val", workdir) if config.eval_every else None
     batches = pipeline.train_batches(
         source,
         task.transforms,
@@ -58,8 +67,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def _loop(config, workdir, task, parallel, source, batches, val_source, stop) -> bool:
-    example = evaluate.example_batch(task, source)
-    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
+    example = example_batch(task, source)
+    shapes = variable_shapes(task, example)["params"]
     tx, trainable = optimizers.make_optimizer(
         config.optimizer, shapes, total_steps=config.total_steps, frozen=task.frozen
     )
@@ -67,26 +76,25 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
         state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     )
     learning_rate = optimizers.make_schedule(config.optimizer, config.total_steps)
+    validate = Scorer(task, val_source, parallel, config) if val_source is not None else None
     create = functools.partial(state.create, task, tx, seed=config.seed)
     train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
 
-    with (
-        Checkpoints(
-            workdir,
-            keep_last=config.keep_last,
-            keep_every=config.keep_every,
-            keep_steps=tuple(config.eval_steps),
-        ) as checkpoints,
-    ):
-        step = checkpoints.latest()
-        if step is not None:
+    checkpoints = Checkpoints(
+        workdir,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        keep_steps=tuple(config.eval_steps),
+    )
+    with checkpoints:
+        step = checkpoints.latest() or 0
+        if step:
             train_state = checkpoints.restore(step, train_state, batches)
             print(f"resuming {workdir} from step {step}")
         else:
-            step = 0
-            if config.init_from:
-                train_state = _init_from(train_state, pathlib.Path(config.init_from))
+            train_state = _initialise(config, train_state, trainable)
             print(summary(task, train_state, trainable))
+        workdirs.claim(config, workdir, source)
         with Writer(workdir, total_steps=config.total_steps, first_step=step) as writer:
             _watch(config.hang_warning_s)
             while step < config.total_steps and not stop.received:
@@ -94,22 +102,26 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
                 train_state, scalars = train_step(train_state, batch)
                 step += 1
                 last = step == config.total_steps
-                if step % config.log_every == 0 or last:
+                saves = step % config.checkpoint_every == 0 or last or step in config.eval_steps
+                logs = step % config.log_every == 0 or last
+                if logs or saves:
                     scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
+                    _check_finite(scalars, step, checkpoints)  # before a save could hide it
+                if logs:
                     writer.scalars(step, scalars | {"lr": float(learning_rate(step - 1))})
-                    _check_finite(scalars, step, checkpoints)
                     _watch(config.hang_warning_s)
                 writer.advance(step)
-                if step % config.checkpoint_every == 0 or last or step in config.eval_steps:
-                    checkpoints.save(train_state, batches)
-                if val_source is not None and (step % config.eval_every == 0 or last):
-                    rows = evaluate.run(
-                        task, [train_state.variables], val_source, parallel, config, stop=stop
-                    ).rows
+                if validate is not None and (step % config.eval_every == 0 or last):
+                    rows = validate([train_state.variables], stop=stop).rows
                     if not stop.received:
                         values = task.report(rows)
                         writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
+                # After the validation: a run that is killed between the two repeats both.
+                if saves:
+                    checkpoints.save(train_state, batches)
             faulthandler.cancel_dump_traceback_later()
+            if stop.received:
+                _check_finite({"loss": float(scalars["loss"])} if step else {}, step, checkpoints)
             checkpoints.save(train_state, batches, wait=True)
     if step < config.total_steps:
         print(f"stopped by SIGTERM at step {step}, saved; the same command resumes from there")
@@ -118,97 +130,65 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
     return True
 
 
-def _open(task, config, split: str, workdir: pathlib.Path):
-    source = sources.open_source(config.data, split)
-    source = task.adapt(source, workdir / "cache")
-    pipeline.check_fields(source, task.fields)
-    return source
-
-
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings no run can mean, before anything is opened or compiled."""
-    for name in ("total_steps", "batch_size", "log_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise InputError(f"config.{name}={config[name]}; it must be at least 1")
-    late = [step for step in config.eval_steps if not 0 < step <= config.total_steps]
-    if late:
-        raise InputError(
-            f"config.eval_steps={tuple(config.eval_steps)}: step {late[0]} is not in "
-            f"1..config.total_steps={config.total_steps}"
-        )
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings no run can mean."""
+    for name, least in (
+        ("total_steps", 1),
+        ("batch_size", 1),
+        ("eval_batch_size", 1),
+        ("log_every", 1),
+        ("checkpoint_every", 1),
+        ("eval_every", 0),
+        ("figures", 0),
+        ("bootstrap", 0),
+        ("threads", 0),
+        ("seed", 0),
+    ):
+        if config[name] < least:
+            raise InputError(f"config.{name}={config[name]}; it must be at least {least}")
+    for step in config.eval_steps:
+        if not 0 < step <= config.total_steps:
+            raise InputError(
+                f"config.eval_steps={tuple(config.eval_steps)}: step {step} is not in "
+                f"1..config.total_steps={config.total_steps}"
+            )
     if config.precision not in ("float32", "bfloat16"):
         raise InputError(f"config.precision={config.precision!r}; expected float32 or bfloat16")
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, or checks that the one there is of this run.
+def _initialise(
+    config: ml_collections.ConfigDict, train_state: state.TrainState, trainable: Any
+) -> state.TrainState:
+    """A fresh state with the arrays of `config.init_from`, where that is given.
 
     Raises:
-      InputError: the folder belongs to another config (names up to three fields), or cannot be
-        written.
+      InputError: a part that is never trained would keep its random numbers.
     """
-    path = workdir / "config.json"
-    wanted = json.loads(config.to_json())
-    if path.exists():
-        found = read_config(workdir)
-        there, here = _flat(json.loads(found.to_json())), _flat(wanted)
-        names = sorted(
-            name
-            for name in there.keys() | here.keys()
-            if there.get(name) != here.get(name) and name.split(".")[0] not in FREE_FIELDS
+    ours = {"params": train_state.params, **train_state.model_state}
+    taken: set[str] = set()
+    if config.init_from:
+        other = read_state(pathlib.Path(config.init_from))
+        theirs = {"params": other["params"], **other["model_state"]}
+        merged, taken, report = optimizers.merge_by_path(ours, theirs)
+        print(f"init_from {config.init_from}: {report}")
+        placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), merged, ours)
+        train_state = train_state.replace(params=placed.pop("params"), model_state=placed)
+    frozen = [
+        f"params/{optimizers.path_of(path)}"
+        for path, used in jax.tree_util.tree_leaves_with_path(trainable)
+        if not used
+    ]
+    random = [name for name in frozen if name not in taken]
+    if random and not config.allow_random_frozen:
+        raise InputError(
+            f"{len(random)} frozen arrays would keep their random numbers, e.g. {random[0]}: set "
+            "config.init_from to a run that has them, train the part (config.model."
+            "train_backbone=True), or, to measure speed only, config.allow_random_frozen=True"
         )
-        if names:
-            shown = "; ".join(
-                f"{n} is {there.get(n, 'absent')!r} there and {here.get(n, 'absent')!r} here"
-                for n in names[:3]
-            )
-            raise InputError(
-                f"{workdir} holds a run of another config ({shown}"
-                f"{f'; {len(names) - 3} more' if len(names) > 3 else ''}); use another --workdir"
-            )
-        return
-    try:
-        (workdir / "figures").mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-    except OSError as error:
-        raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+    return train_state
 
 
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a work directory.
-
-    Raises:
-      InputError: no work directory, or config.json is broken.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise InputError(f"{workdir} is no work directory: it has no config.json")
-    try:
-        config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
-        _ = config.task, config.data.name
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a config of cxr_jax: {error}") from error
-    return config.lock()
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where configs have tuples."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            name: leaf
-            for key, item in value.items()
-            for name, leaf in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-    return {prefix: value}
-
-
-def summary(task, train_state: state.TrainState, trainable: Any) -> str:
+def summary(task: Task, train_state: state.TrainState, trainable: Any) -> str:
     """How many parameters there are, how many are trained, and the parts that are not."""
     sizes = jax.tree.map(np.size, train_state.params)
     total = sum(jax.tree.leaves(sizes))
@@ -240,25 +220,7 @@ def _watch(seconds: int) -> None:
         faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
 
 
-def _init_from(train_state: state.TrainState, workdir: pathlib.Path) -> state.TrainState:
-    """Parameters and batch statistics of another run where path and shape agree; says what did."""
-    other = read_state(workdir)
-    loaded, report = optimizers.merge_by_path(
-        {"params": train_state.params, **train_state.model_state},
-        {"params": other["params"], **other["model_state"]},
-    )
-    print(f"init_from {workdir}: {report}")
-    placed = jax.tree.map(
-        lambda new, old: jax.device_put(new, old.sharding),
-        loaded,
-        {"params": train_state.params, **train_state.model_state},
-    )
-    return train_state.replace(params=placed.pop("params"), model_state=placed)
-
-
 def peak_memory_mb() -> float:
     """Highest resident memory of this process so far, in MiB."""
-    import resource
-
     scale = 1024 if os.uname().sysname != "Darwin" else 1024**2
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

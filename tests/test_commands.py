@@ -11,7 +11,7 @@ import pytest
 
 from configs import lungs as lungs_config
 from configs import severity as severity_config
-from cxr_jax import evaluate, predict, train, weights, writers
+from cxr_jax import checkpoints, evaluate, predict, train, weights, workdir, writers
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.errors import InputError
 from tests.conftest import ROOT
@@ -98,6 +98,42 @@ def test_all_films_bad_is_a_failure(workdirs, films, tmp_path):
     assert predict.predict([films / "text.png"], workdirs[1], tmp_path) == 1
 
 
+def test_what_is_wrong_with_the_model_is_said_once(workdirs, films, tmp_path):
+    """Not once a film; and an earlier result stays."""
+    _, lungs = workdirs
+    tmp_path.joinpath("predictions.jsonl").write_text("earlier")
+    with pytest.raises(InputError, match="no checkpoint of step 999"):
+        predict.predict([films], lungs, tmp_path, steps=(999,))
+    assert tmp_path.joinpath("predictions.jsonl").read_text() == "earlier"
+
+
+def test_films_without_a_lesion_mask_among_films_with_one(workdirs, tmp_path):
+    """A hospital's own CSV: lesion metrics are over the films that have a mask."""
+    severity, _ = workdirs
+    rows = [
+        "image,group,split,lungs,lesion,severity_A,severity_B,severity_C,severity_D,severity_E,severity_F"
+    ]
+    for i in range(6):
+        record = phantom(3, 2 * i, 128)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), record["image"])
+        cv2.imwrite(str(tmp_path / f"{i}-lungs.png"), (record["lungs"] > 0) * np.uint8(255))
+        cv2.imwrite(str(tmp_path / f"{i}-lesion.png"), record["lesion"] * np.uint8(255))
+        lesion = f"{i}-lesion.png" if i % 2 and record["lesion"].any() else ""
+        scores = ",".join(map(str, record["severity"].T.ravel()))
+        split = "test" if i < 4 else "train"
+        rows.append(f"{i}.png,patient{i},{split},{i}-lungs.png,{lesion},{scores}")
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    config = workdir.read_config(severity).copy_and_resolve_references()
+    config.data.update(name="manifest", path=str(tmp_path / "films.csv"))
+    metrics = evaluate.evaluate(config, severity)  # an external test
+    assert "manifest-test/mse" in metrics
+    expected = sum(f",{i}-lesion" in row for i, row in enumerate(rows[1:5]))
+    if expected:
+        assert metrics["manifest-test/lesion_dice"].n == expected
+    else:
+        assert "manifest-test/lesion_dice" not in metrics
+
+
 def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     """masks='predicted' never reads the record's own lungs."""
     _, lungs = workdirs
@@ -107,7 +143,7 @@ def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     task = train.make_task(config)
     source = train.sources.open_source(config.data, "test")
     adapted = task.adapt(source, tmp_path)
-    segmenter = train.make_task(train.read_config(lungs))
+    segmenter = train.make_task(workdir.read_config(lungs))
     assert adapted[0]["lungs"].shape == adapted[0]["image"].shape
     (cache,) = tmp_path.glob("lungs-test-*.npy")
     masks = np.load(cache)
@@ -129,8 +165,7 @@ def command(*args):
 def test_weights_show_and_diff(workdirs):
     severity, lungs = workdirs
     shown = weights.show(weights.load(severity, None), 2)
-    state = evaluate.Checkpoints(severity, write=False)
-    assert state.steps() == [1, 2]
+    assert checkpoints.complete_steps(severity) == [1, 2]
     total = sum(x.size for n, x in weights.load(severity, 2).items() if n.startswith("params/"))
     assert f"{total:,} parameters" in shown
     text, same = weights.diff(weights.load(severity, 1), weights.load(severity, 2), 1)
@@ -151,7 +186,7 @@ def test_a_checkpoint_of_another_model_is_refused(workdirs, tmp_path):
     shutil.copytree(severity, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "checkpoints")
     shutil.copytree(lungs / "checkpoints", tmp_path / "mixed" / "checkpoints")
-    config = train.read_config(tmp_path / "mixed")
+    config = workdir.read_config(tmp_path / "mixed")
     with pytest.raises(InputError, match="does not fit this model"):
         evaluate.evaluate(config, tmp_path / "mixed", steps=(2,))
 

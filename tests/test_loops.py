@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from cxr_jax import checkpoints, evaluate, train
+from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
+from cxr_jax.parallel import Parallel
+from cxr_jax.tasks import make_task
 from tests.conftest import ROOT
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
@@ -90,6 +93,96 @@ def test_every_config_trains_and_reports(smoke_run):
         assert len(rows["id"]) == config.data.test
 
 
+def test_a_mistake_does_not_claim_the_work_directory(smoke_run, tmp_path):
+    """The command that is put right afterwards runs in the same folder."""
+    config, _, _ = smoke_run
+    wrong = config.copy_and_resolve_references()
+    wrong.optimizer.frozen = ("nothing/.*",)
+    with pytest.raises(InputError, match="nothing"):
+        train.train(wrong, tmp_path)
+    workdirs.check_config(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_other_data_cannot_be_resumed(smoke_run):
+    config, workdir, _ = smoke_run
+
+    class Other:
+        name, version = config.data.name, "another"
+
+        def __len__(self):
+            return config.data.train
+
+    with pytest.raises(InputError, match="trained on other data"):
+        workdirs.claim(config, workdir, Other())
+
+
+def test_a_split_keeps_its_metrics_when_another_is_evaluated(smoke_run):
+    config, workdir, _ = smoke_run
+    before = json.loads((workdir / "results.json").read_text())
+    evaluate.evaluate(config, workdir, split="val")
+    after = json.loads((workdir / "results.json").read_text())
+    assert {k: v for k, v in after["metrics"].items() if k.startswith("test/")} == before["metrics"]
+    assert any(k.startswith("val/") for k in after["metrics"])
+    assert after["evaluations"].keys() == {"test", "val"}
+    (workdir / "results.json").write_text(json.dumps(before))
+
+
+def test_a_frozen_part_must_come_from_somewhere(tmp_path):
+    config = load_config(ROOT / "configs" / "severity.py", "smoke").copy_and_resolve_references()
+    config.devices = 1
+    config.model.train_backbone = False
+    with pytest.raises(InputError, match=r"random numbers, e\.g\. params/backbone"):
+        train.train(config, tmp_path / "random")
+    config.allow_random_frozen = True
+    assert train.train(config, tmp_path / "allowed")
+    before = checkpoints.read_state(tmp_path / "allowed", 1)
+    after = checkpoints.read_state(tmp_path / "allowed", 2)
+    for part in ("params", "model_state"):
+        for tree_a, tree_b in zip(
+            jax.tree.leaves(_backbone(before[part])), jax.tree.leaves(_backbone(after[part]))
+        ):
+            np.testing.assert_array_equal(tree_a, tree_b)
+
+
+def _backbone(tree):
+    return tree.get("backbone") or tree["batch_stats"]["backbone"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocess.size": 100},
+        {"model.head_blocks": 6},
+        {"model.vit.num_heads": 5},
+        {"model.backbone.tap": "block9"},
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_are_one_line(changes, tmp_path):
+    config = load_config(ROOT / "configs" / "severity.py", "smoke").copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match="config"):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("base", ["", "quick", "cohen", "smoke"])
+@pytest.mark.parametrize("vit", [0, 1])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_every_combination_of_options_fits_together(base, vit, pool):
+    variant = ",".join(filter(None, [base, f"vit={vit}", f"pool={pool}"]))
+    config = load_config(ROOT / "configs" / "severity.py", variant).copy_and_resolve_references()
+    config.lungs.masks = "record"
+    task, size = make_task(config), config.preprocess.size
+    example = {
+        "image": np.zeros((1, size, size), np.float32),
+        "lungs": np.zeros((1, size, size), np.uint8),
+        "zones": np.zeros((1, size, size), np.uint8),
+    }
+    shapes = evaluate.variable_shapes(task, example)
+    assert ("vit" in shapes["params"]) == bool(vit)
+
+
 def test_a_finished_run_is_left_alone(smoke_run):
     config, workdir, _ = smoke_run
     before = (workdir / "metrics.jsonl").read_text()
@@ -102,7 +195,7 @@ def test_every_variant_is_a_config(path):
     for variant in ("", "quick", "cohen", "smoke"):
         config = load_config(path, variant)
         assert config.is_locked
-        train.check_config(config)
+        train.check_numbers(config)
     with pytest.raises(InputError, match="nonsense"):
         load_config(path, "nonsense")
 
@@ -116,7 +209,7 @@ def test_another_config_is_refused(smoke_run):
     # What only changes how the run is watched is free.
     other = config.copy_and_resolve_references()
     other.log_every = 7
-    train.claim_workdir(other, workdir)
+    workdirs.check_config(other, workdir)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -142,16 +235,15 @@ def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
 
 def test_ensemble_is_the_mean_of_its_members(smoke_run):
     config, workdir, _ = smoke_run
-    task = evaluate.make_task(config)
-    source = task.adapt(evaluate.sources.open_source(config.data, "test"), workdir / "cache")
-    parallel = evaluate.Parallel.create("jit", 1)
-    example = evaluate.example_batch(task, source)
-    name = {"severity": "probs", "lungs": "lung_probs"}[config.task]
     if config.task == "lungs":
         pytest.skip("one member by default; severity has the ensemble")
-    _, members = evaluate.restore_variables(task, example, parallel, workdir, (1, 2))
-    single = [evaluate.run(task, [m], source, parallel, config).rows[name] for m in members]
-    both = evaluate.run(task, members, source, parallel, config).rows[name]
+    task, parallel = make_task(config), Parallel.create("jit", 1)
+    source = evaluate.open_split(task, config, "test", workdir)
+    shapes = evaluate.variable_shapes(task, evaluate.example_batch(task, source))
+    _, members = checkpoints.restore_variables(workdir, shapes, parallel.replicated, (1, 2))
+    score = evaluate.Scorer(task, source, parallel, config)
+    single = [score([member]).rows["probs"] for member in members]
+    both = score(members).rows["probs"]
     assert not np.array_equal(single[0], single[1])
     np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
 
@@ -219,6 +311,17 @@ def test_sigterm_saves_and_ends_cleanly(tmp_path):
     assert step == _last_step(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["metrics.jsonl"])
+def test_a_disk_that_fills_up_while_logging_is_one_line(tmp_path, file):
+    """/dev/full answers every write as a full disk does."""
+    tmp_path.joinpath(file).symlink_to("/dev/full")
+    done = run("--config=configs/severity.py:smoke", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 LIMITED = """
 import resource, sys
 from cxr_jax import main
@@ -247,9 +350,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(smoke_run, tmp_path):
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert "could not write the checkpoint" in done.stderr
-    assert "free some space" in done.stderr
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "could not write a checkpoint" in line
+    assert "it resumes from step 2" in line
     run(*args, *overrides)
     again = checkpoints.read_state(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again["params"], full["params"])

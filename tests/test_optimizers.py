@@ -104,7 +104,8 @@ def test_unknown_names_are_mistakes(changes):
 
 def test_merge_by_path_takes_what_fits_and_says_what_does_not():
     theirs = {"head": {"kernel": np.zeros((3, 1))}, "backbone": {"conv": {"bias": np.zeros(4)}}}
-    merged, report = optimizers.merge_by_path(PARAMS, theirs)
+    merged, taken, report = optimizers.merge_by_path(PARAMS, theirs)
+    assert taken == {"head/kernel"}
     assert np.all(merged["head"]["kernel"] == 0)
     assert np.all(merged["backbone"]["conv"]["bias"] == 1)
     assert report.startswith("1 arrays taken; 1 not there")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import severity as severity_config
-from cxr_jax import report, train
+from cxr_jax import report, workdir
+from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 
 
@@ -18,8 +19,8 @@ def rows(probs, *, ids, second=None):
         "labels": labels,
         "scores": labels * 2,
         "valid": np.ones((3, 3, 2), bool),
-        "id": np.array(ids),
-        "group": np.array(ids),
+        "id": np.array(list(ids)),
+        "group": np.array(list(ids)),
     }
     return found | ({} if second is None else {"scores_second": second.astype(np.float32)})
 
@@ -30,7 +31,8 @@ def runs(tmp_path):
     truth = rows(0.5, ids="abc")["labels"]
     for name, value in (("one", 0.5), ("two", 0.7)):
         config = severity_config.get_config("smoke")
-        train.claim_workdir(config, tmp_path / name)
+        source = sources.open_source(config.data, "train")
+        workdir.claim(config, tmp_path / name, source)
         np.savez(tmp_path / name / "rows-test.npz", **rows(value, ids="abc", second=truth))
     return tmp_path
 

@@ -8,6 +8,7 @@
 | `probs` | [N, 3, 2] | predicted zone probability |
 | `labels` | [N, 3, 2] | 0/1; anything where invalid |
 | `valid` | [N, 3, 2] | the zone takes part |
+| `labelled` | [N, 3, 2] | optional: the zone was scored, whether or not the mask has it |
 | `scores`, `score_pred` | [N, 3, 2] | optional: true and predicted zone score, 0..3 |
 | `lesion_dice`, `lesion_iou`, `lesion_precision`, `lesion_recall`, `lesion_false_area`, \
 `lesion_nonempty` | [N] | optional: `segmentation.overlap_rows`, NaN where a film has no mask |
@@ -60,6 +61,7 @@ def severity_report(rows: Rows) -> dict[str, float]:
         Zones: `auc_<zone>` for the six, `mean_auc` over those that have both classes and
         `auc_zones`, how many these are; `zone_accuracy` and `zone_kappa` (Cohen) over all valid
         zones at 0.5.
+        With `labelled`: `zones_lost`, the share of scored zones that the lung mask does not have.
         With `scores`: `region_mae` (0..3), `region_kappa` (quadratic, scores rounded), and of the
         sum (0..18) `global_mae_18`, `global_mse_18`, `global_cc_18`.
         With lesion rows: `lesion_dice`, `lesion_iou`, `lesion_precision`, `lesion_recall`, means
@@ -90,6 +92,9 @@ def severity_report(rows: Rows) -> dict[str, float]:
     report["zone_accuracy"] = regression.mean(hard[valid] == labels[valid])
     report["zone_kappa"] = classification.cohen_kappa(hard[valid], labels[valid], num_classes=2)
 
+    if "labelled" in rows:
+        labelled = np.asarray(rows["labelled"]).astype(bool)
+        report["zones_lost"] = regression.mean(~valid[labelled])
     if "scores" in rows and "score_pred" in rows:
         scores = np.where(valid, np.asarray(rows["scores"], np.float64), 0.0)
         score_pred = np.where(valid, np.asarray(rows["score_pred"], np.float64), 0.0)
@@ -128,6 +133,8 @@ def severity_counts(rows: Rows) -> dict[str, int]:
     counts = {name: films for name in severity_report(rows)}
     counts |= {name: int(valid[:, row, column].sum()) for name, row, column in _zone_columns()}
     counts |= {"zone_accuracy": zones, "zone_kappa": zones}
+    if "labelled" in rows:
+        counts["zones_lost"] = int(np.asarray(rows["labelled"]).sum())
     if "region_mae" in counts:
         counts |= {"region_mae": zones, "region_kappa": zones}
     if "lesion_dice" in rows:

@@ -11,7 +11,7 @@ from cxr_jax.models import layers
 Array = jax.Array
 
 
-class MapHead(nn.Module):
+class SeverityMapHead(nn.Module):
     """`blocks` times: bilinear x2, Conv(3x3)-BN-ReLU to half the channels, Conv(3x3)-BN-ReLU.
 
     Then a 1x1 convolution to `out_channels`. The paper does not write this head down; its parameter

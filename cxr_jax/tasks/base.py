@@ -34,6 +34,16 @@ class Task(abc.ABC):
         """The record fields it trains and is scored on (see `data/records.py`)."""
 
     @property
+    def inputs(self) -> frozenset[str]:
+        """Those of `fields` that `predict` reads."""
+        return frozenset({"image"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        """Those of `fields` that `adapt` can give to a source without them."""
+        return frozenset()
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Patterns of the parameter paths this task never trains, e.g. ('backbone/.*',)."""
         return ()

@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from cxr_jax import figures, losses
+from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import sources, zones
 from cxr_jax.data.augment import Augment
 from cxr_jax.data.pipeline import Transforms
@@ -26,6 +27,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
 from cxr_jax.models.unet import UNet
 from cxr_jax.tasks.base import Task
+from cxr_jax.workdir import read_config
 
 RIGHT, LEFT = 0, 1  # output channels
 
@@ -140,17 +142,14 @@ class Segmenter:
     task: Lungs
     variables: Any
     apply: Any  # (variables, batch) -> outputs, jitted
-    version: str  # of the weights, for the cache
+    version: str  # digest of config and weights, for the cache
     batch_size: int = 8
 
     @classmethod
     def load(cls, workdir: str | pathlib.Path) -> "Segmenter":
         """Raises InputError where the folder holds no trained `lungs` run."""
-        from cxr_jax import evaluate, train
-        from cxr_jax.parallel import Parallel
-
         workdir = pathlib.Path(workdir)
-        config = train.read_config(workdir)
+        config = read_config(workdir)
         if config.task != Lungs.name:
             raise InputError(
                 f"{workdir} is a run of task {config.task!r}; lung masks need one of 'lungs' "
@@ -158,11 +157,15 @@ class Segmenter:
             )
         task = Lungs.from_config(config)
         size = config.preprocess.size
-        steps, (variables,) = evaluate.restore_variables(
-            task, {"image": jnp.zeros((1, size, size))}, Parallel.create("jit", 1), workdir
+        shapes = jax.eval_shape(
+            task.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, size, size))}
         )
-        version = f"{workdir.resolve()}:{steps[0]}:{config.to_json()}"
-        return cls(task, variables, jax.jit(task.predict), version)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        _, (variables,) = restore_variables(workdir, dict(shapes), device)
+        digest = hashlib.sha256(config.to_json().encode())
+        for array in jax.tree.leaves(variables):
+            digest.update(np.asarray(array).tobytes())
+        return cls(task, variables, jax.jit(task.predict), digest.hexdigest())
 
     def labels(self, films: list[np.ndarray]) -> np.ndarray:
         """At most `batch_size` films, uint8 [H, W] of any sizes -> uint8 [n, S, S] lung labels."""
@@ -200,7 +203,7 @@ class WithLungs:
         self._path = cache_dir / f"lungs-{source.split}-{digest}.npy"
         if not self._path.exists():
             cache_dir.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(".part")
+            part = self._path.with_suffix(f".{os.getpid()}.part")
             masks = np.lib.format.open_memmap(
                 part, mode="w+", dtype=np.uint8, shape=(len(source), size, size)
             )

@@ -1,8 +1,11 @@
 """Severity scoring and lesion maps (Kim et al. 2021, 'severity_vit').
 
-Eq. 1: c = F(x), the corpus: a tap of DenseNet on the lung-masked film. Eqs. 2-7: a ViT over its
-cells. Eq. 8: y = MAPHEAD(z) * m, the lesion probability map. Eq. 9: a = RMP(y, m), the 3x2 severity
-array, the largest probability of each lung zone; binary cross-entropy against the zone labels.
+Eq. 1: c = F(x), the corpus: a tap of DenseNet on the lung-masked film.
+Eqs. 2-7: a ViT over its cells; its last LayerNorm, not in the equations, comes before the head.
+Eq. 8: y = MAPHEAD(z) * m, the lesion probability map.
+Eq. 9: a = RMP(y, m), the 3x2 severity array, the largest probability of each lung zone; binary
+cross-entropy against the zone labels.
+
 No map is ever trained on: lesion masks are read by `score` alone.
 """
 
@@ -25,7 +28,7 @@ from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
 from cxr_jax.models.densenet import DenseNet
-from cxr_jax.models.map_head import MapHead
+from cxr_jax.models.map_head import SeverityMapHead
 from cxr_jax.models.vit import ViT
 from cxr_jax.ops import pooling
 from cxr_jax.tasks.base import Task
@@ -47,7 +50,7 @@ class SeverityNet(nn.Module):
 
     backbone: DenseNet
     vit: ViT | None
-    head: MapHead
+    head: SeverityMapHead
     train_backbone: bool = False
     freeze_norms: bool = False
 
@@ -95,6 +98,15 @@ class Severity(Task):
             )
         if config.pool not in ("max", "mean"):
             raise InputError(f"config.pool={config.pool!r}; expected max or mean")
+        side = config.preprocess.size
+        stride = {"stem": 4, "final": 32}.get(config.model.backbone.tap)
+        stride = stride or 2 ** (1 + int(config.model.backbone.tap[-1:] or 0))
+        if side % stride or side % (side // stride * 2**config.model.head_blocks):
+            raise InputError(
+                f"config.preprocess.size={side} with tap {config.model.backbone.tap!r} (stride "
+                f"{stride}) and head_blocks={config.model.head_blocks}: the stride must divide the "
+                "size, and the map's side (size / stride * 2^head_blocks) too"
+            )
         if config.levels not in (1, 3):
             raise InputError(f"config.levels={config.levels}; expected 1 or 3")
         c, dtype = config.model, jnp.dtype(config.precision)
@@ -110,7 +122,7 @@ class Severity(Task):
             model=SeverityNet(
                 backbone=backbone,
                 vit=vit,
-                head=MapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
+                head=SeverityMapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
                 train_backbone=c.train_backbone,
                 freeze_norms=c.freeze_norms,
             ),
@@ -125,6 +137,14 @@ class Severity(Task):
     @property
     def fields(self) -> frozenset[str]:
         return frozenset({"image", "lungs", "severity"})
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset({"image", "lungs"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        return frozenset() if self.masks == "record" else frozenset({"lungs"})
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -163,13 +183,18 @@ class Severity(Task):
             )
         if "severity_second" in record:
             example["severity_second"] = np.asarray(record["severity_second"], np.int8)
-        if "lesion" in record:
-            example["lesion"] = self.preprocess.mask(record["lesion"])
+        # Some films of a data set may have a lesion mask and others not; a batch has one shape.
+        has_lesion = "lesion" in record
+        example["has_lesion"] = np.array(has_lesion)
+        example["lesion"] = (
+            self.preprocess.mask(record["lesion"]) if has_lesion else np.zeros_like(lungs)
+        )
         return example
 
     def _finish(self, example, rng):
         if rng is not None:
-            example = {k: v for k, v in example.items() if k not in ("lesion", "severity_second")}
+            unused = ("lesion", "has_lesion", "severity_second")  # in training
+            example = {k: v for k, v in example.items() if k not in unused}
             example = self.augment(example, rng)
         return {**example, "image": self.preprocess.normalize(example["image"])}
 
@@ -204,7 +229,12 @@ class Severity(Task):
 
     def predict(self, variables, batch):
         """`map` [B, h, w]: y of Eq. 8; `probs` [B, 3, 2]: a of Eq. 9; `zone_valid` [B, 3, 2] as
-        0/1; with three levels `score` [B, 3, 2], the expected 0..3 score."""
+        0/1; `lung_share` [B] of the picture; with three levels `score` [B, 3, 2], the expected
+        0..3 score.
+
+        Over an ensemble each is averaged by itself: a zone's mean probability may then exceed
+        every pixel of the mean map, whose members have their maxima in different places.
+        """
         logits, zone_map, _ = self._logits(variables, batch, train=False)
         maps = jax.nn.sigmoid(logits) * (zone_map > 0)[..., None]
         levels = [
@@ -214,6 +244,7 @@ class Severity(Task):
             "map": maps[..., 0],
             "probs": levels[0],
             "zone_valid": pooling.zone_valid(zone_map).astype(jnp.float32),
+            "lung_share": jnp.mean(zone_map > 0, axis=(1, 2), dtype=jnp.float32),
         }
         return outputs | ({"score": sum(levels)} if self.levels > 1 else {})
 
@@ -224,20 +255,22 @@ class Severity(Task):
             "labels": (batch["severity"] > 0).astype(jnp.float32),
             "scores": batch["severity"].astype(jnp.float32),
             "valid": batch["severity_valid"] & (outputs["zone_valid"] > 0.5),
+            "labelled": batch["severity_valid"],
         }
         if "score" in outputs:
             rows["score_pred"] = outputs["score"]
         if "severity_second" in batch:
             rows["scores_second"] = batch["severity_second"].astype(jnp.float32)
-        if "lesion" in batch:
-            size = outputs["map"].shape[1]
-            lesion = _at_size(batch["lesion"], size)
-            overlap = segmentation.overlap_rows(outputs["map"] >= 0.5, lesion)
-            rows |= {f"lesion_{name}": value for name, value in overlap.items()}
-            positive = batch["severity"] * batch["severity_valid"]
-            rows |= lesion_hits.pointing(
-                outputs["map"], _at_size(batch["zones"], size), lesion, positive
-            )
+        size = outputs["map"].shape[1]
+        lesion, there = _at_size(batch["lesion"], size), batch["has_lesion"]
+        overlap = segmentation.overlap_rows(outputs["map"] >= 0.5, lesion)
+        nonempty = overlap.pop("nonempty") & there
+        rows |= {f"lesion_{k}": jnp.where(there, v, jnp.nan) for k, v in overlap.items()}
+        positive = batch["severity"] * batch["severity_valid"] * there[:, None, None]
+        rows |= lesion_hits.pointing(
+            outputs["map"], _at_size(batch["zones"], size), lesion, positive
+        )
+        rows["lesion_nonempty"] = nonempty
         return rows
 
     def report(self, rows):
@@ -282,7 +315,9 @@ class Severity(Task):
             "severity_hard": _table((probs >= 0.5).astype(int), valid),
             "global_soft": round(float(probs[valid].sum()), 4),
             "global_hard": int((probs[valid] >= 0.5).sum()),
-            "lesion_area_share": round(float(np.mean(outputs["map"] >= 0.5)), 4),
+            "lesion_share_of_lungs": round(
+                float(np.mean(outputs["map"] >= 0.5) / max(float(outputs["lung_share"]), 1e-6)), 4
+            ),
         }
         if "score" in outputs:
             description["score_0_to_3"] = _table(outputs["score"], valid)

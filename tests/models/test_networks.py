@@ -49,7 +49,7 @@ def small_densenet():
 )
 def test_baseline_has_the_parameters_of_table_2(paper, make):
     backbone, taps = shapes_of(make(stop_at="block3"), 1, 256, 256, 3)
-    head, logits = shapes_of(map_head.MapHead(), *taps["block3"].shape)
+    head, logits = shapes_of(map_head.SeverityMapHead(), *taps["block3"].shape)
     assert (count(backbone) + count(head)) / 1e6 == pytest.approx(paper, rel=0.01)
     assert logits.shape == (1, 256, 256, 1)
 
@@ -57,7 +57,7 @@ def test_baseline_has_the_parameters_of_table_2(paper, make):
 def test_main_model_has_the_parameters_of_table_2():
     backbone, taps = shapes_of(densenet.densenet121(stop_at="block3"), 1, 256, 256, 3)
     encoder, out = shapes_of(vit.vit_b16(), *taps["block3"].shape)
-    head, logits = shapes_of(map_head.MapHead(), *out["map"].shape)
+    head, logits = shapes_of(map_head.SeverityMapHead(), *out["map"].shape)
     assert (count(backbone) + count(encoder) + count(head)) / 1e6 == pytest.approx(95.5, rel=0.01)
     assert logits.shape == (1, 256, 256, 1)
 
@@ -215,7 +215,7 @@ def test_unet_keeps_the_size_and_refuses_what_it_cannot_halve():
 
 def test_map_head_refuses_channels_it_cannot_halve():
     with pytest.raises(ValueError, match=r"24 channels; 4 blocks .* multiple of 16"):
-        shapes_of(map_head.MapHead(), 1, 4, 4, 24)
+        shapes_of(map_head.SeverityMapHead(), 1, 4, 4, 24)
 
 
 @pytest.mark.parametrize(
@@ -224,15 +224,15 @@ def test_map_head_refuses_channels_it_cannot_halve():
         densenet.DenseNet(4, (1, 1), 8, dtype=jnp.bfloat16),
         unet.UNet((4, 8), dtype=jnp.bfloat16),
         vit.ViT(1, 2, 8, 8, patch_size=8, dtype=jnp.bfloat16),
-        map_head.MapHead(1, dtype=jnp.bfloat16),
+        map_head.SeverityMapHead(1, dtype=jnp.bfloat16),
     ],
     ids=lambda model: type(model).__name__,
 )
 def test_bfloat16_computes_low_and_keeps_float32_parameters(model):
-    channels = 8 if isinstance(model, map_head.MapHead) else 3
+    channels = 8 if isinstance(model, map_head.SeverityMapHead) else 3
     variables, out = shapes_of(model, 2, 32, 32, channels)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(F32)}
-    logits = isinstance(model, (unet.UNet, map_head.MapHead))
+    logits = isinstance(model, (unet.UNet, map_head.SeverityMapHead))
     want = F32 if logits else jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(want)}
 
