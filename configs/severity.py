@@ -115,8 +115,8 @@ def _cohen(config: ml_collections.ConfigDict) -> None:
     config.lungs.masks = "record_or_predicted"
     config.levels = 3
     _strong_augmentation(config)
-    config.total_steps = 150
-    config.eval_steps = (50, 100, 150)
+    config.total_steps = 200
+    config.eval_steps = (150, 175, 200)
     config.model.vit.dropout = 0.1
     config.optimizer.update(lr=3e-4, weight_decay=1e-2)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import Checkpoints, StopSignal, read_state
+from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, read_state
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
@@ -42,6 +42,9 @@ def train(
     """
     check_numbers(config)
     workdirs.check_config(config, workdir)
+    if complete_steps(workdir)[-1:] == [config.total_steps]:
+        print(f"{workdir} is trained already, to step {config.total_steps}")
+        return True
     task = make_task(config)
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
