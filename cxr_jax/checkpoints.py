@@ -6,10 +6,9 @@ that is killed at any moment finds the last complete step; an unfinished folder 
 
 import contextlib
 import errno
-import logging
 import pathlib
+import shutil
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -22,6 +21,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.state import TrainState
 
 FOLDER = "checkpoints"
+SPARE_BYTES = 2_000_000  # metadata, and the small files that a run writes beside its checkpoints
 
 
 class Checkpoints:
@@ -71,6 +71,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with self._clear_errors(step):
+            self._check_space(state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -96,6 +97,14 @@ class Checkpoints:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
         return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
+    def _check_space(self, state: TrainState) -> None:
+        """A write that fails half-way costs pages of its threads' complaints; ask first."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(state)) + SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            text = f"No space left: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
+            raise OSError(errno.ENOSPC, text)
+
     @contextlib.contextmanager
     def _clear_errors(self, step: int):
         try:
@@ -103,7 +112,6 @@ class Checkpoints:
         except Exception as error:
             if not _is_disk_error(error):
                 raise
-            _silence_background()
             complete = complete_steps(self.folder.parent)
             raise InputError(
                 f"{self.folder}: could not write a checkpoint at or before step {step} "
@@ -240,17 +248,9 @@ def _reason(error: BaseException | None) -> str:
     while error is not None:
         for text in _DISK_TEXTS:
             if text in str(error):
-                return text.lower()
+                return error.strerror if isinstance(error, OSError) else text
         error = error.__cause__ or error.__context__
     return "the disk refused it"
-
-
-def _silence_background() -> None:
-    """Orbax's and asyncio's threads print pages about a failed write that has been reported."""
-    for name in ("absl", "asyncio", "orbax"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    threading.excepthook = lambda *_: None
-    sys.unraisablehook = lambda *_: None
 
 
 def _is_disk_error(error: BaseException | None) -> bool:

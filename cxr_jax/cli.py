@@ -48,7 +48,9 @@ def setup_jax() -> None:
     import jax
     import jaxlib
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates its options
+    # Orbax narrates its options, and logs with a stack trace what it then raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
     root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
     jax.config.update("jax_compilation_cache_dir", str(root / f"jaxlib-{jaxlib.__version__}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

