@@ -63,6 +63,8 @@ def _parse_flags(argv: list[str]) -> None:
         if argument.startswith("--config="):
             # A config file imports its neighbours as configs.*, from wherever it is run.
             file = argument.removeprefix("--config=").partition(":")[0]
+            if not pathlib.Path(file).is_file():
+                raise InputError(f"--config={file}: there is no such file")
             sys.path.insert(0, str(pathlib.Path(file).resolve().parent.parent))
     try:
         rest = FLAGS(argv)

@@ -116,7 +116,7 @@ def predict(
 def _read(path: pathlib.Path, masks: pathlib.Path | None, segmenter) -> dict:
     """A record with the film and, where they are asked for, its lungs."""
     from cxr_jax.data import readers, zones
-    from cxr_jax.data.preprocess import resize_mask
+    from cxr_jax.tasks.lungs import enlarge
 
     record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
     if masks is not None:
@@ -124,7 +124,7 @@ def _read(path: pathlib.Path, masks: pathlib.Path | None, segmenter) -> dict:
         record["lungs"] = zones.split_lungs(mask)
     elif segmenter is not None:
         labels = segmenter.labels([record["image"]])[0]
-        record["lungs"] = resize_mask(labels, record["image"].shape)
+        record["lungs"] = enlarge(labels, record["image"].shape)
     if "lungs" in record and not record["lungs"].any():
         raise InputError(f"{path}: no lung was found; give a mask with --masks")
     return record

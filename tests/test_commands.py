@@ -1,5 +1,6 @@
 """predict and weights on a finished smoke run; a bad film among good ones."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from configs import lungs as lungs_config
 from configs import severity as severity_config
-from cxr_jax import checkpoints, evaluate, predict, train, weights, workdir, writers
+from cxr_jax import checkpoints, cli, evaluate, predict, train, weights, workdir, writers
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.errors import InputError
 from tests.conftest import ROOT
@@ -215,3 +216,28 @@ def test_metrics_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss"] is None  # NaN is no JSON
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (InputError("film.png: no"), 2, "error: film.png: no"),
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), 2, "metrics.jsonl"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=["mistake", "full disk", "ctrl-c"],
+)
+def test_a_command_ends_with_one_line(error, status, words, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command(command)
+    assert ended.value.code == status
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def test_our_own_bugs_keep_their_stack_trace():
+    with pytest.raises(OSError, match="bug"):
+        cli.run_command(lambda: (_ for _ in ()).throw(OSError(errno.EINVAL, "bug")))

@@ -21,7 +21,7 @@ from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import sources, zones
 from cxr_jax.data.augment import Augment
 from cxr_jax.data.pipeline import Transforms
-from cxr_jax.data.preprocess import Preprocess, resize_map, resize_mask
+from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
@@ -135,6 +135,12 @@ class Lungs(Task):
         return zones.lungs_from_probs(probs[..., RIGHT], probs[..., LEFT])
 
 
+def enlarge(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w] lung labels -> uint8 [H, W] of `shape`, with smooth borders."""
+    right, left = (resize_map((labels == i).astype(np.float32), shape) for i in (1, 2))
+    return np.where(right >= 0.5, 1, np.where(left > 0.5, 2, 0)).astype(np.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Segmenter:
     """A trained `lungs` work directory, ready to label films."""
@@ -224,4 +230,4 @@ class WithLungs:
         if "lungs" in record and not self._replace:
             return record
         mask = np.load(self._path, mmap_mode="r")[index]
-        return {**record, "lungs": resize_mask(np.asarray(mask), record["image"].shape)}
+        return {**record, "lungs": enlarge(np.asarray(mask), record["image"].shape)}
