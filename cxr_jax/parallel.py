@@ -50,14 +50,17 @@ class Parallel:
 
     @property
     def mesh(self) -> Mesh:
+        """All devices along one axis."""
         return Mesh(np.asarray(self.devices), (AXIS,))
 
     @property
     def replicated(self) -> NamedSharding:
+        """The same copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def sharded(self) -> NamedSharding:
+        """Split along the first axis."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def check_batch_size(self, batch_size: int, name: str = "config.batch_size") -> None:

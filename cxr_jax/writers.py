@@ -105,6 +105,7 @@ def write_atomic(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
+    """Atomic, indented; a NaN is a bug here and raises ValueError."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
