@@ -88,10 +88,10 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.model.vit.update(num_layers=2, num_heads=2, width=96, mlp_dim=192)
     config.model.head_blocks = 2
     config.data.update(train=1500, val=64, test=256)
-    config.total_steps = 300
+    config.total_steps = 450
     config.batch_size = 16
     config.checkpoint_every = 50
-    config.eval_steps = (200, 250, 300)
+    config.eval_steps = (350, 400, 450)
     config.optimizer.update(
         name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=30, clip_norm=1.0
     )
