@@ -71,7 +71,9 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
         if name in mean:
             mean[name] = np.mean([r[name] for r in rows], axis=0)
     lines["mean of the runs' predictions"] = _severity(mean, resamples)
-    lines |= _references(configs[0], rows[0], resamples)
+    for name, reference in _reference_rows(configs[0], rows[0]).items():
+        lines[name] = _severity(reference, resamples)
+        lines[f"{name} minus the runs' mean, paired"] = _paired(reference, mean, resamples)
     return _table(lines)
 
 
@@ -103,13 +105,6 @@ def _fold_rows(configs, rows: list[Rows], resamples: int) -> dict[str, dict[str,
         name: _severity(_joined([part[name] for part in parts]), resamples)
         for name in parts[0]
         if all(name in part for part in parts)
-    }
-
-
-def _references(config, rows: Rows, resamples: int) -> dict[str, dict[str, str]]:
-    return {
-        name: _severity(reference, resamples)
-        for name, reference in _reference_rows(config, rows).items()
     }
 
 
@@ -146,6 +141,21 @@ def _severity(rows: Rows, resamples: int) -> dict[str, str]:
         severity_report, rows, rows["group"], resamples=resamples, counts=severity_counts
     )
     return {name: _text(metric) for name, metric in metrics.items()}
+
+
+def _paired(other: Rows, ours: Rows, resamples: int) -> dict[str, str]:
+    """How much larger the errors of `other` are, on the same resampled patients."""
+
+    def difference(rows: Rows) -> dict[str, float]:
+        a = severity_report({name: rows[name] for name in ("probs", "labels", "valid")})
+        b = severity_report(
+            {"probs": rows["ours"], "labels": rows["labels"], "valid": rows["valid"]}
+        )
+        return {name: a[name] - b[name] for name in ("mse", "mae")}
+
+    both = {name: other[name] for name in ("probs", "labels", "valid")} | {"ours": ours["probs"]}
+    found = bootstrap(difference, both, other["group"], resamples=resamples)
+    return {name: _text(metric) for name, metric in found.items()}
 
 
 def _text(metric: Metric) -> str:

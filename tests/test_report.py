@@ -48,8 +48,10 @@ def test_seeds_are_averaged_and_readers_stand_beside_them(runs):
     assert line(text, "2 runs")[0] == "6.720 +- 1.018"
     # The mean predicts 3.6: errors 3.6, 0.6, 2.4.
     assert line(text, "mean of")[0] == f"{(3.6**2 + 0.6**2 + 2.4**2) / 3:.3f}"
-    assert line(text, "second reader")[0] == "0.000"
-    assert len(line(text, "constant")) == len(line(text, "2 runs"))
+    assert line(text, "second reader |")[0] == "0.000"
+    paired = line(text, "second reader minus the runs' mean")[0]
+    assert paired == f"{-(3.6**2 + 0.6**2 + 2.4**2) / 3:.3f}"
+    assert len(line(text, "constant, training mean |")) == len(line(text, "2 runs"))
 
 
 def test_folds_are_pooled(runs, tmp_path):
