@@ -61,7 +61,7 @@ def test_one_device_and_eight_give_the_same_update():
     change = largest_difference(one["variables"]["params"], before)
     difference = largest_difference(one["variables"], eight["variables"])
     print(f"largest difference {difference:.2e}, largest change {change:.2e}")
-    assert change > 0.1  # the update does something
+    assert change > 1e-3  # the update does something
     # Sums over the batch in another order, in float32, through batch norm: 1e-5 was seen.
     assert difference < 5e-5
     for name, value in one["scalars"].items():
