@@ -1,4 +1,4 @@
-"""Train and evaluate.
+r"""Train and evaluate.
 
     python -m cxr_jax.main --config=configs/severity.py:quick
     python -m cxr_jax.main --config=configs/severity.py --workdir=DIR --config.optimizer.lr=0.01
@@ -72,7 +72,8 @@ def _parse_flags(argv: list[str]) -> None:
         raise InputError(f"{error}; see python -m cxr_jax.main --help") from error
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # config_flags lets the errors of overrides, and of the config file itself, through.
-        raise InputError(f"--config: {error}; see python -m cxr_jax.main --help") from error
+        words = " ".join(str(error.args[0] if error.args else error).split())
+        raise InputError(f"--config: {words}; see python -m cxr_jax.main --help") from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; see python -m cxr_jax.main --help")
     if _CONFIG.value is None and not _WORKDIR.value:

@@ -65,7 +65,7 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
         if not np.array_equal(rows[0]["id"], other["id"]):
             raise InputError("the runs were scored on different films; for folds give --pool")
     each = [severity_report(r) for r in rows]
-    lines = {f"{len(rows)} runs, mean +- sd": _mean_and_sd(each)}
+    lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": _mean_and_sd(each)}
     mean = dict(rows[0])
     for name in ("probs", "score_pred"):
         if name in mean:
@@ -161,7 +161,7 @@ def _paired(other: Rows, ours: Rows, resamples: int) -> dict[str, str]:
 def _text(metric: Metric) -> str:
     if metric.value is None:
         return "-"
-    interval = "" if metric.low is None else f" [{metric.low:.2f}, {metric.high:.2f}]"
+    interval = "" if metric.low is None else f" [{metric.low:.3f}, {metric.high:.3f}]"
     return f"{metric.value:.3f}{interval}"
 
 

@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 
-from cxr_jax.cli import run_command
+from cxr_jax.cli import run_command, setup_jax
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,6 +34,7 @@ def main() -> int:
     diff_args.add_argument("other", type=pathlib.Path)
     diff_args.add_argument("--other_step", type=int, help="default: the latest")
     args = parser.parse_args()
+    setup_jax()
     if args.command == "show":
         print(show(load(args.workdir, args.step), args.depth))
         return 0

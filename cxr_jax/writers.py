@@ -79,7 +79,7 @@ class Writer:
 
     def _time_left(self, step: int) -> str:
         done = step - self._first
-        if self._start is None or done < 1:
+        if self._start is None or done < 1 or step == self._total:
             return ""
         left = (time.monotonic() - self._start) / done * (self._total - step)
         return f"  [{left / 60:.1f} min left]"

@@ -59,7 +59,7 @@ def severity_report(rows: Rows) -> dict[str, float]:
         `mse`, `mae`, `cc`, `r2` of the sum of probabilities (soft); `hard_mse`, `hard_mae`,
         `hard_cc`, `hard_r2` of the number of zones with p >= 0.5.
         Zones: `auc_<zone>` for the six, `mean_auc` over those that have both classes and
-        `auc_zones`, how many these are; `zone_accuracy` and `zone_kappa` (Cohen) over all valid
+        `zones_with_auc`, how many these are; `zone_accuracy` and `zone_kappa` (Cohen) over all valid
         zones at 0.5.
         With `labelled`: `zones_lost`, the share of scored zones that the lung mask does not have.
         With `scores`: `region_mae` (0..3), `region_kappa` (quadratic, scores rounded), and of the
@@ -87,7 +87,7 @@ def severity_report(rows: Rows) -> dict[str, float]:
         scored = valid[:, row, column]
         aucs[name] = classification.auroc(probs[scored, row, column], labels[scored, row, column])
     report["mean_auc"] = regression.mean(list(aucs.values()))
-    report["auc_zones"] = float(sum(not np.isnan(auc) for auc in aucs.values()))
+    report["zones_with_auc"] = float(sum(not np.isnan(auc) for auc in aucs.values()))
     report |= aucs
     report["zone_accuracy"] = regression.mean(hard[valid] == labels[valid])
     report["zone_kappa"] = classification.cohen_kappa(hard[valid], labels[valid], num_classes=2)

@@ -58,7 +58,7 @@ def test_report_equals_plain_formulas(rows):
         "hard_cc": scipy.stats.pearsonr(hard, true).statistic,
         "hard_r2": sklearn.metrics.r2_score(true, hard),
         "mean_auc": np.mean(aucs),
-        "auc_zones": 6,
+        "zones_with_auc": 6,
         "auc_upper_right": aucs[0],
         "auc_upper_left": aucs[1],
         "auc_middle_right": aucs[2],
@@ -136,9 +136,9 @@ def test_a_zone_of_one_class_is_undefined_and_counted_out(rows):
     rows["labels"][:, 2, 1] = 1
     report = severity.severity_report(rows)
     assert np.isnan(report["auc_lower_left"])
-    others = [v for k, v in report.items() if k.startswith("auc_") and k != "auc_zones"]
+    others = [v for k, v in report.items() if k.startswith("auc_") and k != "zones_with_auc"]
     assert report["mean_auc"] == pytest.approx(np.nanmean(others))
-    assert report["auc_zones"] == 5
+    assert report["zones_with_auc"] == 5
 
 
 def test_a_constant_predictor_has_no_correlation_and_an_auc_of_one_half(rows):
