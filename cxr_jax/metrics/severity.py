@@ -59,8 +59,8 @@ def severity_report(rows: Rows) -> dict[str, float]:
         `mse`, `mae`, `cc`, `r2` of the sum of probabilities (soft); `hard_mse`, `hard_mae`,
         `hard_cc`, `hard_r2` of the number of zones with p >= 0.5.
         Zones: `auc_<zone>` for the six, `mean_auc` over those that have both classes and
-        `zones_with_auc`, how many these are; `zone_accuracy` and `zone_kappa` (Cohen) over all valid
-        zones at 0.5.
+        `zones_with_auc`, how many these are; `zone_accuracy` and `zone_kappa` (Cohen) over all
+        valid zones at 0.5.
         With `labelled`: `zones_lost`, the share of scored zones that the lung mask does not have.
         With `scores`: `region_mae` (0..3), `region_kappa` (quadratic, scores rounded), and of the
         sum (0..18) `global_mae_18`, `global_mse_18`, `global_cc_18`.
