@@ -68,6 +68,7 @@ def smoke_run(request, tmp_path_factory):
     """A finished smoke run of each config: (config, workdir, metrics)."""
     config = load_config(request.param, "smoke").copy_and_resolve_references()
     config.devices = 1
+    config.keep_last = 2  # both steps, for an ensemble
     workdir = tmp_path_factory.mktemp(request.param.stem)
     assert train.train(config, workdir)
     metrics = evaluate.evaluate(config, workdir)
