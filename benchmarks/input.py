@@ -8,14 +8,13 @@ only augmented, normalised and batched.
 
 import argparse
 import contextlib
-import importlib
-import json
 import pathlib
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import load_config, write_result
 from cxr_jax import writers
 from cxr_jax.data import pipeline, sources
 from cxr_jax.tasks import make_task
@@ -28,9 +27,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
-    path, _, variant = args.config.partition(":")
-    module = importlib.import_module(f"configs.{pathlib.Path(path).stem}")
-    config = module.get_config(variant).copy_and_resolve_references()
+    config = load_config(args.config)
     config.data.train = args.films
     task, source = make_task(config), sources.open_source(config.data, "train")
     batches = pipeline.train_batches(
@@ -57,10 +54,7 @@ def main() -> None:
         "cached_films_per_s": rates[-1],
         **writers.provenance(),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    write_result(result, args.output)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ the input pipeline has its own benchmark, input.py. The compilation cache is off
 
 import argparse
 import functools
-import importlib
-import json
 import pathlib
-import resource
 import statistics
 import sys
 import time
@@ -22,7 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from cxr_jax import evaluate, optimizers, state, writers
+from benchmarks.common import load_config, write_result
+from cxr_jax import evaluate, optimizers, state, train, writers
 from cxr_jax.data import pipeline, sources
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
@@ -37,9 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
 
-    path, _, variant = args.config.partition(":")
-    module = importlib.import_module(f"configs.{pathlib.Path(path).stem}")
-    config = module.get_config(variant).copy_and_resolve_references()
+    config = load_config(args.config)
     config.batch_size = args.batch_size or config.batch_size
     config.precision = args.precision or config.precision
     config.data.train = max(config.data.train, config.batch_size)
@@ -77,14 +73,11 @@ def main() -> None:
         "compile_s": round(compile_s, 1),
         "step_s": round(seconds, 3),
         "images_per_s": round(config.batch_size / seconds, 2),
-        "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_GiB": round(train.peak_memory_mb() / 1024, 2),
         "loss_after": round(loss, 4),
         **writers.provenance(),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    write_result(result, args.output)
 
 
 if __name__ == "__main__":

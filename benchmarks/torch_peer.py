@@ -8,8 +8,6 @@ from the same config; random images, since only time is measured. Channels-last,
 """
 
 import argparse
-import importlib
-import json
 import pathlib
 import platform
 import resource
@@ -22,6 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from benchmarks.common import load_config, write_result
 
 
 class DenseLayer(nn.Module):
@@ -98,8 +98,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
-    path, _, variant = args.config.partition(":")
-    config = importlib.import_module(f"configs.{pathlib.Path(path).stem}").get_config(variant)
+    config = load_config(args.config)
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -134,24 +133,19 @@ def main() -> None:
         loss.item()  # waits for the device
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[1:])
-    text = json.dumps(
-        {
-            "config": args.config,
-            "peer": f"torch {torch.__version__}{' compiled' if args.compile else ' eager'}",
-            "batch_size": batch,
-            "parameters_M": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
-            "first_step_s": round(times[0], 1),
-            "step_s": round(seconds, 3),
-            "images_per_s": round(batch / seconds, 2),
-            "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
-        indent=2,
-    )
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    result = {
+        "config": args.config,
+        "peer": f"torch {torch.__version__}{' compiled' if args.compile else ' eager'}",
+        "batch_size": batch,
+        "parameters_M": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+        "first_step_s": round(times[0], 1),
+        "step_s": round(seconds, 3),
+        "images_per_s": round(batch / seconds, 2),
+        "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    write_result(result, args.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cxr_jax.errors import InputError
+from cxr_jax.errors import DISK_ERRORS, InputError
+from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
 
 FOLDER = "checkpoints"
@@ -206,7 +207,7 @@ def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
     _check_step(folder, step)
     stored = _stored_shapes(folder / str(step) / "state")
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
-        name = _name(key_path)
+        name = path_of(key_path)
         if stored.get(name) != tuple(leaf.shape):
             raise InputError(
                 f"{folder / str(step)} does not fit this model: {name} is "
@@ -219,12 +220,7 @@ def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _name(key_path: tuple) -> str:
-    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in key_path)
-    return "/".join(map(str, keys))
+    return {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _abstract(tree: Any) -> Any:
@@ -255,9 +251,8 @@ def _reason(error: BaseException | None) -> str:
 
 def _is_disk_error(error: BaseException | None) -> bool:
     """Orbax and TensorStore wrap the cause, sometimes in text only."""
-    codes = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES}
     while error is not None:
-        if isinstance(error, OSError) and error.errno in codes:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return True
         if any(text in str(error) for text in _DISK_TEXTS):
             return True

@@ -1,17 +1,15 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
-import errno
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable
 
-from cxr_jax.errors import InputError
+from cxr_jax.errors import DISK_ERRORS, InputError
 
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 INTERRUPTED = 143  # 128 + SIGTERM
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 def run_command(command: Callable[[], int | None]) -> None:

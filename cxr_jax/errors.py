@@ -1,4 +1,9 @@
-"""The one exception that means: the user can mend this."""
+"""What the user can mend: the one exception that says so, and the disk's own errors."""
+
+import errno
+
+# A disk that is full, or a folder that may not be written.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 class InputError(Exception):

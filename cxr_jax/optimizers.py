@@ -13,7 +13,7 @@ from cxr_jax.errors import InputError
 
 def path_of(key_path: tuple) -> str:
     """('backbone', 'conv0', 'kernel') -> 'backbone/conv0/kernel'."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in key_path)
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def match_paths(params: Any, patterns: Sequence[str]) -> Any:
