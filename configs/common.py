@@ -40,12 +40,17 @@ def get_config() -> ml_collections.ConfigDict:
         seed=0,  # phantoms
         size=256,  # px, phantoms
         appearance="standard",  # of phantoms; or shifted (another scanner), mixed
+        test_appearance="",  # of the val and test phantoms; "": as appearance
         heavy=0.0,  # 0..1, phantoms: how much of the lungs is consolidated
         train=2048,  # phantoms a split
         val=128,
         test=256,
         fold=-1,  # 0..4: this fold of the training part validates; -1: none does
     )
+    # A second training set, behind the first; name "": none. Its other fields are those of `data`.
+    config.extra = config.data.copy_and_resolve_references()
+    config.extra.update(name="", seed=1_000_000)
+    config.extra.labels = "hidden"  # or given
     config.preprocess = dict(
         size=256,  # px, square
         order=("resize", "blur", "equalize"),

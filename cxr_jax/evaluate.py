@@ -16,6 +16,7 @@ import tqdm
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal, restore_variables
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
@@ -99,14 +100,23 @@ class Scorer:
 
 
 def open_split(
-    task: Task, config: ml_collections.ConfigDict, split: str, workdir: pathlib.Path
+    task: Task,
+    data: ml_collections.ConfigDict,
+    split: str,
+    workdir: pathlib.Path,
+    *,
+    hidden: frozenset[str] = frozenset(),
 ) -> sources.Source:
-    """A split with all the fields the task needs; refused by name where one is missing."""
-    source = sources.open_source(config.data, split)
+    """A split of a data set with all the fields the task needs but the `hidden` ones; refused by
+    name where one is missing."""
+    source = sources.open_source(data, split)
+    if hidden:
+        source = combine.Hidden(source, hidden)
+    needed = task.fields - hidden
     # What the task can add itself is checked after it has; the rest before that costs anything.
-    pipeline.check_fields(source, task.fields - task.adds)
+    pipeline.check_fields(source, needed - task.adds)
     source = task.adapt(source, workdir / "cache")
-    pipeline.check_fields(source, task.fields)
+    pipeline.check_fields(source, needed)
     return source
 
 
@@ -159,7 +169,7 @@ def evaluate(
     workdirs.check_config(config, workdir, workdirs.FREE_IN_EVALUATION)
     task = make_task(config)
     parallel = Parallel.create(config.parallel, config.devices)
-    source = open_split(task, config, split, workdir)
+    source = open_split(task, config.data, split, workdir)
     shapes = variable_shapes(task, example_batch(task, source))
     steps, ensemble = restore_variables(
         workdir, shapes, parallel.replicated, steps or tuple(config.eval_steps)

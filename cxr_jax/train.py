@@ -17,6 +17,7 @@ from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, read_state
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
 from cxr_jax.figures import save, training_curves
@@ -50,8 +51,8 @@ def train(
     parallel.check_batch_size(config.batch_size)
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
     sources.open_source(config.data, final_split)
-    source = open_split(task, config, "train", workdir)
-    val_source = open_split(task, config, "val", workdir) if config.eval_every else None
+    source = _open_training(task, config, workdir)
+    val_source = open_split(task, config.data, "val", workdir) if config.eval_every else None
     batches = pipeline.train_batches(
         source,
         task.transforms,
@@ -60,6 +61,7 @@ def train(
         threads=config.threads,
         cache_mb=config.cache_mb,
         shard=(jax.process_index(), jax.process_count()),
+        stages=task.stages,
     )
     try:
         with StopSignal() as stop:
@@ -67,6 +69,23 @@ def train(
     finally:
         batches.close()
         faulthandler.cancel_dump_traceback_later()
+
+
+def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """The training films of `config.data`, and those of `config.extra` behind them."""
+    source = open_split(task, config.data, "train", workdir)
+    if not config.extra.name:
+        return source
+    if config.extra.labels not in ("given", "hidden"):
+        raise InputError(f"config.extra.labels={config.extra.labels!r}; expected given or hidden")
+    hidden = task.labels if config.extra.labels == "hidden" else frozenset()
+    extra = open_split(task, config.extra, "train", workdir, hidden=hidden)
+    if (extra.name, extra.version, len(extra)) == (source.name, source.version, len(source)):
+        raise InputError(
+            f"config.extra names the films of config.data ({source.name!r}, {source.version}); "
+            "choose another data set, split or seed"
+        )
+    return combine.Joined(source, extra)
 
 
 def _loop(config, workdir, task, parallel, source, batches, val_source, stop) -> bool:

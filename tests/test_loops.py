@@ -242,7 +242,7 @@ def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
 def test_ensemble_is_the_mean_of_its_members(smoke_run):
     config, workdir, _ = smoke_run
     task, parallel = make_task(config), Parallel.create("jit", 1)
-    source = evaluate.open_split(task, config, "test", workdir)
+    source = evaluate.open_split(task, config.data, "test", workdir)
     shapes = evaluate.variable_shapes(task, evaluate.example_batch(task, source))
     _, members = checkpoints.restore_variables(workdir, shapes, parallel.replicated, (1, 2))
     score = evaluate.Scorer(task, source, parallel, config)

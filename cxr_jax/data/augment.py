@@ -14,7 +14,7 @@ import numpy as np
 from cxr_jax.errors import InputError
 
 MASKS = ("lungs", "zones", "lesion", "lesion_type")  # warped with the film, [H, W]
-SIDED_TABLES = ("severity", "severity_second", "severity_valid", "zone_valid")  # [3, 2]
+SIDED_TABLES = ("severity", "severity_second", "severity_valid", "zone_valid", "zone_order")
 BOXES = ("regions", "boxes")
 
 # Labels after a flip: lungs 1 <-> 2; in the zone map 1 <-> 2, 3 <-> 4, 5 <-> 6.
@@ -57,9 +57,8 @@ class Augment:
 
         Args:
             example: `image` uint8 [H, W]; of the masks `lungs`, `zones`, `lesion`, `lesion_type`
-                those there are, uint8 [H, W] of the same size; of the tables [3, 2] `severity`,
-                `severity_second`, `severity_valid`, `zone_valid` those there are; anything else
-                is passed on.
+                those there are, uint8 [H, W] of the same size; of the tables [3, 2] in
+                `SIDED_TABLES` those there are; anything else is passed on.
             rng: the numbers drawn depend on it alone, and as many are drawn for every setting.
 
         Returns:

@@ -46,6 +46,22 @@ class Transforms:
     finish: Callable[[Example, np.random.Generator | None], Example]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Which films are trained on from a step on, where a second data set joins the first.
+
+    Attributes:
+      first_step: the step it begins with; the first stage begins with 0.
+      extra_share: how much of the second set is in, 0..1. The films are drawn once, so that a
+        larger share holds a smaller one.
+      extra_fraction: share of the second set in every batch; None: as the numbers of films are.
+    """
+
+    first_step: int
+    extra_share: float = 1.0
+    extra_fraction: float | None = None
+
+
 class Entry(NamedTuple):
     """The deterministic half of one record, and whose it is."""
 
@@ -109,6 +125,7 @@ def train_batches(
     threads: int = 2,
     cache_mb: float = 1024,
     shard: tuple[int, int] = (0, 1),
+    stages: Sequence[Stage] = (Stage(0),),
 ) -> grain.DatasetIterator[Batch]:
     """An endless iterator of shuffled training batches.
 
@@ -128,6 +145,8 @@ def train_batches(
         not depend on it.
       cache_mb: memory for the deterministic half.
       shard: (index, count) of this host.
+      stages: which films are in from which step on. The default takes all from the start. Others
+        need a source of two parts (`sources.combine.Joined`).
 
     Returns:
       Batches of `finish`'s arrays [B, ...] and `index` int32 [B], the records' numbers.
@@ -142,15 +161,55 @@ def train_batches(
     index, count = shard
     examples = Examples(source, transforms, cache_mb=cache_mb)
     stream = (
-        grain.MapDataset.source(examples)
+        _numbers(source, stages, seed, films_per_step=batch_size * count)
         .seed(seed)
-        .shuffle()
-        .repeat()
+        .map(examples.__getitem__)
         .random_map(functools.partial(_finish, transforms))
         # Batched here and not after the threads: otherwise the state depends on their number.
         .batch(batch_size, drop_remainder=True, batch_fn=functools.partial(_stack, source))
     )
     return _iterate(stream[index::count], threads)
+
+
+def _numbers(
+    source: Source, stages: Sequence[Stage], seed: int, *, films_per_step: int
+) -> grain.MapDataset[int]:
+    """Position in the stream -> record number: the stages one after the other, each endless
+    but cut where the next begins."""
+    firsts = [stage.first_step for stage in stages]
+    if not stages or firsts[0] != 0 or firsts != sorted(set(firsts)):
+        raise ValueError(f"stages begin with the steps {firsts}; expected 0 and then rising ones")
+    first_part, extra_part = getattr(source, "parts", (len(source), 0))
+    joining = first_part + np.random.default_rng([seed, first_part]).permutation(extra_part)
+    parts = []
+    for k, stage in enumerate(stages):
+        ends = k + 1 < len(stages)
+        steps = firsts[k + 1] - firsts[k] if ends else _ENDLESS // films_per_step
+        extra = joining[: round(stage.extra_share * extra_part)].tolist()
+        numbers = _shuffled(list(range(first_part)), extra, stage.extra_fraction, seed + k)
+        parts.append(numbers[: steps * films_per_step])
+    return parts[0] if len(parts) == 1 else grain.MapDataset.concatenate(parts)
+
+
+# Positions of the last stage: more than any run takes, and few enough that sums stay whole numbers.
+_ENDLESS = 2**48
+
+
+def _shuffled(
+    first: list[int], extra: list[int], extra_fraction: float | None, seed: int
+) -> grain.MapDataset[int]:
+    """Endless: every number once an epoch, in another order each epoch."""
+
+    def endless(numbers: list[int], seed: int) -> grain.MapDataset[int]:
+        return grain.MapDataset.source(numbers).seed(seed % 2**32).shuffle().repeat()
+
+    if extra_fraction is None or not extra:
+        return endless(first + extra, seed)
+    if not 0 < extra_fraction < 1:
+        raise InputError(f"extra_fraction={extra_fraction}; it must lie between 0 and 1")
+    weights = [1 - extra_fraction, extra_fraction]
+    streams = [endless(first, seed), endless(extra, seed + 1)]
+    return grain.MapDataset.mix([stream[:_ENDLESS] for stream in streams], weights)
 
 
 def eval_batches(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import Source
 
@@ -47,6 +47,17 @@ class Task(abc.ABC):
     def frozen(self) -> tuple[str, ...]:
         """Patterns of the parameter paths this task never trains, e.g. ('backbone/.*',)."""
         return ()
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Those of `fields`, and those that go with them, that a film without labels lacks: what
+        is hidden of a second data set whose labels are not to be used."""
+        return frozenset()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """When how much of a second data set joins the training."""
+        return (Stage(0),)
 
     @property
     @abc.abstractmethod

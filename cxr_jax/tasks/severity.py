@@ -7,6 +7,10 @@ Eq. 9: a = RMP(y, m), the 3x2 severity array, the largest probability of each lu
 cross-entropy against the zone labels.
 
 No map is ever trained on: lesion masks are read by `score` alone.
+
+Progressive self-training (Sec. 2.3, Fig. 2; Table 3): films of a second set without labels join in
+stages; at the start of each a frozen copy of the network becomes the teacher, whose answer on the
+clean film is the label of the augmented one.
 """
 
 import dataclasses
@@ -19,10 +23,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from cxr_jax import figures, losses
+from cxr_jax import figures, losses, teacher
 from cxr_jax.data import sources, zones
 from cxr_jax.data.augment import Augment
-from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
@@ -37,6 +41,7 @@ from cxr_jax.tasks.lungs import Segmenter, WithLungs
 Array = jax.Array
 
 MASKS = ("record", "predicted", "record_or_predicted")
+REGIMES = ("labelled", "supervised", "progressive", "one_step")
 
 
 class SeverityNet(nn.Module):
@@ -66,6 +71,58 @@ class SeverityNet(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+class Regime:
+    """How a second data set is used (Table 3 of Kim et al. 2021).
+
+    Attributes:
+      name: 'labelled': not at all. 'supervised': with its labels, from the start. 'progressive':
+        without labels; after every `stage_steps` steps the student becomes the teacher and a
+        further 1 / `shares` of the films join. 'one_step': all join after the first `stage_steps`.
+      stage_steps: length of a stage.
+      shares: number of parts in which the films join (the paper's sixth stage ends the training).
+      pseudo_labels: 'hard' (the teacher's probability >= 0.5) or 'soft' (the probability itself).
+      extra_fraction: share of the second set in every batch; 0: as the numbers of films are.
+    """
+
+    name: str = "labelled"
+    stage_steps: int = 2000
+    shares: int = 5
+    pseudo_labels: str = "hard"
+    extra_fraction: float = 0.0
+
+    def __post_init__(self):
+        for name, values in (("name", REGIMES), ("pseudo_labels", ("hard", "soft"))):
+            if getattr(self, name) not in values:
+                raise InputError(
+                    f"config.regime.{name}={getattr(self, name)!r}; expected one of "
+                    f"{', '.join(values)}"
+                )
+        for name in ("stage_steps", "shares"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config.regime.{name}={getattr(self, name)}; expected at least 1")
+        if not 0 <= self.extra_fraction < 1:
+            raise InputError(
+                f"config.regime.extra_fraction={self.extra_fraction}; expected 0 (as the numbers "
+                "of films are) or a share below 1"
+            )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher labels films."""
+        return self.name in ("progressive", "one_step")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The films that are in, step by step."""
+        fraction = self.extra_fraction or None
+        if self.name == "supervised":
+            return (Stage(0, 1.0, fraction),)
+        shares = {"labelled": 0, "progressive": self.shares, "one_step": 1}[self.name]
+        joining = [Stage(k * self.stage_steps, k / shares, fraction) for k in range(1, shares + 1)]
+        return (Stage(0, 0.0), *joining)
+
+
+@dataclasses.dataclass(frozen=True)
 class Severity(Task):
     """See the module.
 
@@ -86,6 +143,7 @@ class Severity(Task):
     levels: int
     masks: str
     lungs_workdir: str
+    regime: Regime
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Severity":
@@ -107,6 +165,8 @@ class Severity(Task):
                 f"{stride}) and head_blocks={config.model.head_blocks}: the stride must divide the "
                 "size, and the map's side (size / stride * 2^head_blocks) too"
             )
+        regime = Regime(**config.regime)
+        _check_extra(regime, config.extra)
         if config.levels not in (1, 3):
             raise InputError(f"config.levels={config.levels}; expected 1 or 3")
         c, dtype = config.model, jnp.dtype(config.precision)
@@ -132,6 +192,7 @@ class Severity(Task):
             levels=config.levels,
             masks=config.lungs.masks,
             lungs_workdir=config.lungs.workdir,
+            regime=regime,
         )
 
     @property
@@ -145,6 +206,14 @@ class Severity(Task):
     @property
     def adds(self) -> frozenset[str]:
         return frozenset() if self.masks == "record" else frozenset({"lungs"})
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset({"severity", "severity_valid", "severity_second"})
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.regime.stages
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -175,12 +244,14 @@ class Severity(Task):
             "lungs": lungs,
             "zones": zone_map,
         }
-        if "severity" in record:
-            score = np.asarray(record["severity"], np.int8)
-            example["severity"] = score
-            example["severity_valid"] = np.asarray(
-                record.get("severity_valid", np.ones_like(score)), bool
-            )
+        labelled = "severity" in record
+        score = np.asarray(record["severity"] if labelled else np.zeros((3, 2)), np.int8)
+        valid = record.get("severity_valid", np.full((3, 2), labelled))
+        example |= {
+            "labelled": np.array(labelled),
+            "severity": score,
+            "severity_valid": np.asarray(valid, bool),
+        }
         if "severity_second" in record:
             example["severity_second"] = np.asarray(record["severity_second"], np.int8)
         # Some films of a data set may have a lesion mask and others not; a batch has one shape.
@@ -194,12 +265,16 @@ class Severity(Task):
     def _finish(self, example, rng):
         if rng is not None:
             unused = ("lesion", "has_lesion", "severity_second")  # in training
-            example = {k: v for k, v in example.items() if k not in unused}
-            example = self.augment(example, rng)
+            clean = {k: v for k, v in example.items() if k not in unused}
+            example = self.augment(clean | {"zone_order": ZONE_ORDER}, rng)
+            if self.regime.teaches:  # the teacher looks at the clean film
+                example |= {f"clean_{name}": clean[name] for name in ("image", "lungs", "zones")}
+                example["clean_image"] = self.preprocess.normalize(example["clean_image"])
         return {**example, "image": self.preprocess.normalize(example["image"])}
 
     def init(self, rng, batch):
-        return self.model.init(rng, batch["image"][:1], train=False)
+        variables = self.model.init(rng, batch["image"][:1], train=False)
+        return teacher.init(variables) if self.regime.teaches else variables
 
     def _logits(self, variables, batch, *, train: bool, rng=None):
         """Logits [B, h, w, levels], the zone map at that size, new model state."""
@@ -216,16 +291,53 @@ class Severity(Task):
     def loss(self, variables, batch, *, rng, step):
         """Binary cross-entropy of each zone's pooled probability, per level, in the log domain."""
         logits, zone_map, state = self._logits(variables, batch, train=True, rng=rng)
-        valid = batch["severity_valid"] & pooling.zone_valid(zone_map)
+        valid = batch["severity_valid"]
+        labels = (batch["severity"][..., None] > jnp.arange(self.levels)).astype(jnp.float32)
+        terms = {}
+        if self.regime.teaches:
+            copy = teacher.copy_at([s.first_step for s in self.stages[1:]], variables, step)
+            taught, there = self._pseudo_labels(copy, batch, step)
+            known = batch["labelled"][:, None, None]
+            valid = jnp.where(known, valid, there)
+            labels = jnp.where(known[..., None], labels, taught)
+            state = {**state, teacher.COLLECTION: copy}
+            terms["pseudo_labelled"] = 1 - jnp.mean(batch["labelled"], dtype=jnp.float32)
+        valid &= pooling.zone_valid(zone_map)
         per_level = []
         for level in range(self.levels):
             log_p, log_1mp = pooling.zone_log_probs(logits[..., level], zone_map, mode=self.pool)
-            labels = (batch["severity"] > level).astype(jnp.float32)
-            per_level.append(
-                jnp.mean(losses.binary_cross_entropy_from_log_probs(log_p, log_1mp, labels, valid))
+            bce = losses.binary_cross_entropy_from_log_probs(
+                log_p, log_1mp, labels[..., level], valid
             )
-        terms = {f"bce_{i + 1}": value for i, value in enumerate(per_level) if self.levels > 1}
+            per_level.append(jnp.mean(bce))
+        terms |= {f"bce_{i + 1}": value for i, value in enumerate(per_level) if self.levels > 1}
         return sum(per_level) / self.levels, (state, terms)
+
+    def _pseudo_labels(self, copy, batch, step):
+        """The teacher's labels [B, 3, 2, levels] of the clean films, in the order of the augmented
+        film's zones, and the zones [B, 3, 2] it saw."""
+
+        def ask(copy):
+            clean = {name: batch[f"clean_{name}"] for name in ("image", "lungs", "zones")}
+            logits, zone_map, _ = self._logits(copy, clean, train=False)
+            probs = jax.nn.sigmoid(logits)
+            levels = [
+                pooling.zone_pool(probs[..., i], zone_map, mode=self.pool)
+                for i in range(self.levels)
+            ]
+            return jnp.stack(levels, axis=-1), pooling.zone_valid(zone_map)
+
+        def silent(copy):  # in the first stage every film has its label
+            answer = jax.eval_shape(ask, copy)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
+
+        probs, there = jax.lax.cond(step >= self.stages[1].first_step, ask, silent, copy)
+        labels = (
+            (probs >= 0.5).astype(jnp.float32) if self.regime.pseudo_labels == "hard" else probs
+        )
+        order = batch["zone_order"].reshape(-1, 6)
+        pick = jax.vmap(lambda x, i: x.reshape(6, -1)[i].reshape(x.shape))
+        return pick(labels, order), pick(there, order)
 
     def predict(self, variables, batch):
         """`map` [B, h, w]: y of Eq. 8; `probs` [B, 3, 2]: a of Eq. 9; `zone_valid` [B, 3, 2] as
@@ -323,6 +435,29 @@ class Severity(Task):
             description["score_0_to_3"] = _table(outputs["score"], valid)
             description["global_0_to_18"] = round(float(outputs["score"][valid].sum()), 4)
         return description
+
+
+def _check_extra(regime: Regime, extra: ml_collections.ConfigDict) -> None:
+    """Refuses a regime without its second data set, or the other way round."""
+    if regime.name == "labelled" and extra.name:
+        raise InputError(
+            f"config.extra.name={extra.name!r} beside config.regime.name='labelled', which uses no "
+            f"second data set; choose one of {', '.join(REGIMES[1:])}"
+        )
+    if regime.name != "labelled" and not extra.name:
+        raise InputError(
+            f"config.regime.name={regime.name!r} needs a second data set: set config.extra.name"
+        )
+    wanted = "hidden" if regime.teaches else "given"
+    if extra.name and extra.labels != wanted:
+        raise InputError(
+            f"config.extra.labels={extra.labels!r} beside config.regime.name={regime.name!r}, "
+            f"which needs {wanted!r}"
+        )
+
+
+# The zones by number, so that a mirrored film says which of the clean film's zones lies where.
+ZONE_ORDER = np.arange(6, dtype=np.int8).reshape(3, 2)
 
 
 def _at_size(masks: Array, size: int) -> Array:

@@ -99,7 +99,7 @@ def _phantom_cxr(data: Any, split: str) -> Source:
         count=counts[split],
         seed=data.seed,
         size=data.size,
-        appearance=data.appearance,
+        appearance=(split != "train" and data.test_appearance) or data.appearance,
         heavy=data.heavy,
     )
 

@@ -1,0 +1,44 @@
+"""Two data sets as one training split: labelled films first, then those that join them."""
+
+from cxr_jax.data.records import Record
+from cxr_jax.data.sources import Source
+
+
+class Hidden:
+    """A source without some of its fields, e.g. with its labels kept from a semi-supervised run."""
+
+    def __init__(self, source: Source, hidden: frozenset[str]):
+        self._source, self._hidden = source, hidden
+        self.name, self.version, self.split = source.name, source.version, source.split
+        self.fields = source.fields - hidden
+        self.partial = source.partial - hidden
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {k: v for k, v in self._source[index].items() if k not in self._hidden}
+
+
+class Joined:
+    """The records of `first`, then those of `second`.
+
+    Attributes:
+      parts: number of records of each.
+    """
+
+    def __init__(self, first: Source, second: Source):
+        self._first, self._second = first, second
+        self.parts = len(first), len(second)
+        self.name = f"{first.name}+{second.name}"
+        self.version = f"{first.version}+{second.version}"
+        self.split = first.split
+        self.fields = first.fields | second.fields
+        self.partial = first.partial | second.partial | (first.fields ^ second.fields)
+
+    def __len__(self) -> int:
+        return sum(self.parts)
+
+    def __getitem__(self, index: int) -> Record:
+        count = self.parts[0]
+        return self._first[index] if index < count else self._second[index - count]

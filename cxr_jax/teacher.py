@@ -1,0 +1,50 @@
+"""A second copy of a network that teaches the first: self-training and mean teachers.
+
+The copy is a collection of the variables, `variables["teacher"]` = {"params", "batch_stats", ...},
+so it lies in the training state and in every checkpoint like any other model state, and a run that
+is killed resumes with the teacher it had. A task makes it in `init`, reads it in `loss` and returns
+the new one in the new model state; no gradient flows into it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Variables = dict[str, Any]
+
+COLLECTION = "teacher"
+
+
+def student(variables: Variables) -> Variables:
+    """The variables without the teacher, as constants."""
+    rest = {name: tree for name, tree in variables.items() if name != COLLECTION}
+    return jax.lax.stop_gradient(rest)
+
+
+def init(variables: Variables) -> Variables:
+    """Adds a teacher that equals the student."""
+    copy = jax.tree.map(jnp.array, student(variables))
+    return {**variables, COLLECTION: copy}
+
+
+def copy_at(steps: Sequence[int], variables: Variables, step: jax.Array) -> Variables:
+    """The teacher for this step: the student itself at each of `steps`, else the last copy."""
+    now = jnp.isin(step, jnp.asarray(steps))
+    return jax.tree.map(
+        lambda new, old: jnp.where(now, new, old), student(variables), variables[COLLECTION]
+    )
+
+
+def ema(decay: float, variables: Variables, step: jax.Array) -> Variables:
+    """The teacher for the next step: a moving average of the student, w' = d w' + (1 - d) w.
+
+    d = min(decay, step / (step + 1)): a plain mean until the average has filled, so that the
+    random numbers of the start do not linger. Batch statistics are averaged like parameters.
+    """
+    step = step.astype(jnp.float32)
+    d = jnp.minimum(decay, step / (step + 1))
+    return jax.tree.map(
+        lambda new, old: d * old + (1 - d) * new, student(variables), variables[COLLECTION]
+    )
