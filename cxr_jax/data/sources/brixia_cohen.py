@@ -35,7 +35,7 @@ from cxr_jax.data.sources import prepared, tables
 from cxr_jax.errors import InputError
 
 NAME = "brixia_cohen"
-FOLDS = 5
+FOLDS = prepared.FOLDS
 GLOBAL_CLASSES = (3, 7, 10, 14)  # cuts of the global score 0..18 by which splits are balanced
 TEST_SHARE = 4  # a quarter
 PUBLIC_COMMAND = "git clone https://github.com/BrixIA/Brixia-score-COVID-19"
@@ -109,28 +109,7 @@ def open_split(data_dir: str, split: str, *, fold: int) -> prepared.Prepared:
     Raises:
       InputError: not prepared (with the command), a fold outside -1..4, or 'val' without a fold.
     """
-    if not -1 <= fold < FOLDS:
-        raise InputError(f"data.fold={fold}; expected 0..{FOLDS - 1}, or -1 for no validation")
-    keep = None
-    if split == "val":
-        if fold < 0:
-            raise InputError(
-                f"data set {NAME!r} has no validation split with data.fold=-1 (all its training "
-                f"films are trained on); set data.fold to 0..{FOLDS - 1}"
-            )
-        keep = fold.__eq__
-    elif split == "train" and fold >= 0:
-        keep = fold.__ne__
-    at = f" --data_dir={data_dir}" if data_dir else ""
-    return prepared.Prepared(
-        prepared.data_folder(data_dir) / NAME / prepared.VERSION,
-        name=NAME,
-        split=split,
-        stored="test" if split == "test" else "train",
-        keep=keep,
-        prepare=f"python -m cxr_jax.data.prepare {NAME} --source=FOLDER{at} "
-        f"(for FOLDER: {PUBLIC_COMMAND})",
-    )
+    return prepared.open_folded(data_dir, NAME, split, fold=fold, source=PUBLIC_COMMAND)
 
 
 def read_film_record(film: Film, max_side: int) -> Record:

@@ -26,6 +26,7 @@ from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.errors import InputError
 
 VERSION = "1.0.0"  # of the stored layout; part of the folder's name
+FOLDS = 5  # of the training films, by patient
 
 # How each record field is stored. `image` and the masks are PNG.
 _MASKS = ("lungs", "lesion")
@@ -218,6 +219,43 @@ def _only_writer(folder: pathlib.Path) -> Iterator[None]:
 
 def _metadata(folder: pathlib.Path) -> dict[str, Any]:
     return json.loads((folder / "metadata.json").read_text())
+
+
+def open_folded(data_dir: str, name: str, split: str, *, fold: int, source: str) -> "Prepared":
+    """Opens a prepared set that stores 'train' and 'test', its training films dealt to five folds.
+
+    Args:
+      data_dir: where it was prepared; empty: the default folder.
+      name: of the data set.
+      split: 'test' is the test films. With `fold` k, 'val' is fold k of the training films and
+        'train' the others.
+      fold: 0..4, or -1: all training films are 'train' and there is no 'val'.
+      source: what --source is, for the message when the set is missing.
+
+    Raises:
+      InputError: not prepared (with the command), a fold outside -1..4, or 'val' without a fold.
+    """
+    if not -1 <= fold < FOLDS:
+        raise InputError(f"data.fold={fold}; expected 0..{FOLDS - 1}, or -1 for no validation")
+    keep = None
+    if split == "val":
+        if fold < 0:
+            raise InputError(
+                f"data set {name!r} has no validation split with data.fold=-1 (all its training "
+                f"films are trained on); set data.fold to 0..{FOLDS - 1}"
+            )
+        keep = fold.__eq__
+    elif split == "train" and fold >= 0:
+        keep = fold.__ne__
+    at = f" --data_dir={data_dir}" if data_dir else ""
+    return Prepared(
+        data_folder(data_dir) / name / VERSION,
+        name=name,
+        split=split,
+        stored="test" if split == "test" else "train",
+        keep=keep,
+        prepare=f"python -m cxr_jax.data.prepare {name} --source=FOLDER{at} (FOLDER: {source})",
+    )
 
 
 class Prepared:

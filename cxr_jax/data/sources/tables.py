@@ -55,12 +55,15 @@ class Row:
         return int(value)
 
 
-def read_table(path: pathlib.Path, required: Iterable[str]) -> tuple[list[str], list[Row]]:
-    """Reads a CSV file (UTF-8, with or without byte order mark, commas) with a header.
+def read_table(
+    path: pathlib.Path, required: Iterable[str], *, separators: str = ","
+) -> tuple[list[str], list[Row]]:
+    """Reads a CSV file (UTF-8, with or without byte order mark) with a header.
 
     Args:
       path: the file.
       required: columns that must be there. Case counts in none of the names.
+      separators: what may stand between cells; of several, the one most often in the header.
 
     Returns:
       The column names in lower case, in order, and the rows; blank lines are skipped.
@@ -70,7 +73,10 @@ def read_table(path: pathlib.Path, required: Iterable[str]) -> tuple[list[str], 
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            first = file.readline()
+            file.seek(0)
+            separator = max(separators, key=first.count)
+            reader = csv.reader(file, strict=True, delimiter=separator)
             header = [name.strip().casefold() for name in next(reader, [])]
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except FileNotFoundError:
