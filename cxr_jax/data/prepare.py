@@ -8,7 +8,7 @@ A run that is killed leaves no half data set; running it again is safe.
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tqdm
 
@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.max_side < 32:
         raise InputError(f"--max_side={args.max_side}; expected at least 32 pixels")
     # Imported here so that --help answers at once.
-    from cxr_jax.data.sources import brixia_cohen, manifest, prepared
+    from cxr_jax.data.sources import prepared
 
-    make_builder = {"brixia_cohen": brixia_cohen.builder, "manifest": manifest.builder}[args.name]
+    make_builder = BUILDERS[args.name]()
     source = pathlib.Path(args.source).expanduser()
     builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
     counts = {split: len(films) for split, films in builder.films.items()}
@@ -43,12 +43,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"train with --config.data.name=manifest --config.data.path={builder.data_dir}")
 
 
+# Each opener imports its own file: TensorFlow Datasets takes seconds to import.
+
+
+def _brixia_cohen() -> Callable:
+    from cxr_jax.data.sources import brixia_cohen
+
+    return brixia_cohen.builder
+
+
+def _manifest() -> Callable:
+    from cxr_jax.data.sources import manifest
+
+    return manifest.builder
+
+
+# Data set -> its `builder(source, *, data_dir, max_side)`.
+BUILDERS = {
+    "brixia_cohen": _brixia_cohen,
+    "manifest": _manifest,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cxr_jax.data.prepare",
         description="Turns a downloaded data set into ArrayRecord files, once.",
     )
-    parser.add_argument("name", choices=("brixia_cohen", "manifest"), help="the data set")
+    parser.add_argument("name", choices=tuple(BUILDERS), help="the data set")
     parser.add_argument(
         "--source", required=True, help="its folder as downloaded; for manifest the CSV file"
     )
