@@ -44,6 +44,7 @@ _MAP_ALPHA = 0.65
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _LONGEST = 1024  # px; larger films are shrunk before drawing, the picture cannot show more
 _FILM_HEIGHT = 5.6  # inches
+_SMALL_HEIGHT = 4.3  # inches, where more than two films stand side by side
 _ROWS, _COLUMNS = ("Upper", "Middle", "Lower"), ("Right lung", "Left lung")
 
 
@@ -115,11 +116,7 @@ def severity_panel(
     )  # fmt: skip
     _draw_outlines(ax, lungs, None)
     bar = fig.add_axes(_inches(fig, 0.5 + 2 * width, 0.5, 0.14, _FILM_HEIGHT))
-    scale = ScalarMappable(image.norm, _MAP)
-    fig.colorbar(scale, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.tick_params(colors=_INK, labelsize=9, length=3)
-    bar.axhline(THRESHOLD, color=PREDICTION, linewidth=1.5)
-    bar.set_title("p", color=_INK, fontsize=10, family=_FONT, pad=5)
+    _color_bar(fig, bar, ScalarMappable(image.norm, _MAP))
     ax.annotate(
         "lesion probability p", (0, 0), (2, -10), "axes fraction", "offset points", color=_INK,
         fontsize=9.5, va="center", family=_FONT,
@@ -175,6 +172,133 @@ def lungs_panel(
         _contours(ax, pred == label, color=PREDICTION, linewidth=1.5)
     legend.append(_stroke(PREDICTION, "predicted"))
     _legend(bare, legend)  # from the left edge: it may be wider than a narrow film
+    return fig
+
+
+def findings_panel(
+    film: np.ndarray,
+    heat: np.ndarray,
+    probs: np.ndarray,
+    names: Sequence[str],
+    *,
+    findings_true: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    box_label: np.ndarray | None = None,
+    title: str = "",
+) -> Figure:
+    """One film's findings at a glance: the film, heat maps, a table of probabilities.
+
+    Left, the film with the boxes of truth (green, named; one box for findings that share it).
+    Then the same film under the heat map of each of the most probable findings, at most three:
+    those with p >= 0.5, or else the first. The map's highest point has a yellow cross, the boxes of
+    that finding are green. Right, every finding with its probability and, where it is known, the
+    truth. 'no finding' has no map: there is nothing to point at.
+
+    Args:
+        film: uint8 [H, W].
+        heat: [h, w, K] a map a finding, 0..1, of any size; it covers the film.
+        probs: [K] probabilities 0..1.
+        names: the K findings.
+        findings_true: [K] 0, 1 or NaN (unknown).
+        boxes: [M, 4] true boxes, xyxy in pixels of the film.
+        box_label: [M] their findings.
+        title: one line, e.g. the film's id.
+
+    Returns:
+        A figure of 5.4 inches height; its width follows the film's aspect and the number of maps.
+
+    Raises:
+        ValueError: the numbers of maps, probabilities, names or labels differ.
+    """
+    probs, heat = np.asarray(probs, np.float64), np.asarray(heat, np.float32)
+    true = None if findings_true is None else np.asarray(findings_true, np.float64)
+    lengths = [len(names), len(probs), heat.shape[-1], *([] if true is None else [len(true)])]
+    if len(set(lengths)) != 1:
+        raise ValueError(
+            f"names, probs, heat, findings_true are {lengths} findings; must be equal."
+        )
+    boxes = np.reshape([] if boxes is None else boxes, (-1, 4)).astype(np.float64)
+    labels = np.reshape([] if box_label is None else box_label, -1).astype(int)
+    if len(boxes) != len(labels):
+        raise ValueError(f"{len(boxes)} boxes and {len(labels)} labels; must be equal.")
+    height = np.asarray(film).shape[0]
+    (film,) = _fit(film)
+    boxes = boxes * (film.shape[0] / height)
+    shown = _shown_findings(probs, names)
+
+    width = _film_width(film) * _SMALL_HEIGHT / _FILM_HEIGHT
+    fig = _figure((1 + len(shown)) * (width + 0.15) + 4.15, _SMALL_HEIGHT + 1.1)
+    _heading(fig, title)
+    ax = _film_axes(fig, film, left=0.25, width=width, height=_SMALL_HEIGHT)
+    _draw_named_boxes(ax, boxes, labels, names)
+    text = "boxes, truth" if len(boxes) else "no boxes of truth"
+    _legend(ax, [_stroke(TRUTH if len(boxes) else "none", text)])
+    for i, k in enumerate(shown, start=1):
+        left = 0.25 + i * (width + 0.15)
+        ax = _film_axes(fig, film, left=left, width=width, height=_SMALL_HEIGHT)
+        image = _draw_heat(ax, heat[..., k])
+        _draw_boxes(ax, boxes[labels == k])
+        _legend(ax, [_stroke("none", f"{names[k]}, p = {probs[k]:.2f}")])
+    left = 0.25 + (1 + len(shown)) * (width + 0.15)
+    bar = fig.add_axes(_inches(fig, left, 0.5, 0.12, _SMALL_HEIGHT))
+    _color_bar(fig, bar, ScalarMappable(image.norm, _MAP))
+    _findings_table(fig, probs, true, names, shown, left=left + 0.6)
+    return fig
+
+
+def auc_chart(
+    names: Sequence[str],
+    aucs: Sequence[tuple[float | None, float | None, float | None]],
+    notes: Sequence[str],
+    *,
+    title: str = "AUC per finding, with 95% bootstrap intervals",
+) -> Figure:
+    """One dot and interval a row: how well each finding is told apart.
+
+    Args:
+        names: one a row, from the top.
+        aucs: (value, low, high) a row, 0..1; None where undefined.
+        notes: words at the right of each row, e.g. how many films are positive.
+        title: one line.
+
+    Returns:
+        A figure of 7.4 inches width; its height follows the number of rows.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if not len(names) == len(aucs) == len(notes):
+        raise ValueError(
+            f"{len(names)} names, {len(aucs)} AUCs, {len(notes)} notes; must be equal."
+        )
+    height = 0.36 * len(names) + 1.3
+    fig = Figure(figsize=(7.4, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(fig)
+    ax = fig.add_axes(_inches(fig, 1.6, 0.6, 3.7, height - 1.3))
+    values = [x for auc in aucs for x in auc if x is not None]
+    left = min([0.45, *(x - 0.03 for x in values)])
+    ax.set(xlim=(left, 1.02), ylim=(len(names) - 0.4, -0.6))
+    ax.axvline(0.5, color="#999999", linewidth=1, linestyle="--", zorder=1)  # a blind guess
+    style = dict(va="center", fontsize=10, family=_FONT, transform=ax.get_yaxis_transform())
+    for y, ((value, low, high), note) in enumerate(zip(aucs, notes)):
+        if value is None:
+            ax.text(0.5, y, "undefined: one class only", ha="center", color="#777777", **style)
+        else:
+            if low is not None:
+                ax.plot([low, high], [y, y], color="#1f5fa8", linewidth=2, zorder=2)
+            ax.plot([value], [y], color="#1f5fa8", marker="o", markersize=6, zorder=3)
+        ax.text(1.04, y, _number(value), weight="bold", **style)
+        ax.text(1.18, y, note, color="#555555", **style)
+    ax.text(1.18, -1, "positive films", color="#555555", **style)
+    ax.set_yticks(range(len(names)), names, fontsize=10, family=_FONT)
+    ax.set_xlabel("area under the ROC curve", fontsize=10, family=_FONT)
+    ax.grid(axis="x", color="#e2e2e2", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.text(
+        0.02, 1 - 0.12 / height, _printable(title), fontsize=12, weight="bold", va="top",
+        family=_FONT, parse_math=False,
+    )  # fmt: skip
     return fig
 
 
@@ -448,9 +572,11 @@ def _heading(fig: Figure, title: str) -> None:
     )  # fmt: skip
 
 
-def _film_axes(fig: Figure, film: np.ndarray, *, left: float, width: float) -> Axes:
+def _film_axes(
+    fig: Figure, film: np.ndarray, *, left: float, width: float, height: float = _FILM_HEIGHT
+) -> Axes:
     """Axes with the film, its R and L markers above its corners, off the picture."""
-    ax = fig.add_axes(_inches(fig, left, 0.5, width, _FILM_HEIGHT))
+    ax = fig.add_axes(_inches(fig, left, 0.5, width, height))
     ax.imshow(film, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     ax.set_axis_off()
     ax.autoscale(False)
@@ -559,6 +685,105 @@ def _score_table(
             text += f" (sum {true[scored].sum():g})"
         write(-0.2, 4.31, total, color=TRUTH, fontsize=16, weight="bold", ha="left")
         write(0.36, 4.32, text, color=_INK, fontsize=10, ha="left")
+
+
+def _shown_findings(probs: np.ndarray, names: Sequence[str]) -> list[int]:
+    """The most probable findings but 'no finding': three at most, those with p >= 0.5, or one."""
+    order = [k for k in np.argsort(-probs, kind="stable") if names[k] != "no finding"]
+    likely = [k for k in order if probs[k] >= THRESHOLD]
+    return likely[:3] or order[:1]
+
+
+def _draw_heat(ax: Axes, heat: np.ndarray) -> ScalarMappable:
+    """A map [h, w] over the film of the axes, its highest point marked by a yellow cross."""
+    width, height = ax.get_xlim()[1] + 0.5, ax.get_ylim()[0] + 0.5
+    heat = np.nan_to_num(heat)
+    # The highest cell's middle, which bilinear enlargement keeps highest.
+    y, x = np.unravel_index(np.argmax(heat), heat.shape)
+    x, y = (x + 0.5) * width / heat.shape[1] - 0.5, (y + 0.5) * height / heat.shape[0] - 0.5
+    heat = cv2.resize(heat, (round(width), round(height)), interpolation=cv2.INTER_LINEAR)
+    image = ax.imshow(
+        heat, cmap=_MAP, vmin=0, vmax=1, interpolation="bilinear",
+        alpha=_MAP_ALPHA * np.clip(heat / 0.3, 0, 1),
+    )  # fmt: skip
+    for color, size, weight in (("black", 11, 3.2), (PREDICTION, 10, 1.6)):
+        ax.plot([x], [y], "+", color=color, markersize=size, markeredgewidth=weight, zorder=5)
+    return image
+
+
+def _draw_boxes(ax: Axes, boxes: np.ndarray, **style) -> None:
+    """Green rectangles [M, 4], xyxy where a pixel reaches from its number to the next."""
+    for x1, y1, x2, y2 in boxes:
+        rectangle = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=TRUTH)
+        rectangle.set(**{"linewidth": 1.2, "zorder": 4} | style)
+        ax.add_patch(rectangle)
+
+
+def _draw_named_boxes(
+    ax: Axes, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """Each place once, thin; each set of findings named once, at its largest box."""
+    places: dict[tuple, list[int]] = {}
+    for box, label in zip(boxes.tolist(), labels.tolist()):
+        if 0 <= label < len(names):
+            places.setdefault(tuple(box), []).append(label)
+    _draw_boxes(ax, np.reshape(list(places), (-1, 4)), linewidth=0.9)
+    named: set[tuple] = set()
+    by_area = sorted(places.items(), key=lambda p: -(p[0][2] - p[0][0]) * (p[0][3] - p[0][1]))
+    for (x1, y1, _, _), found in by_area:
+        if tuple(found) in named:
+            continue
+        named.add(tuple(found))
+        ax.annotate(
+            ", ".join(names[k] for k in sorted(found)), (max(x1, 0), max(y1, 0)), (1, -1),
+            textcoords="offset points", va="top", color=TRUTH, fontsize=6.5, family=_FONT,
+            zorder=6, bbox=dict(facecolor="black", alpha=0.45, linewidth=0, pad=0.6),
+        )  # fmt: skip
+
+
+def _color_bar(fig: Figure, bar: Axes, scale: ScalarMappable) -> None:
+    """The scale of a probability map, 0 to 1, with a mark at the threshold."""
+    fig.colorbar(scale, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.tick_params(colors=_INK, labelsize=9, length=3)
+    bar.axhline(THRESHOLD, color=PREDICTION, linewidth=1.5)
+    bar.set_title("p", color=_INK, fontsize=10, family=_FONT, pad=5)
+
+
+def _findings_table(
+    fig: Figure,
+    probs: np.ndarray,
+    true: np.ndarray | None,
+    names: Sequence[str],
+    shown: Sequence[int],
+    *,
+    left: float,
+) -> None:
+    """A row a finding: name (bright where its map is shown), a bar of p, p, the truth."""
+    ax = fig.add_axes(_inches(fig, left, 0.5, 3.4, _SMALL_HEIGHT))
+    ax.set_axis_off()
+    ax.set(xlim=(0, 3.4), ylim=(len(names) - 0.4, -1.1))  # inches; one unit a row, downwards
+
+    def write(x: float, y: float, text: str, **style) -> None:
+        ax.text(x, y, text, **{"family": _FONT, "va": "center", "fontsize": 10} | style)
+
+    write(1.42, -0.85, "predicted p", color=_FAINT, fontsize=9)
+    if true is not None:
+        write(2.72, -0.85, "truth", color=_FAINT, fontsize=9)
+    for y, (name, p) in enumerate(zip(names, probs)):
+        write(0, y, name, color=_INK, weight="bold" if y in shown else "normal")
+        ax.add_patch(Rectangle((1.42, y - 0.24), 0.75, 0.48, facecolor="#2b2b2b"))
+        ax.add_patch(Rectangle((1.42, y - 0.24), 0.75 * np.nan_to_num(p), 0.48, facecolor=_MAP(p)))
+        ax.plot([1.42 + 0.75 * THRESHOLD] * 2, [y - 0.24, y + 0.24], color=PREDICTION, linewidth=1)
+        write(2.25, y, _number(p), color=_INK, weight="bold" if p >= THRESHOLD else "normal")
+        if true is None:
+            continue
+        if np.isnan(true[y]):
+            write(2.72, y, "unknown", color=_FAINT)
+            continue
+        agree = (p >= THRESHOLD) == (true[y] >= THRESHOLD)
+        present = true[y] >= THRESHOLD
+        write(2.72, y, "yes" if present else "no", color=TRUTH if present else _INK)
+        write(3.1, y, "✓" if agree else "✗", color=_INK)
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:

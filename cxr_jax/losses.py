@@ -73,12 +73,13 @@ def segmentation_loss(logits: Array, labels: Array) -> Array:
     return bce + jnp.sum(dice_loss, axis=-1) / jnp.maximum(jnp.sum(present, axis=-1), 1)
 
 
-def masked_bce(logits: Array, labels: Array) -> Array:
+def masked_bce(logits: Array, labels: Array, *, positive_weights: Array | None = None) -> Array:
     """Binary cross-entropy that ignores unknown findings.
 
     Args:
         logits: [B, K] finding logits, before the sigmoid.
         labels: [B, K] in 0..1; NaN where the finding is unknown.
+        positive_weights: [K] factors w of -(w y log p + (1 - y) log(1 - p)); None: all one.
 
     Returns:
         [B] float32, nats per example averaged over its known findings; 0 where none is known.
@@ -87,5 +88,8 @@ def masked_bce(logits: Array, labels: Array) -> Array:
     known = ~jnp.isnan(labels)
     # Fill first: a NaN that is only masked out afterwards makes the gradient NaN.
     labels = jnp.where(known, labels, 0.0)
-    bce = optax.sigmoid_binary_cross_entropy(jnp.asarray(logits, jnp.float32), labels)
+    logits = jnp.asarray(logits, jnp.float32)
+    bce = optax.sigmoid_binary_cross_entropy(logits, labels)
+    if positive_weights is not None:
+        bce += (1.0 - positive_weights) * labels * jax.nn.log_sigmoid(logits)
     return jnp.sum(jnp.where(known, bce, 0.0), axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)

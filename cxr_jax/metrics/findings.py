@@ -1,0 +1,130 @@
+"""The findings report: discrimination of each finding, and whether its heat map points at it.
+
+`findings_report` and `findings_counts` take the rows of a whole split, and go into
+`bootstrap.bootstrap(findings_report, rows, groups, counts=findings_counts)`. Rows that they know,
+K findings in the order of `records.FINDINGS`:
+
+| row | shape | meaning |
+| --- | --- | --- |
+| `probs` | [N, K] | predicted probability |
+| `labels` | [N, K] | 0, 1 or NaN (unknown) |
+| `pointing_hit`, `pointing_chance`, `pointing_valid` | [N, K] | `pointing`, below |
+
+Other rows are ignored.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax.data.records import FINDINGS
+from cxr_jax.metrics import classification, regression
+
+Array = jax.Array
+Rows = Mapping[str, np.ndarray]
+
+
+def pointing(heat: Array, boxes: Array, box_label: Array) -> dict[str, Array]:
+    """The pointing game: does the highest point of a finding's map lie in a box of that finding?
+
+    The point is the middle of the highest cell, which is also where the map has its maximum after
+    bilinear enlargement. A box that holds no cell's middle cannot be hit; it counts all the same.
+
+    Args:
+        heat: [B, h, w, K] one map a finding; only its order counts.
+        boxes: [B, M, 4] xyxy as shares of the picture's width and height, 0..1; NaN where padded.
+        box_label: int [B, M] finding of each box; outside 0..K-1 it takes no part.
+
+    Returns:
+        [B, K] each: `pointing_hit` 1 or 0; where several cells share the highest value, the part of
+        them that lies in a box (so that a flat map scores what a blind guess would).
+        `pointing_chance`, the share of all cells whose middle lies in a box: what a blind guess
+        hits. `pointing_valid` bool: the film has a box of the finding; the others are 0 there.
+    """
+    height, width, num = heat.shape[1:]
+    x = (jnp.arange(width) + 0.5) / width
+    y = ((jnp.arange(height) + 0.5) / height)[:, None]
+    left, top, right, bottom = jnp.moveaxis(boxes[:, :, None, None], -1, 0)  # [B, M, 1, 1] each
+    # Half open, as the boxes' pixels are; NaN is inside nothing.
+    inside = (left <= x) & (x < right) & (top <= y) & (y < bottom)  # [B, M, h, w]
+    of_finding = box_label[..., None] == jnp.arange(num)  # [B, M, K]
+    covered = jnp.einsum("bmhw,bmk->bhwk", inside.astype(jnp.int32), of_finding.astype(jnp.int32))
+    covered = covered > 0
+    highest = heat == jnp.max(heat, axis=(1, 2), keepdims=True)
+    hit = jnp.sum(highest & covered, axis=(1, 2)) / jnp.sum(highest, axis=(1, 2))
+    valid = jnp.any(of_finding & ~jnp.isnan(boxes).any(-1, keepdims=True), axis=1)
+    return {
+        "pointing_hit": jnp.where(valid, hit, 0.0),
+        "pointing_chance": jnp.where(valid, jnp.mean(covered, axis=(1, 2)), 0.0),
+        "pointing_valid": valid,
+    }
+
+
+def finding_aucs(rows: Rows) -> dict[str, float]:
+    """`auc_<finding>` of each over the films where it is known; NaN without both classes."""
+    return {
+        f"auc_{_key(name)}": classification.auroc(rows["probs"][:, k], rows["labels"][:, k])
+        for k, name in enumerate(FINDINGS)
+    }
+
+
+def findings_report(rows: Rows) -> dict[str, float]:
+    """Every metric of the findings task over one split. NaN where undefined.
+
+    Args:
+        rows: see the module's table.
+
+    Returns:
+        `mean_auc` over the findings that have both classes, `findings_with_auc`, how many these
+        are, and `auc_<finding>` of each. With pointing rows: `mean_pointing` over the findings that
+        have a box, `mean_pointing_chance`, the same of a blind guess, and `pointing_<finding>`, the
+        share of films with such a box whose map points into one.
+    """
+    aucs = finding_aucs(rows)
+    report = {
+        "mean_auc": regression.mean(list(aucs.values())),
+        "findings_with_auc": float(sum(not np.isnan(auc) for auc in aucs.values())),
+        **aucs,
+    }
+    if "pointing_hit" in rows:
+        hits = _per_finding(rows, "pointing_hit")
+        chances = _per_finding(rows, "pointing_chance")
+        report["mean_pointing"] = regression.mean(list(hits.values()))
+        report["mean_pointing_chance"] = regression.mean(list(chances.values()))
+        report |= {f"pointing_{name}": hit for name, hit in hits.items()}
+    return report
+
+
+def findings_counts(rows: Rows) -> dict[str, int]:
+    """How many films each metric of `findings_report` is computed from.
+
+    Known labels for `auc_<finding>`, films with a box for `pointing_<finding>`; for the means,
+    films with any known finding, and with any box.
+    """
+    known = ~np.isnan(np.asarray(rows["labels"], np.float64))
+    counts = {"mean_auc": int(known.any(axis=1).sum())}
+    counts["findings_with_auc"] = counts["mean_auc"]
+    counts |= {f"auc_{_key(name)}": int(known[:, k].sum()) for k, name in enumerate(FINDINGS)}
+    if "pointing_hit" in rows:
+        boxed = np.asarray(rows["pointing_valid"]).astype(bool)
+        counts["mean_pointing"] = counts["mean_pointing_chance"] = int(boxed.any(axis=1).sum())
+        counts |= {
+            f"pointing_{_key(name)}": int(boxed[:, k].sum()) for k, name in enumerate(FINDINGS)
+        }
+    return counts
+
+
+def _key(name: str) -> str:
+    """'pleural effusion' -> 'pleural_effusion'."""
+    return name.replace(" ", "_")
+
+
+def _per_finding(rows: Rows, name: str) -> dict[str, float]:
+    """Finding -> mean of a pointing row over the films that have a box of it."""
+    valid = np.asarray(rows["pointing_valid"]).astype(bool)
+    values = np.asarray(rows[name], np.float64)
+    return {
+        _key(finding): regression.mean(values[valid[:, k], k]) for k, finding in enumerate(FINDINGS)
+    }

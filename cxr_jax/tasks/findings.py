@@ -1,0 +1,241 @@
+"""Ten findings of a film, the pre-training of the corpus (Park et al. 2021, 'corpus_vit').
+
+Sec. 3.1: DenseNet-121 with PCAM pooling (Ye et al., arXiv:2005.14480) is trained on ten findings of
+frontal films; the features before the pooling are the corpus that severity and diagnosis read.
+Binary cross-entropy per finding, averaged over the findings that are known of a film.
+
+The network's parts are `backbone` and `heads`, so that `init_from` of a severity run finds the
+backbone under its own name. Boxes of findings are never trained on: `score` alone reads them.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cxr_jax import figures, losses
+from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.preprocess import Preprocess
+from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.errors import InputError
+from cxr_jax.metrics import findings
+from cxr_jax.metrics.bootstrap import bootstrap
+from cxr_jax.models.densenet import DenseNet
+from cxr_jax.models.pcam import PCAMHeads, PCAMNet
+from cxr_jax.tasks.base import Task
+from cxr_jax.tasks.lungs import Segmenter, WithLungs
+
+POOLS = ("pcam", "avg", "max", "lse", "exp", "linear")
+MASKS = ("record", "predicted", "record_or_predicted")
+MAX_BOXES = 64  # a batch has one shape; phantoms have up to 36 boxes, NIH films up to 6
+_FIGURE_RESAMPLES = 200  # enough for the bars of a picture; results.json has config.bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings(Task):
+    """See the module.
+
+    Attributes:
+      positive_weights: () as in the paper, or ten factors on the loss of positive labels, for
+        findings that are rare.
+      mask_lungs: True multiplies the film by its lung mask, as severity does; the paper's corpus
+        sees whole films.
+      masks: where the masks come from then; as in `tasks.severity`.
+    """
+
+    name: ClassVar[str] = "findings"
+    model: PCAMNet
+    preprocess: Preprocess
+    augment: Augment
+    positive_weights: tuple[float, ...]
+    mask_lungs: bool
+    masks: str
+    lungs_workdir: str
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Findings":
+        if config.pool not in POOLS:
+            raise InputError(f"config.pool={config.pool!r}; expected one of {', '.join(POOLS)}")
+        if config.lungs.masks not in MASKS:
+            raise InputError(f"config.lungs.masks={config.lungs.masks!r}; expected one of {MASKS}")
+        if config.mask_lungs and config.lungs.masks != "record" and not config.lungs.workdir:
+            raise InputError(
+                f"config.lungs.masks={config.lungs.masks!r} needs config.lungs.workdir, the work "
+                "directory of a trained lungs run (--config=configs/lungs.py)"
+            )
+        weights = tuple(float(weight) for weight in config.positive_weights)
+        if len(weights) not in (0, len(FINDINGS)) or not all(0 < w < np.inf for w in weights):
+            raise InputError(
+                f"config.positive_weights={weights}; expected () or {len(FINDINGS)} positive "
+                "numbers, in the order of records.FINDINGS"
+            )
+        stride = 2 ** (len(config.model.backbone.block_sizes) + 1)
+        if config.preprocess.size % stride:
+            raise InputError(
+                f"config.preprocess.size={config.preprocess.size}: the backbone's stride {stride} "
+                "must divide it"
+            )
+        c, dtype = config.model, jnp.dtype(config.precision)
+        return cls(
+            model=PCAMNet(
+                backbone=DenseNet(
+                    growth_rate=c.backbone.growth_rate,
+                    block_sizes=tuple(c.backbone.block_sizes),
+                    init_features=c.backbone.init_features,
+                    dtype=dtype,
+                ),
+                heads=PCAMHeads(
+                    len(FINDINGS), pool=config.pool, lse_gamma=c.lse_gamma, dtype=dtype
+                ),
+            ),
+            preprocess=Preprocess(**config.preprocess),
+            augment=Augment(**config.augment),
+            positive_weights=weights,
+            mask_lungs=config.mask_lungs,
+            masks=config.lungs.masks,
+            lungs_workdir=config.lungs.workdir,
+        )
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.inputs | {"findings"}
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset({"image", "lungs"} if self.mask_lungs else {"image"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        adds_lungs = self.mask_lungs and self.masks != "record"
+        return frozenset({"lungs"} if adds_lungs else ())
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset({"findings"})
+
+    @property
+    def transforms(self) -> Transforms:
+        return Transforms(example=self._example, finish=self._finish)
+
+    def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+        """Leaves out films of which no finding is known; gives lung masks if they are used."""
+        source = sources.only_with(source, {"findings"})
+        if not self.mask_lungs:
+            return source
+        if self.masks == "record":
+            return sources.only_with(source, {"lungs"})
+        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
+            return source
+        segmenter = Segmenter.load(self.lungs_workdir)
+        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+
+    def _example(self, record: Record) -> dict[str, np.ndarray]:
+        example = {"image": self.preprocess.film(record["image"])}
+        if self.mask_lungs:
+            example["lungs"] = self.preprocess.mask(record["lungs"])
+        unknown = np.full(len(FINDINGS), np.nan)
+        example["findings"] = np.asarray(record.get("findings", unknown), np.float32)
+        boxes = np.asarray(record.get("boxes", np.zeros((0, 4))), np.float32)
+        if len(boxes) > MAX_BOXES:
+            raise InputError(
+                f"film {record['id']!r} has {len(boxes)} boxes of findings; at most {MAX_BOXES} "
+                "can be scored: merge some, or leave the film out"
+            )
+        # The film is stretched to the square, and its boxes with it.
+        height, width = record["image"].shape
+        scale = self.preprocess.size / np.array([width, height, width, height], np.float32)
+        example["boxes"] = np.full((MAX_BOXES, 4), np.nan, np.float32)
+        example["boxes"][: len(boxes)] = boxes * scale
+        example["box_label"] = np.full(MAX_BOXES, -1, np.int32)
+        example["box_label"][: len(boxes)] = record.get("box_label", ())
+        return example
+
+    def _finish(self, example, rng):
+        if rng is not None:
+            # Not trained on, and `augment` does not move them.
+            example = {k: v for k, v in example.items() if k not in ("boxes", "box_label")}
+            example = self.augment(example, rng)
+        return {**example, "image": self.preprocess.normalize(example["image"])}
+
+    def init(self, rng, batch):
+        return self.model.init(rng, self._input(batch)[:1], train=False)
+
+    def _input(self, batch):
+        """Films [B, H, W], outside the lungs 0 (the mean grey) if masked -> [B, H, W, 3]."""
+        image = batch["image"]
+        if self.mask_lungs:
+            image = image * (batch["lungs"] > 0)
+        return jnp.repeat(image[..., None], 3, axis=-1)
+
+    def loss(self, variables, batch, *, rng, step):
+        """Binary cross-entropy of each finding, averaged over the known ones of a film."""
+        out, state = self.model.apply(
+            variables, self._input(batch), train=True, mutable=["batch_stats"]
+        )
+        weights = jnp.asarray(self.positive_weights) if self.positive_weights else None
+        per_film = losses.masked_bce(out["logits"], batch["findings"], positive_weights=weights)
+        return jnp.mean(per_film), (state, {})
+
+    def predict(self, variables, batch):
+        """`probs` [B, 10] and `heat` [B, h, w, 10], the sigmoid of the logit maps; float32, in the
+        order of `records.FINDINGS`."""
+        out = self.model.apply(variables, self._input(batch), train=False)
+        return {
+            "probs": jax.nn.sigmoid(out["logits"]),
+            "heat": jax.nn.sigmoid(out["logit_maps"]),
+        }
+
+    def score(self, outputs, batch):
+        """Rows for `metrics.findings`. Boxes, where there are any, are read here only."""
+        rows = {"probs": outputs["probs"], "labels": batch["findings"]}
+        shares = batch["boxes"] / self.preprocess.size
+        return rows | findings.pointing(outputs["heat"], shares, batch["box_label"])
+
+    def report(self, rows):
+        return findings.findings_report(rows)
+
+    def counts(self, rows):
+        return findings.findings_counts(rows)
+
+    def summary_figures(self, rows):
+        """The AUC of each finding with its interval."""
+        found = bootstrap(
+            findings.finding_aucs,
+            {name: rows[name] for name in ("probs", "labels")},
+            rows["group"],
+            resamples=_FIGURE_RESAMPLES,
+        )
+        positives = np.nansum(rows["labels"], axis=0).astype(int)
+        known = (~np.isnan(rows["labels"])).sum(axis=0)
+        return {
+            "auc": figures.auc_chart(
+                FINDINGS,
+                [(auc.value, auc.low, auc.high) for auc in found.values()],
+                [f"{p} of {n}" for p, n in zip(positives, known)],
+            )
+        }
+
+    def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        return figures.findings_panel(
+            record["image"],
+            outputs["heat"],
+            outputs["probs"],
+            FINDINGS,
+            findings_true=record.get("findings"),
+            boxes=record.get("boxes"),
+            box_label=record.get("box_label"),
+            title=str(record["id"]),
+        )
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "findings": {
+                name: round(float(p), 4) for name, p in zip(FINDINGS, outputs["probs"], strict=True)
+            }
+        }
