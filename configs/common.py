@@ -42,10 +42,15 @@ def get_config() -> ml_collections.ConfigDict:
         appearance="standard",  # of phantoms; or shifted (another scanner), mixed
         test_appearance="",  # of the val and test phantoms; "": as appearance
         heavy=0.0,  # 0..1, phantoms: how much of the lungs is consolidated
+        test_heavy=-1.0,  # of the val and test phantoms; -1: as heavy
+        diseased=0.65,  # 0..1, phantoms: share with an infection of the lungs
+        test_diseased=-1.0,  # of the val and test phantoms; -1: as diseased
         train=2048,  # phantoms a split
         val=128,
         test=256,
         fold=-1,  # 0..4: this fold of the training part validates; -1: none does
+        min_severity=0,  # brixia_cohen: global scores between which training films are taken
+        max_severity=18,
     )
     # A second training set, behind the first; name "": none. Its other fields are those of `data`.
     config.extra = config.data.copy_and_resolve_references()

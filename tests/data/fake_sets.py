@@ -92,9 +92,8 @@ def run_prepare(name: str, source: pathlib.Path, data_dir: pathlib.Path, *option
 
 
 def brixia_config(data_dir: pathlib.Path, fold: int = -1) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {"name": "brixia_cohen", "data_dir": str(data_dir), "fold": fold}
-    )
+    data = {"name": "brixia_cohen", "data_dir": str(data_dir), "fold": fold}
+    return ml_collections.ConfigDict(data | {"min_severity": 0, "max_severity": 18})
 
 
 MANIFEST_HEADER = (

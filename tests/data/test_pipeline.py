@@ -241,7 +241,8 @@ def test_examples_pickle_without_their_cache():
 
 def _phantoms(**changes):
     data = {"name": "phantom_cxr", "seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
-    kind = {"appearance": "standard", "heavy": 0.0}
+    kind = {"appearance": "standard", "heavy": 0.0, "diseased": 0.65}
+    kind |= {"test_appearance": "", "test_heavy": -1.0, "test_diseased": -1.0}
     return ml_collections.ConfigDict(data | kind | changes)
 
 
@@ -284,3 +285,15 @@ def test_unknown_data_set_and_split():
         sources.open_source(_phantoms(name="brixia"), "train")
     with pytest.raises(InputError, match="split 'dev'"):
         sources.open_source(_phantoms(), "dev")
+
+
+def test_healthy_phantoms_have_no_infection_and_the_usual_ones_stay():
+    usual = sources.open_source(_phantoms(), "train")
+    healthy = sources.open_source(_phantoms(diseased=0.0, test_diseased=1.0), "train")
+    sick = sources.open_source(_phantoms(diseased=0.0, test_diseased=1.0, test_heavy=1.0), "test")
+    assert "diseased" not in usual.version
+    assert len({usual.version, healthy.version, sick.version}) == 3
+    assert all(healthy[i]["severity"].sum() == 0 for i in range(5))
+    assert all(sick[i]["severity"].sum() > 0 for i in range(3))
+    with pytest.raises(InputError, match="diseased"):
+        sources.open_source(_phantoms(diseased=1.5), "train")

@@ -10,6 +10,7 @@ from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
+GREATEST_SEVERITY = 18  # six zones of 0..3
 
 
 class Source(Protocol):
@@ -55,8 +56,10 @@ def open_source(data: Any, split: str) -> Source:
 
     Args:
       data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`,
-        `appearance`, `heavy` and the number of films `train`, `val`, `test`. brixia_cohen:
-        `data_dir` (may be empty) and `fold`. manifest: `path`, the CSV file.
+        `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
+        `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`, `min_severity` and
+        `max_severity`, the global scores 0..18 between which its training films are taken.
+        manifest: `path`, the CSV file.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -87,6 +90,31 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     return Subset(source, indices, partial=source.partial - doubtful)
 
 
+def by_severity(source: Source, least: int, most: int) -> Source:
+    """The films of `source` whose global severity score (0..18) lies in `least` .. `most`; `source`
+    itself where that is all of them. Reads each record once.
+
+    Raises:
+      InputError: no score can lie there, or none of the films does.
+    """
+    if (least, most) == (0, GREATEST_SEVERITY):
+        return source
+    if not 0 <= least <= most <= GREATEST_SEVERITY:
+        raise InputError(
+            f"data.min_severity={least} and data.max_severity={most}; expected "
+            f"0 <= min_severity <= max_severity <= {GREATEST_SEVERITY}"
+        )
+    records = (source[index] for index in range(len(source)))
+    scores = [int((r["severity"] * r["severity_valid"]).sum()) for r in records]
+    indices = [i for i, score in enumerate(scores) if least <= score <= most]
+    if not indices:
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has no film with a global severity "
+            f"score in {least}..{most}; widen data.min_severity and data.max_severity"
+        )
+    return Subset(source, indices, partial=source.partial)
+
+
 # Each opener imports its own file: TensorFlow Datasets takes seconds to import, phantoms need none.
 
 
@@ -94,20 +122,25 @@ def _phantom_cxr(data: Any, split: str) -> Source:
     from cxr_jax.data.sources import phantom_cxr
 
     counts = {"train": data.train, "val": data.val, "test": data.test}
+    test = split != "train"
     return phantom_cxr.PhantomCXR(
         split=split,
         count=counts[split],
         seed=data.seed,
         size=data.size,
-        appearance=(split != "train" and data.test_appearance) or data.appearance,
-        heavy=data.heavy,
+        appearance=(test and data.test_appearance) or data.appearance,
+        heavy=data.test_heavy if test and data.test_heavy >= 0 else data.heavy,
+        diseased=data.test_diseased if test and data.test_diseased >= 0 else data.diseased,
     )
 
 
 def _brixia_cohen(data: Any, split: str) -> Source:
     from cxr_jax.data.sources import brixia_cohen
 
-    return brixia_cohen.open_split(data.data_dir, split, fold=data.fold)
+    source = brixia_cohen.open_split(data.data_dir, split, fold=data.fold)
+    if split != "train":
+        return source
+    return by_severity(source, data.min_severity, data.max_severity)
 
 
 def _manifest(data: Any, split: str) -> Source:

@@ -13,6 +13,7 @@ VERSION = "1.0.0"  # changes when the phantoms change
 # Films 2k and 2k + 1 are one patient: the range must be even.
 RANGE = 1_000_000
 FIRST = {"train": 0, "val": RANGE, "test": 2 * RANGE}
+DISEASED = 0.65  # the usual share of films with an infection
 MIXED = "mixed"  # every other patient is filmed on the other scanner
 
 
@@ -26,10 +27,12 @@ class PhantomCXR:
       size: height and width in pixels, 128..1024.
       appearance: 'standard' or 'shifted' (another scanner), or 'mixed', patients in turn.
       heavy: 0..1, raises how much of the infected lungs is covered and consolidated.
+      diseased: 0..1, share of films with an infection of the lungs; the rest may still have
+        another finding, such as an effusion.
 
     Raises:
-      InputError: count is outside 0 .. 1,000,000, an unknown appearance, heavy outside 0..1; on
-        reading, what `phantoms.phantom` raises.
+      InputError: count is outside 0 .. 1,000,000, an unknown appearance, heavy or diseased outside
+        0..1; on reading, what `phantoms.phantom` raises.
     """
 
     name = "phantom_cxr"
@@ -45,13 +48,18 @@ class PhantomCXR:
         size: int,
         appearance: str = "standard",
         heavy: float = 0.0,
+        diseased: float = DISEASED,
     ):
         if not 0 <= count <= RANGE:
             raise InputError(f"data.{split}={count} phantoms; expected 0 .. {RANGE:,}")
         self.split, self.count, self.seed, self.size = split, count, seed, size
         names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
-        self._populations = [phantoms.Population(appearance=a, heavy=heavy) for a in names]
+        shares = _shares(diseased)
+        self._populations = [
+            phantoms.Population(appearance=a, heavy=heavy, **shares) for a in names
+        ]
         self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{heavy:g}"
+        self.version += f",diseased{diseased:g}" if shares else ""
 
     def __len__(self) -> int:
         return self.count
@@ -62,3 +70,15 @@ class PhantomCXR:
         population = self._populations[index // 2 % len(self._populations)]
         number = FIRST[self.split] + index
         return phantoms.phantom(self.seed, number, self.size, population=population)
+
+
+def _shares(diseased: float) -> dict[str, float]:
+    """The shares of the three diagnoses, the two infections in their usual proportion; empty for
+    the usual ones, so that these films stay what they were to the bit."""
+    if not 0 <= diseased <= 1:
+        raise InputError(f"data.diseased={diseased}; expected 0..1")
+    if diseased == DISEASED:
+        return {}
+    usual = phantoms.Population()
+    covid = diseased * usual.covid / (usual.covid + usual.other_infection)
+    return {"normal": 1 - diseased, "covid": covid, "other_infection": diseased - covid}
