@@ -3,6 +3,11 @@
 Pictures and masks are stored as PNG (lossless), resized once so that the longest side is at most
 `max_side`; everything that depends on the task happens later. A set is written beside its final
 folder and renamed when complete, so a folder `DATA_DIR/NAME/VERSION` is always whole.
+
+Memory stays bounded however large the set: TFDS holds a split until it is complete (past 1 GB it
+would write it elsewhere, with TensorFlow, and read that back whole), so a large split is stored in
+parts, train_0000, train_0001, .... What decides which films are opened, such as the fold, lies
+beside the records (`metadata.json`, 'columns'), so that opening a split reads no record but one.
 """
 
 import contextlib
@@ -14,12 +19,13 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from cxr_jax.data import readers
 from cxr_jax.data.records import FINDINGS, Record
@@ -37,7 +43,10 @@ _NUMBERS = {
     "severity_valid": ((3, 2), np.bool_),
     "diagnosis": ((), np.int32),
     "findings": ((len(FINDINGS),), np.float32),
+    "boxes": ((None, 4), np.float32),
+    "box_label": ((None,), np.int32),
 }
+PART_BYTES = 2**29  # of pictures in one part of a split, at most: what preparing holds in memory
 
 # What array_record raises on a missing or damaged file.
 _UNREADABLE = (OSError, RuntimeError, ValueError)
@@ -52,7 +61,8 @@ def data_folder(data_dir: str | os.PathLike) -> pathlib.Path:
 def shrink(record: Record, max_side: int) -> Record:
     """The record with picture and masks reduced so that the longest side is at most `max_side`.
 
-    Never enlarged; the shape is kept to the nearest pixel. Masks keep their labels (nearest).
+    Never enlarged; the shape is kept to the nearest pixel. Masks keep their labels (nearest);
+    `boxes` follow.
     """
     height, width = record["image"].shape
     scale = max_side / max(height, width)
@@ -63,12 +73,25 @@ def shrink(record: Record, max_side: int) -> Record:
     for name in _MASKS:
         if name in record:
             small[name] = cv2.resize(record[name], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    if "boxes" in record:
+        small["boxes"] = scale_boxes(record["boxes"], (width, height), size)
     return record | small
 
 
-def fingerprint(table: pathlib.Path, files: Iterable[pathlib.Path], *options: Any) -> str:
+def scale_boxes(
+    boxes: np.ndarray, frame: tuple[float, float], size: tuple[float, float]
+) -> np.ndarray:
+    """Boxes float32 [M, 4], xyxy in pixels of a picture of `frame` -> of one of `size`.
+
+    Both are (width, height): the pixels' corners are what keeps its place.
+    """
+    factors = np.array(size, np.float64) / np.array(frame, np.float64)
+    return (np.asarray(boxes, np.float64).reshape(-1, 4) * np.tile(factors, 2)).astype(np.float32)
+
+
+def fingerprint(table: pathlib.Path | None, files: Iterable[pathlib.Path], *options: Any) -> str:
     """Eight hex digits of what a set is made from: table, names and sizes of files, options."""
-    digest = hashlib.sha256(table.read_bytes())
+    digest = hashlib.sha256(table.read_bytes() if table else b"")
     for path in files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
     digest.update(repr(options).encode())
@@ -83,7 +106,10 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       partial: those of `fields` that may be absent from a record.
       films: split -> functions that each read one record, called one at a time.
       film_fold: split -> the fold of each of these films, -1 for none.
-      metadata: JSON-able facts stored beside the records.
+      columns: split -> name -> a whole number of each film, by which `Prepared` chooses films. The
+        fold is one of them, always.
+      metadata: JSON-able facts stored beside the records; `max_side` bounds a film's size.
+      notes: lines on what was read and left out, for the user.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -100,10 +126,16 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         films: Mapping[str, Sequence[Callable[[], Record]]],
         film_fold: Mapping[str, Sequence[int]],
         metadata: Mapping[str, Any],
+        columns: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+        notes: Sequence[str] = (),
         config: tfds.core.BuilderConfig | None = None,
     ):
-        self.fields, self.partial = fields, partial
+        self.fields, self.partial, self.notes = fields, partial, notes
         self.films, self.film_fold, self.metadata = films, film_fold, metadata
+        self.columns = {
+            split: {"fold": list(film_fold[split])} | dict((columns or {}).get(split, {}))
+            for split in films
+        }
         self.on_film: Callable[[], Any] = lambda: None
         super().__init__(data_dir=data_dir, config=config, file_format="array_record")
 
@@ -118,16 +150,26 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             citation=self.citation,
             homepage=self.homepage,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(self.metadata),
+            metadata=tfds.core.MetadataDict({**self.metadata, "columns": self.columns}),
             disable_shuffling=True,  # records keep the order of the table
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split, f in self.films.items() if f}
+        pictures = 1 + len(self.fields.intersection(_MASKS))
+        most = max(1, PART_BYTES // (self.metadata["max_side"] ** 2 * pictures))
+        parts = {}
+        for split, films in self.films.items():
+            for part, start in enumerate(range(0, len(films), most)):
+                name = split if len(films) <= most else f"{split}_{part:04d}"
+                parts[name] = self._generate_examples(split, start, start + most)
+        return parts
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (film, fold) in enumerate(zip(self.films[split], self.film_fold[split])):
+    def _generate_examples(
+        self, split: str, start: int, stop: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        films, folds = self.films[split][start:stop], self.film_fold[split][start:stop]
+        for number, (film, fold) in enumerate(zip(films, folds)):
             yield number, self._encode(film()) | {"fold": fold}
             self.on_film()
 
@@ -143,7 +185,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 value = io.BytesIO(readers.encode_png(value))
             elif name in _NUMBERS:
                 shape, dtype = _NUMBERS[name]
-                value = np.zeros(shape, dtype) if value is None else np.asarray(value, dtype)
+                empty = [length or 0 for length in shape]
+                value = np.zeros(empty, dtype) if value is None else np.asarray(value, dtype)
             example[name] = value
         return example
 
@@ -221,40 +264,53 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any]:
     return json.loads((folder / "metadata.json").read_text())
 
 
-def open_folded(data_dir: str, name: str, split: str, *, fold: int, source: str) -> "Prepared":
-    """Opens a prepared set that stores 'train' and 'test', its training films dealt to five folds.
+def open_folded(
+    data_dir: str,
+    name: str,
+    split: str,
+    *,
+    fold: int,
+    source: str,
+    folds: int = FOLDS,
+    column: str = "fold",
+    stored: str = "",
+    where: Mapping[str, Collection[int]] | None = None,
+    **options: Any,
+) -> "Prepared":
+    """Opens a prepared set whose training films are dealt to folds; its test films have fold -1.
 
     Args:
       data_dir: where it was prepared; empty: the default folder.
       name: of the data set.
       split: 'test' is the test films. With `fold` k, 'val' is fold k of the training films and
         'train' the others.
-      fold: 0..4, or -1: all training films are 'train' and there is no 'val'.
+      fold: 0 .. folds - 1, or -1: all training films are 'train' and there is no 'val'.
       source: what --source is, for the message when the set is missing.
+      folds: how many there are.
+      column: where a film's fold is.
+      stored: the split in the files; by default 'test' or 'train'.
+      where, options: of `Prepared`, besides these.
 
     Raises:
-      InputError: not prepared (with the command), a fold outside -1..4, or 'val' without a fold.
+      InputError: not prepared (with the command), a fold outside its range, 'val' without a fold.
     """
-    if not -1 <= fold < FOLDS:
-        raise InputError(f"data.fold={fold}; expected 0..{FOLDS - 1}, or -1 for no validation")
-    keep = None
-    if split == "val":
-        if fold < 0:
-            raise InputError(
-                f"data set {name!r} has no validation split with data.fold=-1 (all its training "
-                f"films are trained on); set data.fold to 0..{FOLDS - 1}"
-            )
-        keep = fold.__eq__
-    elif split == "train" and fold >= 0:
-        keep = fold.__ne__
+    if not -1 <= fold < folds:
+        raise InputError(f"data.fold={fold}; expected 0..{folds - 1}, or -1 for no validation")
+    if split == "val" and fold < 0:
+        raise InputError(
+            f"data set {name!r} has no validation split with data.fold=-1 (all its training "
+            f"films are trained on); set data.fold to 0..{folds - 1}"
+        )
+    chosen = {"train": set(range(folds)) - {fold}, "val": {fold}, "test": {-1}}[split]
     at = f" --data_dir={data_dir}" if data_dir else ""
     return Prepared(
         data_folder(data_dir) / name / VERSION,
         name=name,
         split=split,
-        stored="test" if split == "test" else "train",
-        keep=keep,
+        stored=stored or ("test" if split == "test" else "train"),
+        where={**(where or {}), column: chosen},
         prepare=f"python -m cxr_jax.data.prepare {name} --source=FOLDER{at} (FOLDER: {source})",
+        **options,
     )
 
 
@@ -265,8 +321,12 @@ class Prepared:
       folder: DATA_DIR/NAME/VERSION, as printed by the `prepare` command.
       name: of the data set.
       split: the split it is opened as.
-      stored: the split in the files; by default `split`.
-      keep: which folds of the stored split belong to it, by number; by default all records.
+      stored: the split in the files, or several joined by '+'; by default `split`.
+      where: column -> the values its films have there; by default all films of the stored split.
+      known: columns that count the known findings of a film. One that has none in any of them
+        counts as a film without `findings` (its findings are all NaN), so that
+        `sources.only_with` leaves it out where they are needed.
+      change: what is done to a record that has been read, e.g. a rule for uncertain labels.
       prepare: the command that makes the set, for the message when it is missing.
 
     Raises:
@@ -280,7 +340,9 @@ class Prepared:
         name: str,
         split: str,
         stored: str = "",
-        keep: Callable[[int], bool] | None = None,
+        where: Mapping[str, Collection[int]] | None = None,
+        known: Sequence[str] = (),
+        change: Callable[[Record], Record] | None = None,
         prepare: str,
     ):
         self.folder, self.name, self.split = pathlib.Path(folder), name, split
@@ -294,26 +356,49 @@ class Prepared:
         self.partial = frozenset(key.removeprefix("has_") for key in keys if key[:4] == "has_")
         self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
         self.version = f"{VERSION}+{_metadata(self.folder)['fingerprint']}"
-        self._indices = list(range(len(self._records)))
+        self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
-        if keep is not None:
-            self._indices = [i for i in self._indices if keep(int(self._raw(i)["fold"]))]
+        columns = self._columns() if where or known else {}
+        keep = np.ones(len(self._records), bool)
+        for column, values in (where or {}).items():
+            keep &= np.isin(columns[column], list(values))
+        self._indices = np.flatnonzero(keep).tolist()
+        self._known = np.any([columns[column] for column in known], axis=0)[keep] if known else keep
+        if known:
+            some = int(self._known.sum())
+            logging.info(
+                "%s (%s): %d of %d films have a known finding", name, split, some, len(self)
+            )
+            self.partial |= {"findings"} if some < len(self) else set()
 
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self.folder)
-        if self._stored not in builder.info.splits:
-            raise InputError(
-                f"{self.folder}: the set has no split {self._stored!r}; it has "
-                f"{', '.join(sorted(builder.info.splits))}"
-            )
+        present = list(builder.info.splits)
+        self._parts = []
+        for stored in self._stored.split("+"):
+            parts = sorted(name for name in present if re.fullmatch(rf"{stored}(_\d+)?", name))
+            if not parts:
+                raise InputError(
+                    f"{self.folder}: the set has no split {stored!r}; it has "
+                    f"{', '.join(sorted({re.sub(r'_[0-9]+$', '', name) for name in present}))}"
+                )
+            self._parts += parts
         self._features = list(builder.info.features)
         pictures = [name for name in ("image", *_MASKS) if name in self._features]
         # PNG bytes as they are: `readers` decodes what is asked for.
         skip = {name: tfds.decode.SkipDecoding() for name in pictures}
         try:
-            self._records = builder.as_data_source(self._stored, decoders=skip)
+            self._records = builder.as_data_source("+".join(self._parts), decoders=skip)
         except _UNREADABLE as error:
             raise self._damaged(error) from error
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """A whole number of each stored record, by column."""
+        columns = _metadata(self.folder).get("columns")
+        if columns is None:  # prepared before columns were kept beside the records
+            return {"fold": np.array([self._raw(i)["fold"] for i in range(len(self._records))])}
+        tables = [columns[stored] for stored in self._stored.split("+")]
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
     def _raw(self, stored_index: int) -> dict[str, Any]:
         try:
@@ -338,7 +423,7 @@ class Prepared:
         raw = self._raw(self._indices[index])
         record = {}
         for name in self.fields:
-            if name in self.partial and not raw[f"has_{name}"]:
+            if not raw.get(f"has_{name}", True):
                 continue
             value = raw[name]
             if name == "image" or name in _MASKS:
@@ -348,12 +433,14 @@ class Prepared:
             elif name == "diagnosis":
                 value = int(value)
             record[name] = value
-        return record
+        return self._change(record) if self._change else record
 
     def has(self, index: int, field: str) -> bool:
         """Whether record `index` has `field`; no picture is decoded."""
         if field not in self.partial:
             return field in self.fields
+        if field == "findings":
+            return bool(self._known[index])
         return bool(self._raw(self._indices[index])[f"has_{field}"])
 
     def __getstate__(self) -> dict[str, Any]:

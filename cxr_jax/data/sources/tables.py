@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from cxr_jax.errors import InputError
 
@@ -54,6 +54,16 @@ class Row:
             raise self.error(column, f"expected a whole number {low}..{high}, or empty for unknown")
         return int(value)
 
+    def real(self, column: str, low: float, high: float) -> float:
+        """A number low..high."""
+        try:
+            value = float(self.cells[column])
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:  # false for 'nan' too
+            raise self.error(column, f"expected a number {low:g}..{high:g}")
+        return value
+
 
 def read_table(
     path: pathlib.Path, required: Iterable[str], *, separators: str = ","
@@ -71,22 +81,20 @@ def read_table(
     Raises:
       InputError: no file, not a text table, a missing or double column, a ragged row, no rows.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            separator = max(separators, key=first.count)
-            reader = csv.reader(file, strict=True, delimiter=separator)
-            header = [name.strip().casefold() for name in next(reader, [])]
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save the table as 'CSV UTF-8'") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV table ({error}); separate cells by commas") from None
+    header, rows = scan_table(path, required, separators=separators)
+    return header, list(rows)
+
+
+def scan_table(
+    path: pathlib.Path, required: Iterable[str], *, separators: str = ","
+) -> tuple[list[str], Iterator[Row]]:
+    """`read_table` for a table of any length: the rows come one at a time.
+
+    What is wrong with a row is raised when it is reached, `no rows` at the end.
+    """
+    lines = scan_lines(path, separators=separators)
+    _, cells = next(lines, (0, []))
+    header = [name.casefold() for name in cells]
     for name in header:
         if name and header.count(name) > 1:
             raise InputError(f"{path}: column {name!r} comes twice; leave one")
@@ -95,7 +103,13 @@ def read_table(
             found = ", ".join(header) or "nothing"
             hint = "; separate cells by commas" if len(header) == 1 and ";" in found else ""
             raise InputError(f"{path}: column {name!r} is missing; found {found}{hint}")
-    rows = []
+    return header, _rows(path, header, lines)
+
+
+def _rows(
+    path: pathlib.Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
+) -> Iterator[Row]:
+    empty = True
     for line, cells in lines:
         if not any(cells):
             continue
@@ -104,7 +118,31 @@ def read_table(
                 f"{path}: row {line} has {len(cells)} cells, the header {len(header)}; "
                 "put text that contains a comma in double quotes"
             )
-        rows.append(Row(path, line, dict(zip(header, cells))))
-    if not rows:
+        empty = False
+        yield Row(path, line, dict(zip(header, cells)))
+    if empty:
         raise InputError(f"{path}: the table has a header but no rows")
-    return header, rows
+
+
+def scan_lines(path: pathlib.Path, *, separators: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file with their numbers from 1 and stripped cells, one at a time.
+
+    Raises:
+      InputError: no file, or not a text table.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline(csv.field_size_limit())
+            file.seek(0)
+            separator = max(separators, key=first.count)
+            reader = csv.reader(file, strict=True, delimiter=separator)
+            for cells in reader:
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save the table as 'CSV UTF-8'") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table ({error}); separate cells by commas") from None
