@@ -51,6 +51,10 @@ def get_config() -> ml_collections.ConfigDict:
         fold=-1,  # 0..4: this fold of the training part validates; -1: none does
         min_severity=0,  # brixia_cohen: global scores between which training films are taken
         max_severity=18,
+        uncertain="per_finding",  # chexpert: or zeros, ones, ignore  [PAPERS, 2]
+        blank="zero",  # chexpert: a finding that is not mentioned; or ignore  [PCAM authors]
+        split_by="official",  # nih_cxr14: or patient, five folds
+        leave_out_overlap=False,  # cxr_3class: True if the model meets brixia_cohen later
     )
     # A second training set, behind the first; name "": none. Its other fields are those of `data`.
     config.extra = config.data.copy_and_resolve_references()
