@@ -91,6 +91,12 @@ class DenseNet(nn.Module):
     stop_at: Tap = "final"
     dtype: Any = jnp.float32
 
+    @property
+    def strides(self) -> dict[str, int]:
+        """The stride of every tap in pixels of the image, in the order they are computed."""
+        blocks = {f"block{i}": 2 ** (i + 1) for i in range(1, len(self.block_sizes) + 1)}
+        return {"stem": 4, **blocks, "final": 2 ** (len(blocks) + 1)}
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
         """[B, H, W, 3] -> every tap up to `stop_at`.
@@ -102,9 +108,10 @@ class DenseNet(nn.Module):
         Raises:
           ValueError: `stop_at` is not a tap of this network.
         """
-        taps = ["stem", *(f"block{i + 1}" for i in range(len(self.block_sizes))), "final"]
-        if self.stop_at not in taps:
-            raise ValueError(f"stop_at={self.stop_at!r}; this DenseNet has the taps {taps}.")
+        if self.stop_at not in self.strides:
+            raise ValueError(
+                f"stop_at={self.stop_at!r}; this DenseNet has the taps {list(self.strides)}."
+            )
         x = layers.StemConv(self.init_features, dtype=self.dtype, name="conv0")(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name="norm0")(x, train=train))
         x = layers.max_pool_3x3(x)

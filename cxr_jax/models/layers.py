@@ -45,21 +45,32 @@ class Conv1x1(nn.Module):
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution, stride 1, padded by one zero on every side, without bias."""
+    """A 3x3 convolution without bias, padded by `dilation` zeros on every side as PyTorch does.
+
+    'SAME' with stride 2 would pad an even side by (0, 1) and shift the map.
+
+    Attributes:
+      features: output channels.
+      stride, dilation: steps between two outputs, and between two taps of the kernel.
+      dtype: of the computation; the kernel [3, 3, C, features] stays float32.
+    """
 
     features: int
+    stride: int = 1
+    dilation: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, h, w, C] -> [B, h, w, features]."""
+        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features]."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         return lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding=((1, 1), (1, 1)),
+            window_strides=(self.stride, self.stride),
+            padding=[(self.dilation, self.dilation)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 

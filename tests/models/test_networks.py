@@ -43,17 +43,7 @@ def small_densenet():
     return model, random_variables(model, *image.shape), image
 
 
-# Millions, Table 2 of Kim et al. 2021: (paper's number, backbone cut at stride 16).
-@pytest.mark.parametrize(
-    "paper, make", [(13.6, densenet.densenet121), (38.0, densenet.densenet201)]
-)
-def test_baseline_has_the_parameters_of_table_2(paper, make):
-    backbone, taps = shapes_of(make(stop_at="block3"), 1, 256, 256, 3)
-    head, logits = shapes_of(map_head.SeverityMapHead(), *taps["block3"].shape)
-    assert (count(backbone) + count(head)) / 1e6 == pytest.approx(paper, rel=0.01)
-    assert logits.shape == (1, 256, 256, 1)
-
-
+# The other rows of the table: test_backbones.py.
 def test_main_model_has_the_parameters_of_table_2():
     backbone, taps = shapes_of(densenet.densenet121(stop_at="block3"), 1, 256, 256, 3)
     encoder, out = shapes_of(vit.vit_b16(), *taps["block3"].shape)
