@@ -58,10 +58,38 @@ def _manifest() -> Callable:
     return manifest.builder
 
 
+def _brixia() -> Callable:
+    from cxr_jax.data.sources import brixia
+
+    return brixia.builder
+
+
+def _jsrt_scr() -> Callable:
+    from cxr_jax.data.sources import lung_masks
+
+    return lung_masks.jsrt_scr
+
+
+def _montgomery() -> Callable:
+    from cxr_jax.data.sources import lung_masks
+
+    return lung_masks.montgomery
+
+
+def _shenzhen() -> Callable:
+    from cxr_jax.data.sources import lung_masks
+
+    return lung_masks.shenzhen
+
+
 # Data set -> its `builder(source, *, data_dir, max_side)`.
 BUILDERS = {
     "brixia_cohen": _brixia_cohen,
     "manifest": _manifest,
+    "brixia": _brixia,
+    "jsrt_scr": _jsrt_scr,
+    "montgomery": _montgomery,
+    "shenzhen": _shenzhen,
 }
 
 

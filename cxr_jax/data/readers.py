@@ -19,6 +19,7 @@ early is refused, although decoders like to fill the rest with grey. Every mista
 """
 
 import contextlib
+import io
 import itertools
 import re
 import struct
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom.encaps import generate_frames
 
 from cxr_jax.errors import InputError
@@ -41,6 +43,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 _KINDS = "expected a PNG, JPEG or DICOM film"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_GIF = (b"GIF87a", b"GIF89a")
+_BMP = b"BM"
+_JSRT_SIDE = 2048  # pixels
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
 _IMPLICIT_LITTLE, _EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
@@ -85,7 +90,7 @@ def read_film(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def read_mask(
     path: str | Path, shape: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Reads a mask from a PNG or JPEG.
+    """Reads a mask from a PNG, JPEG, GIF or BMP.
 
     Masks come as 0/1, as small labels or as 0/255, some with grey edges: where the highest value is
     below 16, everything but 0 is inside; else what is above half of the highest value is.
@@ -103,9 +108,14 @@ def read_mask(
     """
     path = Path(path)
     with _naming(path):
-        if not _head(path).startswith((_PNG, _JPEG)):
-            raise _Bad("not an image this program knows; expected a PNG or JPEG mask")
-        grey = _read_picture(path.read_bytes(), max_pixels)
+        head = _head(path)
+        if head.startswith((_PNG, _JPEG)):
+            grey = _read_picture(path.read_bytes(), max_pixels)
+        elif head.startswith((*_GIF, _BMP)):
+            kind = "GIF" if head.startswith(_GIF) else "BMP"
+            grey = _read_by_pillow(path.read_bytes(), kind, max_pixels)
+        else:
+            raise _Bad("not an image this program knows; expected a PNG, JPEG, GIF or BMP mask")
         if shape is not None and grey.shape != tuple(shape):
             raise _Bad(
                 f"the mask has {grey.shape[1]}x{grey.shape[0]} px (width x height), its film "
@@ -113,6 +123,44 @@ def read_mask(
             )
     highest = int(grey.max())
     return (grey > (0 if highest < 16 else highest / 2)).astype(np.uint8)
+
+
+def read_jsrt(path: str | Path) -> np.ndarray:
+    """Reads a film of the JSRT database as it is distributed (`JPCLN001.IMG`).
+
+    The file is 2048x2048 big-endian 16-bit words and nothing else. A word holds 12 bits and grows
+    with the film's blackening, 0 is white: value v is shown as 255 - 255 v / 4095. Some films
+    hold a few words just above 4095; they are as black as 4095.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 [2048, 2048], air dark.
+
+    Raises:
+        InputError: missing, not 8388608 bytes, more than a hundredth of its words above 4095 (so
+            not big-endian, or no such film), or of one colour only.
+    """
+    path = Path(path)
+    with _naming(path):
+        _head(path)
+        if (size := path.stat().st_size) != 2 * _JSRT_SIDE**2:
+            raise _Bad(
+                f"the file has {size} bytes; a raw JSRT film of {_JSRT_SIDE}x{_JSRT_SIDE} px has "
+                f"{2 * _JSRT_SIDE**2}: unpack it from the archive again"
+            )
+        words = np.fromfile(path, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
+        over = float(np.mean(words > 4095))
+        if over > 0.01:
+            raise _Bad(
+                f"{over:.0%} of its words are above 4095; a raw JSRT film is big-endian with 12 "
+                "bits: unpack it from the archive again"
+            )
+        if words.min() == words.max():
+            raise _Bad(f"every pixel is {words.min()}, the film is of one colour; copy it again")
+    shown = np.rint(255.0 - np.arange(4096) * (255.0 / 4095.0)).astype(np.uint8)
+    return shown[np.minimum(words, 4095)]
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -337,6 +385,25 @@ def _jpeg_frame(data: bytes) -> _Frame:
             _check_complete(found is not None)
             position = found.start()
     raise _Bad(f"the JPEG has more than {_MAX_SEGMENTS} segments; export it again")
+
+
+# GIF and BMP, for masks
+
+
+def _read_by_pillow(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
+    """The one picture of a GIF or BMP -> uint8 [H, W]. OpenCV before 4.11 knows no GIF."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
+            _check_size(*picture.size, max_pixels)
+            grey = np.asarray(picture.convert("L"))
+            if getattr(picture, "is_animated", False):
+                raise _Bad(f"the {kind} holds several pictures; a mask is one: export it as one")
+    except Image.DecompressionBombError as error:
+        raise _Bad(f"the {kind} is over the limit of {max_pixels / 1e6:g} megapixels") from error
+    except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise _Bad(f"the {kind} is truncated or damaged ({reason}); copy it again") from error
+    return grey
 
 
 # DICOM

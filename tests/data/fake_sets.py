@@ -6,6 +6,8 @@ import pathlib
 import cv2
 import ml_collections
 import numpy as np
+import pydicom
+from PIL import Image
 
 from cxr_jax.data import prepare
 
@@ -119,3 +121,126 @@ def make_manifest(root: pathlib.Path) -> pathlib.Path:
 
 def manifest_config(path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({"name": "manifest", "path": str(path)})
+
+
+def draw_chest(height: int, width: int, seed: int, *, swapped: bool = False):
+    """Film and one mask a lung, by folder side: air dark; the patient's right lung further left."""
+    noise = np.random.default_rng(seed).integers(0, 40, (height // 8, width // 8), dtype=np.uint8)
+    film = cv2.resize(noise, (width, height)) + np.uint8(180)
+    top, bottom = height // 4, 3 * height // 4
+    right, left = np.zeros((2, height, width), np.uint8)
+    right[top:bottom, width // 8 : 3 * width // 8] = 255
+    left[top : bottom - height // 8, 5 * width // 8 : 7 * width // 8] = 255
+    film[(right | left) > 0] -= 140
+    return film, ({"left": right, "right": left} if swapped else {"left": left, "right": right})
+
+
+def write_mask(path: pathlib.Path, mask: np.ndarray) -> None:
+    """By the suffix; GIF as SCR's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+def raw_jsrt(film: np.ndarray) -> bytes:
+    """uint8 [H, W], air dark -> the words of an .IMG file of 2048x2048: 12 bits, 0 is white."""
+    words = ((255 - cv2.resize(film, (2048, 2048)).astype(np.uint16)) * 16).astype(">u2")
+    return words.tobytes()
+
+
+JSRT_NAMES = {"fold1": ("JPCLN001", "JPCLN003", "JPCNN001"), "fold2": ("JPCLN002", "JPCNN002")}
+
+
+def make_jsrt(root: pathlib.Path, *, suffix: str = ".IMG", masks: str = ".gif") -> pathlib.Path:
+    """JSRT beside SCR: raw films of 2048 pixels (or pictures of 512), masks of 1024."""
+    (root / "All247images").mkdir(parents=True)
+    for fold, names in JSRT_NAMES.items():
+        for name in names:
+            film, lungs = draw_chest(512, 512, int(name[-3:]))
+            path = root / "All247images" / f"{name}{suffix}"
+            path.write_bytes(raw_jsrt(film)) if suffix == ".IMG" else cv2.imwrite(str(path), film)
+            for side, mask in lungs.items():
+                big = cv2.resize(mask, (1024, 1024), interpolation=cv2.INTER_NEAREST)
+                write_mask(root / fold / "masks" / f"{side} lung" / f"{name}{masks}", big)
+    return root
+
+
+def make_montgomery(root: pathlib.Path, count: int = 57) -> pathlib.Path:
+    """MontgomerySet: every third film has tuberculosis, sides named the wrong way round."""
+    for i in range(1, count + 1):
+        film, lungs = draw_chest(80, 64, i, swapped=True)
+        name = f"MCUCXR_{i:04d}_{int(i % 3 == 0)}.png"
+        write_mask(root / "MontgomerySet" / "CXR_png" / name, film)
+        for side, mask in lungs.items():
+            write_mask(root / "MontgomerySet" / "ManualMask" / f"{side}Mask" / name, mask)
+    return root
+
+
+def make_shenzhen(root: pathlib.Path, count: int = 70) -> pathlib.Path:
+    """ChinaSet_AllFiles beside mask/: every seventh film has no mask."""
+    for i in range(1, count + 1):
+        film, lungs = draw_chest(64, 72, i)
+        stem = f"CHNCXR_{i:04d}_{i % 2}"
+        write_mask(root / "ChinaSet_AllFiles" / "CXR_png" / f"{stem}.png", film)
+        if i % 7:
+            write_mask(root / "mask" / f"{stem}_mask.png", lungs["left"] | lungs["right"])
+    return root
+
+
+BRIXIA_HEADER = [
+    "Filename",
+    "StudyDate",
+    "Modality",
+    "StudyId",
+    "BrixiaScore",
+    "BrixiaScoreGlobal",
+] + ["ConsensusTestset", "Subject", "Sex", "AgeAtStudyDateFiveYear"]
+CONSENSUS_HEADER = ["Filename"] + [
+    f"{kind}{zone}" for kind in ("Mean", "Mode") for zone in (*"ABCDEF", "Global")
+]
+
+
+def write_dicom(path: pathlib.Path, film: np.ndarray, *, inverted: bool = False) -> None:
+    """A film uint8 [H, W] as 12-bit DICOM, MONOCHROME1 where `inverted`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = pydicom.Dataset()
+    meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[path.stem])
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.Modality, dataset.SamplesPerPixel, dataset.PixelRepresentation = "CR", 1, 0
+    dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    dataset.Rows, dataset.Columns = film.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    words = film.astype(np.uint16) * 16
+    dataset.PixelData = (4095 - words if inverted else words).astype("<u2").tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def make_brixia(root: pathlib.Path, *, separator: str = ";") -> pathlib.Path:
+    """The full Brixia set: 24 films of 12 subjects, 3 in the consensus subset."""
+    rows, consensus = [BRIXIA_HEADER], [CONSENSUS_HEADER]
+    for i in range(24):
+        name = f"{1000 + i}.dcm"
+        scores = [(i + k) % 4 for k in range(6)] if i else [0, 0, 1, 2, 3, 1]
+        in_consensus = int(i in (0, 7, 14))
+        score = "".join(map(str, scores))
+        rows.append([name, 20200310 + i, "CR", i, score, sum(scores), in_consensus]
+                    + [f"s{i // 2}", "F", 12])  # fmt: skip
+        if in_consensus:
+            modes = [0, 1, 2, 3, 0, 1]
+            means = [mode + 0.2 for mode in modes]
+            consensus.append([name, *means, sum(means), *modes, sum(modes)])
+        film, _ = draw_chest(48, 40, i)
+        write_dicom(root / "dicom_clean" / name, film, inverted=bool(i % 2))
+    with open(root / "metadata_global_v2.csv", "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    write_csv(root / "metadata_consensus_v1.csv", consensus, bom=True)
+    return root
+
+
+def folded_config(name: str, data_dir: pathlib.Path, fold: int = -1) -> ml_collections.ConfigDict:
+    """The config's `data` of a prepared set with folds."""
+    fields = {"name": name, "data_dir": str(data_dir), "fold": fold}
+    return ml_collections.ConfigDict(fields | {"min_severity": 0, "max_severity": 18})

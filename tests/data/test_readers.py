@@ -562,7 +562,7 @@ def test_empty_mask_is_read_and_another_size_refused(write):
     assert not readers.read_mask(path, (30, 20)).any()
     with pytest.raises(InputError, match=r"20x30 px .*40x48"):
         readers.read_mask(path, (48, 40))
-    assert_refused(write(dicom(GREY)), "PNG or JPEG mask", read=readers.read_mask)
+    assert_refused(write(dicom(GREY)), "GIF or BMP mask", read=readers.read_mask)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (48, 40), (7, 301)])

@@ -58,8 +58,9 @@ def open_source(data: Any, split: str) -> Source:
       data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`,
         `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
         `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`, `min_severity` and
-        `max_severity`, the global scores 0..18 between which its training films are taken.
-        manifest: `path`, the CSV file.
+        `max_severity`, the global scores 0..18 between which its training films are taken; brixia
+        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. manifest: `path`, the CSV
+        file.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -69,6 +70,10 @@ def open_source(data: Any, split: str) -> Source:
         "phantom_cxr": _phantom_cxr,
         "brixia_cohen": _brixia_cohen,
         "manifest": _manifest,
+        "brixia": _brixia,
+        "jsrt_scr": _lung_masks,
+        "montgomery": _lung_masks,
+        "shenzhen": _lung_masks,
     }
     if data.name not in openers:
         raise InputError(f"data.name={data.name!r}; expected one of {', '.join(openers)}")
@@ -147,3 +152,18 @@ def _manifest(data: Any, split: str) -> Source:
     from cxr_jax.data.sources import manifest
 
     return manifest.open_split(data.path, split)
+
+
+def _brixia(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import brixia
+
+    source = brixia.open_split(data.data_dir, split, fold=data.fold)
+    if split != "train":
+        return source
+    return by_severity(source, data.min_severity, data.max_severity)
+
+
+def _lung_masks(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import lung_masks
+
+    return lung_masks.open_split(data.name, data.data_dir, split, fold=data.fold)
