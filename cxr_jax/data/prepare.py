@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
     counts = {split: len(films) for split, films in builder.films.items()}
     total = sum(counts.values())
+    for note in builder.notes:
+        print(f"{args.name}: {note}")
     # disable=None: a bar on a terminal only.
     with tqdm.tqdm(total=total, unit="film", desc=args.name, disable=None) as bar:
         new = prepared.build(builder, on_film=bar.update)
@@ -82,10 +84,31 @@ def _shenzhen() -> Callable:
     return lung_masks.shenzhen
 
 
+def _chexpert() -> Callable:
+    from cxr_jax.data.sources import chexpert
+
+    return chexpert.builder
+
+
+def _nih_cxr14() -> Callable:
+    from cxr_jax.data.sources import nih_cxr14
+
+    return nih_cxr14.builder
+
+
+def _cxr_3class() -> Callable:
+    from cxr_jax.data.sources import cxr_3class
+
+    return cxr_3class.builder
+
+
 # Data set -> its `builder(source, *, data_dir, max_side)`.
 BUILDERS = {
     "brixia_cohen": _brixia_cohen,
     "manifest": _manifest,
+    "chexpert": _chexpert,
+    "nih_cxr14": _nih_cxr14,
+    "cxr_3class": _cxr_3class,
     "brixia": _brixia,
     "jsrt_scr": _jsrt_scr,
     "montgomery": _montgomery,

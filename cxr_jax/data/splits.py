@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from cxr_jax.data.records import FINDINGS
 from cxr_jax.errors import InputError
 
 
@@ -61,6 +62,23 @@ def balanced_folds(
         filled[fold] += counts[group]
         fold_of[group] = fold
     return np.array([fold_of[group] for group in groups], np.int32)
+
+
+def folds_by_findings(
+    groups: Sequence[str], labels: Sequence[Sequence[float]], *, folds: int = 5
+) -> np.ndarray:
+    """`balanced_folds` by the number of findings a film has.
+
+    Args:
+      groups: the patient of each of N films.
+      labels: [N, 10] in the order of `records.FINDINGS`; 1 where a finding is there.
+      folds: how many.
+
+    Returns:
+      int32 [N], the fold of each film, 0 .. folds - 1.
+    """
+    diseases = np.asarray(labels, float)[:, np.array(FINDINGS) != "no finding"]
+    return balanced_folds(groups, (diseases == 1).sum(1), folds=folds, edges=(1, 2, 3, 4))
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -59,8 +59,9 @@ def open_source(data: Any, split: str) -> Source:
         `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
         `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`, `min_severity` and
         `max_severity`, the global scores 0..18 between which its training films are taken; brixia
-        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. manifest: `path`, the CSV
-        file.
+        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert: these, `uncertain`
+        and `blank`. nih_cxr14: these and `split_by`. cxr_3class: these and `leave_out_overlap`.
+        manifest: `path`, the CSV file.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -70,6 +71,9 @@ def open_source(data: Any, split: str) -> Source:
         "phantom_cxr": _phantom_cxr,
         "brixia_cohen": _brixia_cohen,
         "manifest": _manifest,
+        "chexpert": _chexpert,
+        "nih_cxr14": _nih_cxr14,
+        "cxr_3class": _cxr_3class,
         "brixia": _brixia,
         "jsrt_scr": _lung_masks,
         "montgomery": _lung_masks,
@@ -167,3 +171,25 @@ def _lung_masks(data: Any, split: str) -> Source:
     from cxr_jax.data.sources import lung_masks
 
     return lung_masks.open_split(data.name, data.data_dir, split, fold=data.fold)
+
+
+def _chexpert(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import chexpert
+
+    return chexpert.open_split(
+        data.data_dir, split, fold=data.fold, uncertain=data.uncertain, blank=data.blank
+    )
+
+
+def _nih_cxr14(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import nih_cxr14
+
+    return nih_cxr14.open_split(data.data_dir, split, fold=data.fold, split_by=data.split_by)
+
+
+def _cxr_3class(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import cxr_3class
+
+    return cxr_3class.open_split(
+        data.data_dir, split, fold=data.fold, leave_out_overlap=data.leave_out_overlap
+    )

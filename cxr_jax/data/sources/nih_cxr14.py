@@ -1,0 +1,347 @@
+"""NIH ChestX-ray14: frontal films with findings mined from reports, boxes on some of them.
+
+Source: NIH Clinical Center (nihcc.app.box.com/v/ChestXray-NIHCC); Wang et al., CVPR 2017, arXiv
+1705.02315. 112,120 films of 30,805 patients, 1024 x 1024; 984 boxes on 880 films. The NIH ask for
+a citation and a link.
+
+The layout as downloaded: `Data_Entry_2017_v2020.csv` (or the older `Data_Entry_2017.csv`),
+`BBox_List_2017.csv`, `train_val_list.txt`, `test_list.txt`, and the films in `images/` or in
+`images_001/images/` .. `images_012/images/`.
+
+The 14 NIH findings become the ten of `records.FINDINGS`:
+
+- cardiomegaly, edema, consolidation, pneumonia, atelectasis, pneumothorax are themselves,
+  `Effusion` is pleural effusion, `No Finding` is no finding;
+- lung opacity is `Infiltration`, or any of edema, consolidation, pneumonia and atelectasis, which
+  are lung opacities in CheXpert. A film with `Mass` or `Nodule` and none of these has it unknown:
+  what CheXpert calls a lung lesion is an opacity too, but its reports name it apart;
+- support devices are not labelled: unknown;
+- `Emphysema`, `Fibrosis`, `Hernia`, `Pleural_Thickening` only rule out `no finding`.
+
+Boxes are in pixels of the film of 1024 and are stored in those of the stored picture. `Infiltrate`
+is a box of lung opacity; boxes of `Mass` and `Nodule` are left out and counted. A film on which
+nobody drew has no `boxes`: that says nothing of what is on it.
+
+Splits: 'official' are the two lists (no patient in both), the films of the first dealt to five
+folds for validation; 'patient' deals all patients to five folds, of which the last is the test
+split and 0..3 are for training and validation. Both are balanced by the number of findings.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from cxr_jax.data import readers, splits
+from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.sources import prepared, tables
+from cxr_jax.errors import InputError
+
+NAME = "nih_cxr14"
+SOURCE = (
+    "the folder with Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, "
+    "test_list.txt and images/, from https://nihcc.app.box.com/v/ChestXray-NIHCC"
+)
+FIELDS = frozenset({"image", "id", "group", "view", "findings", "boxes", "box_label"})
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+BOXES = "BBox_List_2017.csv"
+LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+SPLITS_BY = ("official", "patient")
+FRAME = (1024.0, 1024.0)  # px, the film on which boxes are given
+
+NO_FINDING = "No Finding"
+NIH_FINDINGS = {  # the name in the table -> ours
+    NO_FINDING: "no finding",
+    "Cardiomegaly": "cardiomegaly",
+    "Infiltration": "lung opacity",
+    "Edema": "edema",
+    "Consolidation": "consolidation",
+    "Pneumonia": "pneumonia",
+    "Atelectasis": "atelectasis",
+    "Pneumothorax": "pneumothorax",
+    "Effusion": "pleural effusion",
+}
+LUNG_LESIONS = ("Mass", "Nodule")
+OTHER_FINDINGS = ("Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening")
+OPACITIES = ("edema", "consolidation", "pneumonia", "atelectasis")  # ours, besides lung opacity
+
+_BOX_COLUMNS = ("image index", "finding label", "x", "y", "w", "h")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Film:
+    """One row: `labels` [10] are 0, 1 or NaN; `boxes` (finding, xyxy in pixels of `FRAME`)."""
+
+    path: str
+    id: str
+    group: str
+    view: str
+    split: str  # of the official lists
+    labels: tuple[float, ...]
+    boxes: tuple[tuple[int, tuple[float, float, float, float]], ...]
+
+
+class NIHChestXray14(prepared.RecordBuilder, skip_registration=True):
+    """Writes the set to DATA_DIR/nih_cxr14/1.0.0."""
+
+    name = NAME
+    description = "Frontal chest radiographs with findings from reports, some with boxes."
+    homepage = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+    citation = (
+        "Wang et al., ChestX-ray8: hospital-scale chest X-ray database and benchmarks. CVPR 2017. "
+        "arXiv:1705.02315"
+    )
+
+
+def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXray14:
+    """The builder of the set from its folder; reads the tables, no film yet.
+
+    Raises:
+      InputError: see `read_index`.
+    """
+    index, notes = read_index(source)
+    films = {split: [f for f in index if f.split == split] for split in LISTS}
+    table, others = _table(source), [source / name for name in (BOXES, *LISTS.values())]
+    by_patient = dict(zip((f.id for f in index), _patient_folds(index)))
+    train = films["train"]
+    folds = splits.folds_by_findings([f.group for f in train], [f.labels for f in train])
+    return NIHChestXray14(
+        data_dir=prepared.data_folder(data_dir),
+        fields=FIELDS,
+        partial=frozenset({"boxes", "box_label"}),
+        films={
+            split: [functools.partial(_read_film, film, max_side) for film in part]
+            for split, part in films.items()
+        },
+        film_fold={"train": folds.tolist(), "test": [-1] * len(films["test"])},
+        columns={
+            split: {"patient_fold": [by_patient[film.id] for film in part]}
+            for split, part in films.items()
+        },
+        metadata={
+            "fingerprint": prepared.fingerprint(
+                table,
+                (pathlib.Path(film.path) for film in index),
+                *(prepared.fingerprint(path, ()) for path in others),
+                max_side,
+            ),
+            "max_side": max_side,
+        },
+        notes=notes,
+    )
+
+
+def open_split(data_dir: str, split: str, *, fold: int, split_by: str) -> prepared.Prepared:
+    """Opens the prepared set.
+
+    Args:
+      data_dir: where it was prepared; empty: the default folder.
+      split: 'test'; with `fold` k, 'val' is fold k of the other patients, 'train' the rest.
+      fold: 0..4 ('official') or 0..3 ('patient'), or -1: there is no 'val'.
+      split_by: 'official' or 'patient', see the module.
+
+    Raises:
+      InputError: an unknown `split_by`; what `prepared.open_folded` raises.
+    """
+    if split_by not in SPLITS_BY:
+        raise InputError(f"data.split_by={split_by!r}; expected one of {', '.join(SPLITS_BY)}")
+    options = {"fold": fold, "source": SOURCE}
+    if split_by == "patient":
+        options |= {"column": "patient_fold", "folds": prepared.FOLDS - 1, "stored": "train+test"}
+    return prepared.open_folded(data_dir, NAME, split, **options)
+
+
+def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
+    """The films of a folder, in the order of the table, and notes on what was left out.
+
+    Raises:
+      InputError: a missing table, list, column or film; an unknown finding or view; a film listed
+        twice, in both lists or in none; a patient in both; a box outside the film.
+    """
+    folder = pathlib.Path(folder)
+    table = _table(folder)
+    _, rows = tables.scan_table(
+        table, ("Image Index", "Finding Labels", "Patient ID", "View Position")
+    )
+    split_of = _read_lists(folder)
+    paths = _find_films(folder)
+    boxes, lesions = _read_boxes(folder / BOXES)
+    films = [_film(row, paths, split_of, boxes) for row in rows]
+    if twice := splits.repeated(film.id for film in films):
+        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_disjoint(
+        {name: [f.group for f in films if f.split == split] for split, name in LISTS.items()},
+        where=str(table),
+    )
+    for split, name in LISTS.items():
+        if not any(film.split == split for film in films):
+            raise InputError(f"{table}: none of its films is in {name}; download both again")
+    drawn = sum(len(film.boxes) for film in films)
+    elsewhere = sum(map(len, boxes.values())) - drawn
+    note = f"{drawn} boxes on {sum(bool(film.boxes) for film in films)} films"
+    note += f"; {lesions} of masses and nodules left out" if lesions else ""
+    note += f"; {elsewhere} of films that are not in {table.name} left out" if elsewhere else ""
+    return films, ["every film has known findings", note]
+
+
+def findings_of(row: tables.Row, column: str) -> np.ndarray:
+    """The NIH findings of a cell, joined by '|', as float32 [10]: 0, 1 or NaN (see the module).
+
+    Raises:
+      InputError: an empty cell, an unknown finding, `No Finding` beside another.
+    """
+    names = row.text(column).split("|")
+    known = (*NIH_FINDINGS, *LUNG_LESIONS, *OTHER_FINDINGS)
+    for name in names:
+        if name not in known:
+            raise row.error(column, f"{name!r} is no NIH finding; expected {', '.join(known)}")
+    if NO_FINDING in names and len(set(names)) > 1:
+        raise row.error(column, f"{NO_FINDING!r} cannot stand beside another finding")
+    ours = {NIH_FINDINGS[name] for name in names if name in NIH_FINDINGS}
+    labels = np.array([finding in ours for finding in FINDINGS], np.float32)
+    labels[FINDINGS.index("support devices")] = np.nan
+    if ours.intersection(OPACITIES):
+        labels[FINDINGS.index("lung opacity")] = 1
+    elif "lung opacity" not in ours and set(names).intersection(LUNG_LESIONS):
+        labels[FINDINGS.index("lung opacity")] = np.nan
+    return labels
+
+
+def box_of(row: tables.Row, column: str, size: float) -> tuple[int, tuple[float, ...]] | None:
+    """A row with a finding in `column` and x, y, w, h in pixels of a film of at most `size`.
+
+    Returns:
+      The finding's number and the box xyxy; None for a mass or nodule.
+
+    Raises:
+      InputError: an unknown finding, a number that is none, an empty box, one outside the film.
+    """
+    name = "Infiltration" if row[column] == "Infiltrate" else row[column]
+    x, y, w, h = (row.real(key, 0, size) for key in "xywh")
+    if not w or not h:
+        raise row.error("h" if w else "w", "a box must have a width and a height")
+    # Boxes were scaled and rounded: they may leave the film by a pixel.
+    for key, end in (("w", x + w), ("h", y + h)):
+        if end > size + 1:
+            raise row.error(key, f"the box ends at {end:g}, outside the film of {size:g} px")
+    if name in LUNG_LESIONS:
+        return None
+    if name not in NIH_FINDINGS or name == NO_FINDING:
+        known = [*(n for n in NIH_FINDINGS if n != NO_FINDING), *LUNG_LESIONS]
+        raise row.error(column, f"no finding that has boxes; expected {', '.join(known)}")
+    return FINDINGS.index(NIH_FINDINGS[name]), (x, y, x + w, y + h)
+
+
+def _table(folder: pathlib.Path) -> pathlib.Path:
+    for name in TABLES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: found none of {', '.join(TABLES)}; --source is {SOURCE}")
+
+
+def _film(
+    row: tables.Row,
+    paths: Mapping[str, str],
+    split_of: Mapping[str, str],
+    boxes: Mapping[str, list],
+) -> Film:
+    name = row.text("image index")
+    if name not in paths:
+        raise row.error(
+            "image index", "there is no such film in images/ or images_*/images/; download it too"
+        )
+    if name not in split_of:
+        raise row.error("image index", f"the film is in neither of {', '.join(LISTS.values())}")
+    patient = row.number("patient id", 0, 10**8 - 1)
+    if patient is None:
+        raise row.error("patient id", "this column must not be empty")
+    return Film(
+        path=paths[name],
+        id=pathlib.PurePath(name).stem,
+        group=f"nih-{patient:08d}",
+        view=row.choice("view position", ("PA", "AP", "")),
+        split=split_of[name],
+        labels=tuple(findings_of(row, "finding labels").tolist()),
+        boxes=tuple(boxes.get(name, ())),
+    )
+
+
+def _find_films(folder: pathlib.Path) -> dict[str, str]:
+    """File name -> path of every film of the folder."""
+    found = {}
+    for place in sorted(folder.glob("images*")):
+        for inner in (place / "images", place):
+            if inner.is_dir():
+                found |= {p.name: str(p) for p in inner.iterdir() if p.suffix.lower() == ".png"}
+    if not found:
+        raise InputError(f"{folder}: there is no film in images/ or images_*/images/")
+    return found
+
+
+def _read_lists(folder: pathlib.Path) -> dict[str, str]:
+    """File name -> its split in the official lists."""
+    names = {split: set(_read_list(folder / file)) for split, file in LISTS.items()}
+    if both := names["train"] & names["test"]:
+        raise InputError(
+            f"{folder}: film {min(both)!r} is in both {' and '.join(LISTS.values())}; download the "
+            "lists again"
+        )
+    return {name: split for split, part in names.items() for name in part}
+
+
+def _read_list(path: pathlib.Path) -> Iterator[str]:
+    return (cells[0] for _, cells in tables.scan_lines(path) if cells and cells[0])
+
+
+def _read_boxes(path: pathlib.Path) -> tuple[dict[str, list], int]:
+    """File name -> its boxes, and how many boxes of masses and nodules were left out.
+
+    The header is `Image Index,Finding Label,Bbox [x,y,w,h],,,`: nine cells over rows of six. Some
+    copies have cells to spare in the rows too.
+    """
+    boxes, left_out = {}, 0
+    lines = tables.scan_lines(path)
+    _, header = next(lines, (0, []))
+    if [cell.casefold() for cell in header[:2]] != list(_BOX_COLUMNS[:2]):
+        raise InputError(
+            f"{path}: the first line is {','.join(header)[:80]!r}; expected "
+            "'Image Index,Finding Label,Bbox [x,y,w,h],,,'"
+        )
+    for line, cells in lines:
+        if not any(cells):
+            continue
+        if len(cells) < len(_BOX_COLUMNS) or any(cells[len(_BOX_COLUMNS) :]):
+            raise InputError(
+                f"{path}: row {line} has {len(cells)} cells; expected {', '.join(_BOX_COLUMNS)}"
+            )
+        row = tables.Row(path, line, dict(zip(_BOX_COLUMNS, cells)))
+        box = box_of(row, "finding label", FRAME[0])
+        if box is None:
+            left_out += 1
+        else:
+            boxes.setdefault(row["image index"], []).append(box)
+    return boxes, left_out
+
+
+def _patient_folds(films: list[Film]) -> list[int]:
+    """Folds 0..3 of all films by patient, -1 for the last of five, which tests."""
+    folds = splits.folds_by_findings([f.group for f in films], [f.labels for f in films])
+    return np.where(folds == prepared.FOLDS - 1, -1, folds).tolist()
+
+
+def _read_film(film: Film, max_side: int) -> Record:
+    record = {
+        "image": readers.read_film(film.path),
+        "id": film.id,
+        "group": film.group,
+        "view": film.view,
+        "findings": np.array(film.labels, np.float32),
+    }
+    if film.boxes:
+        height, width = record["image"].shape
+        corners = np.array([box for _, box in film.boxes])
+        record["boxes"] = prepared.scale_boxes(corners, FRAME, (width, height))
+        record["box_label"] = np.array([finding for finding, _ in film.boxes], np.int32)
+    return prepared.shrink(record, max_side)
