@@ -59,9 +59,9 @@ def open_source(data: Any, split: str) -> Source:
         `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
         `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`, `min_severity` and
         `max_severity`, the global scores 0..18 between which its training films are taken; brixia
-        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert: these, `uncertain`
-        and `blank`. nih_cxr14: these and `split_by`. cxr_3class: these and `leave_out_overlap`.
-        manifest: `path`, the CSV file.
+        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert: these two,
+        `uncertain` and `blank`; nih_cxr14: these two and `split_by`; cxr_3class: these two and
+        `leave_out_overlap`. manifest: `path`, the CSV file.
       split: 'train', 'val' or 'test'.
 
     Raises:
