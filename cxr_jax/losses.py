@@ -73,6 +73,34 @@ def segmentation_loss(logits: Array, labels: Array) -> Array:
     return bce + jnp.sum(dice_loss, axis=-1) / jnp.maximum(jnp.sum(present, axis=-1), 1)
 
 
+def pseudo_segmentation_loss(logits: Array, probs: Array, confidence: float) -> Array:
+    """The loss of `segmentation_loss` against a teacher's lungs, over the pixels it is sure of.
+
+    A pixel of a lung's map takes part where the teacher says p >= confidence (then it is lung) or
+    p <= 1 - confidence (not lung). The Dice loss of a lung counts where it has a sure pixel of lung.
+
+    Args:
+        logits: [B, H, W, 2] of the student, before the sigmoid.
+        probs: [B, H, W, 2] of the teacher, 0..1; a constant.
+        confidence: 0.5 .. 1.
+
+    Returns:
+        [B] float32, nats per sure pixel plus a Dice loss in 0..1; 0 where no pixel is sure.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    target = (probs >= 0.5).astype(jnp.float32)
+    sure = ((probs >= confidence) | (probs <= 1 - confidence)).astype(jnp.float32)
+    bce = jnp.sum(sure * optax.sigmoid_binary_cross_entropy(logits, target), axis=(1, 2, 3))
+    bce = bce / jnp.maximum(jnp.sum(sure, axis=(1, 2, 3)), 1.0)
+
+    student, target = jax.nn.sigmoid(logits) * sure, target * sure
+    overlap = jnp.sum(student * target, axis=(1, 2))  # [B, 2]
+    total = jnp.sum(student, axis=(1, 2)) + jnp.sum(target, axis=(1, 2))
+    present = jnp.any(target > 0, axis=(1, 2))
+    dice_loss = jnp.where(present, 1.0 - (2.0 * overlap + 1.0) / (total + 1.0), 0.0)
+    return bce + jnp.sum(dice_loss, axis=-1) / jnp.maximum(jnp.sum(present, axis=-1), 1)
+
+
 def masked_bce(logits: Array, labels: Array, *, positive_weights: Array | None = None) -> Array:
     """Binary cross-entropy that ignores unknown findings.
 

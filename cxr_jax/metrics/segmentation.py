@@ -1,4 +1,4 @@
-"""Overlap of masks, one row an example: Dice, IoU, precision, recall."""
+"""Overlap of masks, one row an example: Dice, IoU, precision, recall, area."""
 
 import jax
 import jax.numpy as jnp
@@ -77,4 +77,25 @@ def lung_rows(pred: Array, true: Array) -> dict[str, Array]:
         "lung_dice_right": right,
         "lung_dice_left": left,
         "lung_dice": jnp.where(defined > 0, total / jnp.maximum(defined, 1), jnp.nan),
+    }
+
+
+def lung_area_rows(pred: Array, true: Array) -> dict[str, Array]:
+    """How much of the lungs is found, both lungs taken together, per example.
+
+    With P and T the predicted and the true lungs: lung_area_ratio = |P| / |T|, below 1 where lungs
+    are under-segmented; lung_recall = |P and T| / |T|.
+
+    Args:
+        pred: [B, H, W] predicted labels, 0 outside.
+        true: [B, H, W] true labels, likewise.
+
+    Returns:
+        Rows [B] float32; NaN where there is no true lung.
+    """
+    pred, true = jnp.asarray(pred) > 0, jnp.asarray(true) > 0
+    in_pred, in_true = (jnp.sum(m, axis=(1, 2), dtype=jnp.int32) for m in (pred, true))
+    return {
+        "lung_area_ratio": _ratio(in_pred, in_true, jnp.nan),
+        "lung_recall": overlap_rows(pred, true)["recall"],
     }

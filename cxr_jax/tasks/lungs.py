@@ -1,7 +1,18 @@
-"""Lung segmentation: a supervised U-Net for the right and the left lung.
+"""Lung segmentation that survives disease: the masks every radiograph task needs.
 
-The first stage of Kim et al. 2021 (Sec. 3: Adam 1e-4, batch 1, 20,000 steps), and the masks every
-radiograph task needs where a data set has none.
+Three methods, one a class, chosen by `config.method`:
+
+- 'unet': the supervised U-Net, the first stage of Kim et al. 2021 (Sec. 3: Adam 1e-4, batch 1,
+  20,000 steps on normal films).
+- 'semi': the same network, fine-tuned semi-supervised on abnormal films without masks (their
+  Sec. 3, which names no method). A mean teacher labels the film; the student must say the same of
+  that film with strong intensity changes and synthetic opacities, in the same geometry.
+- 'adain': one generator that segments, takes an abnormal film to a normal-looking one and, by
+  distillation of the two, segments an abnormal film in one pass (Park et al. 2021; Oh and Ye,
+  arXiv:2104.05892), the job chosen by a code.
+
+All are scored alike, on all films and on the severe ones: Dice of each lung after post-processing,
+and how much of the lungs is found (`lung_area_ratio`, `lung_recall`; below 1: under-segmentation).
 """
 
 import dataclasses
@@ -10,129 +21,438 @@ import os
 import pathlib
 from typing import Any, ClassVar
 
+import cv2
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
 
-from cxr_jax import figures, losses
+from cxr_jax import figures, losses, teacher
 from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import sources, zones
 from cxr_jax.data.augment import Augment
-from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.opacities import Opacities
+from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
+from cxr_jax.models import adain
+from cxr_jax.models.adain import AdaINGenerator
 from cxr_jax.models.unet import UNet
 from cxr_jax.tasks.base import Task
 from cxr_jax.workdir import read_config
 
+Array = jax.Array
+
 RIGHT, LEFT = 0, 1  # output channels
+ROWS = (
+    "lung_dice",
+    "lung_dice_right",
+    "lung_dice_left",
+    "lung_area_ratio",
+    "lung_recall",
+    "lesion_recall",
+    "raw_lung_dice",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """How films without masks are learned from.
+
+    Attributes:
+      first_step: they join here; before, the labelled films are trained on alone.
+      extra_fraction: their share of every batch from then on; 0: as the numbers of films are.
+      decay: of the teacher, a moving average of the student.
+      weight: of a film without mask beside one with a mask.
+      ramp_steps: that weight rises from 0 in so many steps.
+      confidence: the teacher's lung is learned where p >= confidence, its background where
+        p <= 1 - confidence; the pixels in between are left out.
+      predict_with: 'teacher' or 'student', whose weights predict.
+    """
+
+    first_step: int
+    extra_fraction: float
+    decay: float
+    weight: float
+    ramp_steps: int
+    confidence: float
+    predict_with: str
+
+    def __post_init__(self):
+        if self.first_step < 1 or self.ramp_steps < 0:
+            raise InputError(
+                f"config.teaching.first_step={self.first_step} and ramp_steps={self.ramp_steps}; "
+                "expected at least 1 and at least 0"
+            )
+        if not 0 <= self.extra_fraction < 1 or not 0 <= self.decay < 1 or self.weight < 0:
+            raise InputError(
+                f"config.teaching: extra_fraction={self.extra_fraction} and decay={self.decay} "
+                f"must lie in 0..1 (1 excluded) and weight={self.weight} be at least 0"
+            )
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(f"config.teaching.confidence={self.confidence}; expected 0.5 .. 1")
+        if self.predict_with not in ("teacher", "student"):
+            raise InputError(
+                f"config.teaching.predict_with={self.predict_with!r}; expected teacher or student"
+            )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Labelled films alone, then both sets."""
+        return Stage(0, 0.0), Stage(self.first_step, 1.0, self.extra_fraction or None)
+
+    def weight_at(self, step: Array) -> Array:
+        """The weight of a film without mask at this step: 0, then rising, then `weight`."""
+        since = (step - self.first_step + 1) / (self.ramp_steps + 1)
+        return self.weight * jnp.clip(since, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lungs(Task):
-    """See the module. Outputs `lung_probs` [B, H, W, 2]: right, left."""
+    """The supervised U-Net, and what all methods share. Outputs `lung_probs` [B, H, W, 2]: right,
+    left.
+
+    Attributes:
+      augment: geometry and exposure of a training film.
+      strong: further exposure, of what the network that is trained sees.
+      opacities: synthetic ones, likewise.
+      severe_from: least global severity score (0..18) of a severe film, whose metrics are reported
+        apart where the data set has scores.
+    """
 
     name: ClassVar[str] = "lungs"
-    model: UNet
+    model: nn.Module
     preprocess: Preprocess
     augment: Augment
+    strong: Augment
+    opacities: Opacities
+    severe_from: float
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Lungs":
-        return cls(
-            model=UNet(
-                features=tuple(config.model.features),
-                out_channels=2,
-                dtype=jnp.dtype(config.precision),
-            ),
+        """The task of `config.method`."""
+        methods = {"unet": Lungs, "semi": SemiLungs, "adain": AdaINLungs}
+        if config.method not in methods:
+            raise InputError(
+                f"config.method={config.method!r}; expected one of {', '.join(methods)}"
+            )
+        _check_extra(config)
+        return methods[config.method](
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
+            strong=Augment(**config.strong),
+            opacities=Opacities(**config.opacities),
+            severe_from=config.severe_from,
+            **methods[config.method].settings(config),
         )
+
+    @classmethod
+    def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """The fields of this method alone: the network, and more where a method has more."""
+        dtype = jnp.dtype(config.precision)
+        return {"model": UNet(tuple(config.model.features), out_channels=2, dtype=dtype)}
 
     @property
     def fields(self) -> frozenset[str]:
         return frozenset({"image", "lungs"})
 
     @property
+    def labels(self) -> frozenset[str]:
+        return frozenset({"lungs"})
+
+    @property
     def transforms(self) -> Transforms:
         return Transforms(example=self._example, finish=self._finish)
 
     def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
-        """Leaves out films without a mask."""
+        """Leaves out films without a mask, but where all masks are hidden."""
         return sources.only_with(source, self.fields)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
-        example = {"image": self.preprocess.film(record["image"])}
-        if "lungs" in record:
-            example["lungs"] = self.preprocess.mask(record["lungs"])
-        return example
+        """`image`, `lungs` and whether they are known (`labelled`); for scoring the lesions, where
+        there are any, and the global severity score, NaN where there is none."""
+        image = self.preprocess.film(record["image"])
+
+        def mask(name: str) -> np.ndarray:
+            return self.preprocess.mask(record[name]) if name in record else np.zeros_like(image)
+
+        scores = np.asarray(record.get("severity", np.nan), np.float32)
+        scores = scores * record.get("severity_valid", True)
+        return {
+            "image": image,
+            "lungs": mask("lungs"),
+            "labelled": np.array("lungs" in record),
+            "lesion": mask("lesion"),
+            "global_severity": np.sum(scores, dtype=np.float32),
+        }
 
     def _finish(self, example, rng):
-        if rng is not None:
-            example = self.augment(example, rng)
-        return {**example, "image": self.preprocess.normalize(example["image"])}
+        normalize = self.preprocess.normalize
+        if rng is None:
+            return {**example, "image": normalize(example["image"])}
+        example = {name: example[name] for name in ("image", "lungs", "labelled")}
+        example = self.augment(example, rng)
+        seen = self._student_view(example["image"], example["lungs"], rng)
+        return {**example, "image": normalize(seen), **self._teacher_view(example["image"])}
+
+    def _student_view(self, film: np.ndarray, lungs: np.ndarray, rng) -> np.ndarray:
+        """The augmented film with opacities and strong exposure; no pixel moves."""
+        seen = self.opacities(film, lungs, rng)
+        if seen is not film and "equalize" in self.preprocess.order:
+            seen = cv2.equalizeHist(seen)  # as the film would have been, had the opacity been real
+        return self.strong({"image": seen}, rng)["image"]
+
+    def _teacher_view(self, film: np.ndarray) -> dict[str, np.ndarray]:
+        """What a batch holds for the teacher."""
+        return {}
 
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1, ..., None], train=False)
 
     def loss(self, variables, batch, *, rng, step):
         """Per pixel binary cross-entropy plus soft Dice, per lung; mean over examples."""
-        logits, state = self.model.apply(
-            variables, batch["image"][..., None], train=True, mutable=["batch_stats"]
-        )
+        logits, state = self._train_logits(variables, batch)
         loss = jnp.mean(losses.segmentation_loss(logits, batch["lungs"]))
         return loss, (state, {})
 
+    def _train_logits(self, variables, batch):
+        """Logits [B, H, W, 2] of the student's view, new model state."""
+        return self.model.apply(
+            _student(variables), batch["image"][..., None], train=True, mutable=["batch_stats"]
+        )
+
+    def _logits(self, variables, image: Array) -> Array:
+        """Logits [B, H, W, 2] of films [B, H, W], as in prediction."""
+        return self.model.apply(variables, image[..., None], train=False)
+
     def predict(self, variables, batch):
-        logits = self.model.apply(variables, batch["image"][..., None], train=False)
+        logits = self._logits(variables, batch["image"])
         return {"lung_probs": jax.nn.sigmoid(logits.astype(jnp.float32))}
 
     def score(self, outputs, batch):
         """Dice of the thresholded maps, before post-processing (which `raw` in the name says), and
-        the label map, from which `finish_rows` takes the Dice after it."""
+        the maps, from which `finish_rows` takes the metrics after it."""
         probs = outputs["lung_probs"]
         labels = jnp.where(probs[..., LEFT] > probs[..., RIGHT], 2, 1) * (probs.max(-1) >= 0.5)
-        rows = segmentation.lung_rows(labels, batch["lungs"])
-        return {f"raw_{name}": value for name, value in rows.items()} | {
+        return {
+            "raw_lung_dice": segmentation.lung_rows(labels, batch["lungs"])["lung_dice"],
             "lung_probs_u8": jnp.round(probs * 255).astype(jnp.uint8),
             "lungs": batch["lungs"].astype(jnp.uint8),
+            "lesion": batch["lesion"].astype(jnp.uint8),
+            "global_severity": batch["global_severity"],
         }
 
     def finish_rows(self, rows):
-        """Dice per lung after post-processing (holes filled, one component a lung), which runs on
-        the host; the maps themselves are dropped."""
-        probs, truth = rows.pop("lung_probs_u8") / np.float32(255), rows.pop("lungs")
-        labels = np.stack([zones.lungs_from_probs(p[..., RIGHT], p[..., LEFT]) for p in probs])
-        post = segmentation.lung_rows(jnp.asarray(labels), jnp.asarray(truth))
+        """Dice per lung, area and recall after post-processing (holes filled, one component a
+        lung), which runs on the host; the maps themselves are dropped.
+
+        `lesion_recall` is the share of the true lesions within the true lungs that the predicted
+        lungs hold; NaN where there is none.
+        """
+        probs = rows.pop("lung_probs_u8") / np.float32(255)
+        truth, lesion = jnp.asarray(rows.pop("lungs")), jnp.asarray(rows.pop("lesion"))
+        labels = jnp.asarray([zones.lungs_from_probs(p[..., RIGHT], p[..., LEFT]) for p in probs])
+        post = segmentation.lung_rows(labels, truth) | segmentation.lung_area_rows(labels, truth)
+        sick = segmentation.overlap_rows(labels > 0, (lesion > 0) & (truth > 0))
+        post["lesion_recall"] = sick["recall"]
         return rows | {name: np.asarray(value) for name, value in post.items()}
 
     def report(self, rows):
-        return {
-            name: regression.mean(rows[name])
-            for name in sorted(rows)
-            if name.endswith(("lung_dice", "lung_dice_right", "lung_dice_left"))
-        }
+        return {name: regression.mean(values) for name, values in self._subsets(rows).items()}
+
+    def counts(self, rows):
+        return {name: int((~np.isnan(v)).sum()) for name, v in self._subsets(rows).items()}
+
+    def _subsets(self, rows) -> dict[str, np.ndarray]:
+        """The values of each metric of `report`: of all films, and of the severe ones."""
+        severe = np.asarray(rows["global_severity"]) >= self.severe_from  # False for NaN
+        everything = {name: np.asarray(rows[name], np.float64) for name in ROWS}
+        return everything | {f"severe_{name}": v[severe] for name, v in everything.items()}
 
     def figure(self, record, outputs):
         film = record["image"]
-        return figures.lungs_panel(film, self.labels(outputs, film.shape), record.get("lungs"))
+        return figures.lungs_panel(film, self.label_map(outputs, film.shape), record.get("lungs"))
 
     def describe(self, outputs):
-        labels = self.labels(outputs, outputs["lung_probs"].shape[:2])
+        labels = self.label_map(outputs, outputs["lung_probs"].shape[:2])
         share = {
             side: round(float(np.mean(labels == i)), 4) for i, side in ((1, "right"), (2, "left"))
         }
         return {"lung_area_share": share}
 
     @staticmethod
-    def labels(outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    def label_map(outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         """[h, w, 2] probabilities -> uint8 [H, W] lung labels of a film of `shape`."""
         probs = resize_map(np.asarray(outputs["lung_probs"], np.float32), shape)
         return zones.lungs_from_probs(probs[..., RIGHT], probs[..., LEFT])
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiLungs(Lungs):
+    """The U-Net with a mean teacher (Tarvainen and Valpola, arXiv:1703.01780).
+
+    Of a film with a mask the student learns the mask; of one without, the teacher's confident
+    pixels. The teacher sees the augmented film, the student that film with opacities and strong
+    exposure: both in one geometry, so that their pixels correspond.
+    """
+
+    teaching: Teaching
+
+    @classmethod
+    def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        return super().settings(config) | {"teaching": Teaching(**config.teaching)}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.teaching.stages
+
+    def _teacher_view(self, film: np.ndarray) -> dict[str, np.ndarray]:
+        return {"clean_image": self.preprocess.normalize(film)}
+
+    def init(self, rng, batch):
+        return teacher.init(super().init(rng, batch))
+
+    def loss(self, variables, batch, *, rng, step):
+        """Supervised loss of the films with masks, `weight` times the teacher's of the others."""
+        logits, state = self._train_logits(variables, batch)
+        supervised = losses.segmentation_loss(logits, batch["lungs"])
+        loss, terms = self._with_taught(supervised, logits, variables, batch, step)
+        return loss, ({**state, **self._next_teacher(variables, step)}, terms)
+
+    def predict(self, variables, batch):
+        chosen = variables
+        if self.teaching.predict_with == "teacher":
+            chosen = variables[teacher.COLLECTION]
+        return super().predict(chosen, batch)
+
+    def _with_taught(self, supervised: Array, logits: Array, variables, batch, step):
+        """Scalar loss and terms: `supervised` [B] where there is a mask, else the loss of `logits`
+        against the teacher's answer, which is asked for once films without masks are in."""
+
+        def taught(logits, variables, image):
+            probs = jax.lax.stop_gradient(self._teacher_probs(variables, image))
+            return losses.pseudo_segmentation_loss(logits, probs, self.teaching.confidence)
+
+        def silent(logits, variables, image):
+            return jnp.zeros(len(logits))
+
+        known = batch["labelled"]
+        loss = jax.lax.cond(
+            step >= self.teaching.first_step, taught, silent,
+            logits, variables[teacher.COLLECTION], batch["clean_image"],
+        )  # fmt: skip
+        loss = jnp.where(known, 0.0, loss)
+        supervised = jnp.where(known, supervised, 0.0)
+        total = jnp.mean(supervised + self.teaching.weight_at(step) * loss)
+        return total, {"supervised": jnp.mean(supervised), "taught": jnp.mean(loss)}
+
+    def _teacher_probs(self, variables, image: Array) -> Array:
+        """The teacher's lungs [B, H, W, 2] of augmented films [B, H, W] without opacities."""
+        return jax.nn.sigmoid(self._logits(variables, image))
+
+    def _next_teacher(self, variables, step) -> dict[str, Any]:
+        return {teacher.COLLECTION: teacher.ema(self.teaching.decay, variables, step)}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaINLungs(SemiLungs):
+    """One generator, three codes (`models/adain.py`); Oh and Ye, arXiv:2104.05892.
+
+    'segment': the mask of a normal film (supervised). 'normalise': an abnormal film to a
+    normal-looking one. 'distil': the mask of an abnormal film in one pass; its teacher normalises
+    the film and then segments it. Prediction uses the code 'distil' alone.
+
+    Differs from Oh and Ye: 'normalise' is trained on pairs, a film with and without synthetic
+    opacities, by the mean absolute difference, and not adversarially on two unpaired sets (with a
+    discriminator, cycle and style losses): it is stable, and the lungs stay where they are. The
+    teacher is a moving average of the generator. Where there is a mask, 'distil' learns the mask of
+    the film with opacities and not the teacher's; where there is none, the teacher's confident
+    pixels by the loss of 'semi' and not by the L1 distance.
+
+    Attributes:
+      normalise_weight, distil_weight: of the two jobs beside 'segment', on films with masks.
+    """
+
+    normalise_weight: float
+    distil_weight: float
+
+    @classmethod
+    def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        model = AdaINGenerator(
+            features=tuple(config.model.features),
+            out_channels=2,
+            code_size=config.adain.code_size,
+            dtype=jnp.dtype(config.precision),
+        )
+        return super().settings(config) | {
+            "model": model,
+            "normalise_weight": config.adain.normalise_weight,
+            "distil_weight": config.adain.distil_weight,
+        }
+
+    def init(self, rng, batch):
+        return teacher.init(self.model.init(rng, batch["image"][:1, ..., None], jnp.zeros(1, int)))
+
+    def loss(self, variables, batch, *, rng, step):
+        """Three jobs of every film; of one without a mask only 'distil' is learned."""
+        clean, seen, lungs = batch["clean_image"], batch["image"], batch["lungs"]
+        count = len(seen)
+        jobs = jnp.repeat(jnp.asarray([adain.SEGMENT, adain.NORMALISE, adain.DISTIL]), count)
+        out = self._generate(_student(variables), jnp.concatenate([clean, seen, seen]), jobs)
+        segment, _, distil = jnp.split(out["logits"], 3)
+        normal = jnp.split(out["image"], 3)[1]
+        terms = {
+            "segment": losses.segmentation_loss(segment, lungs),
+            "normalise": jnp.mean(jnp.abs(normal - clean), axis=(1, 2)),
+            "distil": losses.segmentation_loss(distil, lungs),
+        }
+        supervised = (
+            terms["segment"]
+            + self.normalise_weight * terms["normalise"]
+            + self.distil_weight * terms["distil"]
+        )
+        loss, shown = self._with_taught(supervised, distil, variables, batch, step)
+        shown |= {k: jnp.mean(jnp.where(batch["labelled"], v, 0.0)) for k, v in terms.items()}
+        return loss, (self._next_teacher(variables, step), shown)
+
+    def _generate(self, variables, image: Array, jobs: Array) -> dict[str, Array]:
+        """Films [n, H, W] and job numbers [n] -> `logits` [n, H, W, 2], `image` [n, H, W]."""
+        out = self.model.apply(variables, image[..., None], jobs)
+        return {"logits": out["logits"], "image": out["image"][..., 0]}
+
+    def _job(self, variables, image: Array, job: int) -> dict[str, Array]:
+        return self._generate(_student(variables), image, jnp.full(len(image), job))
+
+    def _logits(self, variables, image):
+        return self._job(variables, image, adain.DISTIL)["logits"]
+
+    def _teacher_probs(self, variables, image):
+        normal = self._job(variables, image, adain.NORMALISE)["image"]
+        return jax.nn.sigmoid(self._job(variables, normal, adain.SEGMENT)["logits"])
+
+
+def _student(variables):
+    """The network's own variables: flax would hand back a teacher beside them unchanged."""
+    return {name: tree for name, tree in variables.items() if name != teacher.COLLECTION}
+
+
+def _check_extra(config: ml_collections.ConfigDict) -> None:
+    """Refuses a method without its second data set, or the other way round."""
+    name, labels = config.extra.name, config.extra.labels
+    if config.method == "unet" and name and labels == "hidden":
+        raise InputError(
+            f"config.extra.name={name!r} without masks beside config.method='unet', which learns "
+            "from masks alone; set config.method to semi or adain, or config.extra.labels=given"
+        )
+    if config.method != "unet" and (not name or labels != "hidden"):
+        raise InputError(
+            f"config.method={config.method!r} needs films without masks; set config.extra.name "
+            f"to a data set (it is {name!r}) and config.extra.labels to hidden (it is {labels!r})"
+        )
 
 
 def enlarge(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
