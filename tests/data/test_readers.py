@@ -565,6 +565,89 @@ def test_empty_mask_is_read_and_another_size_refused(write):
     assert_refused(write(dicom(GREY)), "GIF or BMP mask", read=readers.read_mask)
 
 
+MASK = cv2.resize((GREY > 100).astype(np.uint8) * 255, (50, 40), interpolation=cv2.INTER_NEAREST)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
+def test_masks_as_gif_and_bmp(write, kind, mode):
+    stream = io.BytesIO()
+    Image.fromarray(MASK).convert(mode).save(stream, kind)
+    np.testing.assert_array_equal(readers.read_mask(write(stream.getvalue())), MASK > 0)
+
+
+def test_a_gif_is_read_by_its_colours_not_by_its_indices(write):
+    picture = Image.fromarray((MASK == 0).astype(np.uint8), "P")  # index 1 is outside, and black
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    stream = io.BytesIO()
+    picture.save(stream, "GIF")
+    np.testing.assert_array_equal(readers.read_mask(write(stream.getvalue())), MASK > 0)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+def test_a_cut_mask_is_refused_wherever_it_ends(write, kind):
+    data = encoded(MASK, kind)
+    # The last two bytes hold no pixel: of a GIF its end mark, of a BMP the padding of a row.
+    for length in [*range(1, len(data) - 2, 17), len(data) - 3]:
+        with pytest.raises(InputError):
+            readers.read_mask(write(data[:length]))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+def test_damaged_masks_are_one_line_or_a_mask(write, kind):
+    data, rng = encoded(MASK, kind), np.random.default_rng(0)
+    outcomes = []
+    for _ in range(200):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(6, min(len(data), 200), 2)] = rng.integers(0, 256, 2)
+        try:
+            outcomes.append(f"mask up to {readers.read_mask(write(damaged.tobytes())).max()}")
+        except InputError as error:
+            outcomes.append(f"{1 + str(error).count(chr(10))} line")
+    # Both came up, and nothing else.
+    assert set(outcomes) - {"mask up to 0"} == {"mask up to 1", "1 line"}
+
+
+def test_large_and_moving_masks_are_refused(write):
+    data = bytearray(encoded(MASK, "GIF"))
+    struct.pack_into("<HH", data, 6, 60000, 60000)
+    assert_refused(write(bytes(data)), "megapixels", read=readers.read_mask)
+    data = bytearray(encoded(MASK, "BMP"))
+    struct.pack_into("<ii", data, 18, 20000, 20000)
+    assert_refused(write(bytes(data)), "megapixels", read=readers.read_mask)
+    struct.pack_into("<ii", data, 18, 10**6, 10**6)
+    assert_refused(write(bytes(data)), "megapixels", read=readers.read_mask)
+    stream = io.BytesIO()
+    Image.fromarray(MASK).save(
+        stream, "GIF", save_all=True, append_images=[Image.fromarray(255 - MASK)]
+    )
+    assert_refused(write(stream.getvalue()), "several pictures", read=readers.read_mask)
+
+
+def test_raw_jsrt_words_become_grey(write):
+    words = np.zeros((2048, 2048), ">u2")
+    words[0, :5] = 4095, 2048, 16, 4100, 1
+    film = readers.read_jsrt(write(words.tobytes()))
+    assert film.dtype == np.uint8
+    assert film.shape == (2048, 2048)
+    # 255 - 255 v / 4095, rounded; 0 is white, and what is above 12 bits as black as they go.
+    assert film[0, :6].tolist() == [0, 127, 254, 0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (np.zeros((2048, 2048), ">u2"), "every pixel is 0"),
+        (np.arange(2**22, dtype=np.uint32).astype("<u2"), "of its words are above 4095"),
+        (np.arange(4096, dtype=">u2"), "8192 bytes; a raw JSRT film of 2048x2048 px has 8388608"),
+    ],
+)
+def test_what_is_no_raw_jsrt_film_is_refused(write, words, message):
+    assert_refused(write(words.tobytes()), message, read=readers.read_jsrt)
+    with pytest.raises(InputError, match="no such file"):
+        readers.read_jsrt("nowhere.IMG")
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (48, 40), (7, 301)])
 def test_stored_png_is_lossless(shape):
     array = RNG.integers(0, 256, shape, dtype=np.uint8)

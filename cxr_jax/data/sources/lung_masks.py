@@ -240,19 +240,22 @@ def _read(
     *,
     check: Callable[[np.ndarray, np.ndarray, pathlib.Path], None] = lambda *_: None,
 ) -> Record:
-    """One record, reduced to `max_side`; `check` sees film, lungs and path before."""
+    """One record, reduced to `max_side`; `check` sees its picture and lungs and the film's path."""
     raw = film.path.suffix.lower() == ".img"
     image = (readers.read_jsrt if raw else readers.read_film)(film.path)
     record = {"image": image, "id": film.id, "group": film.group, "view": "PA"}
-    if film.masks:
-        record["image"], masks = _on_one_grid(image, film)
-        record["lungs"] = lungs_of(masks, film.masks)
-        check(record["image"], record["lungs"], film.path)
-    return prepared.shrink(record, max_side)
+    if not film.masks:
+        return prepared.shrink(record, max_side)
+    record["image"], masks = _on_one_grid(image, film, max_side)
+    record["lungs"] = lungs_of(masks, film.masks)
+    check(record["image"], record["lungs"], film.path)
+    return record
 
 
-def _on_one_grid(image: np.ndarray, film: Film) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Film and masks at the smaller of their sizes (see the module)."""
+def _on_one_grid(
+    image: np.ndarray, film: Film, max_side: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Film and masks at the smaller of their sizes (see the module), and at most `max_side`."""
     masks = [readers.read_mask(path) for path in film.masks]
     shapes = [image.shape, *(mask.shape for mask in masks)]
     height, width = min(shapes)
@@ -263,7 +266,8 @@ def _on_one_grid(image: np.ndarray, film: Film) -> tuple[np.ndarray, list[np.nda
                 f"{path}: the mask has {w}x{h} px (width x height), its film {film.path.name} "
                 f"{full_w}x{full_h}; they must show the same field: download both again"
             )
-    size = (width, height)  # OpenCV: width first
+    scale = min(1.0, max_side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))  # OpenCV: width first
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image, [cv2.resize(m, size, interpolation=cv2.INTER_NEAREST_EXACT) for m in masks]
 
@@ -291,7 +295,8 @@ def lungs_of(masks: list[np.ndarray], paths: tuple[pathlib.Path, ...]) -> np.nda
         raise InputError(
             f"{paths[1]}: it shows the same lung as {paths[0]}; each file has one lung"
         )
-    right, left = sorted((one, other), key=lambda lung: np.nonzero(lung)[1].mean())
+    columns = np.arange(one.shape[1])
+    right, left = sorted((one, other), key=lambda lung: np.average(columns, weights=lung.sum(0)))
     labels = np.zeros(one.shape, np.uint8)
     labels[left] = zones.LEFT
     labels[right] = zones.RIGHT
