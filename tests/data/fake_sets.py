@@ -244,3 +244,116 @@ def folded_config(name: str, data_dir: pathlib.Path, fold: int = -1) -> ml_colle
     """The config's `data` of a prepared set with folds."""
     fields = {"name": name, "data_dir": str(data_dir), "fold": fold}
     return ml_collections.ConfigDict(fields | {"min_severity": 0, "max_severity": 18})
+
+
+CHEXPERT_HEADER = [
+    *("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding"),
+    *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion"),
+    *("Pleural Other", "Fracture", "Support Devices"),
+]
+CHEXPERT_FILES = {
+    "train.csv": [
+        "train/patient00001/study1/view1_frontal.jpg",
+        "train/patient00002/study2/view1_frontal.jpg",
+        "train/patient00002/study1/view1_frontal.jpg",
+        "train/patient00002/study1/view2_lateral.jpg",
+        *(f"train/patient{k:05}/study1/view1_frontal.jpg" for k in range(3, 13)),
+    ],
+    "valid.csv": [
+        "valid/patient64541/study1/view1_frontal.jpg",
+        "valid/patient64542/study1/view1_frontal.jpg",
+        "valid/patient64542/study1/view2_lateral.jpg",
+    ],
+}
+# The labels of the 14 columns, as the real tables write them: blank, 0.0, 1.0, -1.0.
+CHEXPERT_LABELS = {
+    "train/patient00001/study1/view1_frontal.jpg": "1.0,,,,,,,,,0.0,,,,1.0",
+    "train/patient00002/study2/view1_frontal.jpg": ",,-1.0,1.0,,-1.0,-1.0,,-1.0,,-1.0,,1.0,",
+    "train/patient00002/study1/view1_frontal.jpg": ",1.0,,,1.0,,,,,,,1.0,1.0,",
+    "valid/patient64541/study1/view1_frontal.jpg": ",".join(["0.0"] * 13 + ["1.0"]),
+}
+
+
+def make_chexpert(root: pathlib.Path) -> pathlib.Path:
+    """CheXpert-v1.0-small under another folder name: 13 + 2 frontal films and a lateral in each."""
+    for table, files in CHEXPERT_FILES.items():
+        rows = [CHEXPERT_HEADER]
+        for i, file in enumerate(files):
+            lateral = "lateral" in file
+            view = "" if lateral else ("LL" if i == 4 else ("AP", "PA")[i % 2])
+            labels = CHEXPERT_LABELS.get(file, ",,,1.0,,-1.0,,,,,0.0,,,").split(",")
+            kind = "Lateral" if lateral else "Frontal"
+            rows.append([f"CheXpert-v1.0-small/{file}", "Female", 68, kind, view, *labels])
+            draw_film(root / file, i)
+        write_csv(root / table, rows)
+    return root
+
+
+NIH_HEADER = [
+    *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"),
+    *("Patient Gender", "View Position", "OriginalImage[Width", "Height]"),
+    *("OriginalImagePixelSpacing[x", "y]"),
+]
+NIH_BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+NIH_LABELS = [
+    *("Cardiomegaly", "Cardiomegaly|Emphysema", "Edema|Effusion|Pneumonia", "Infiltration"),
+    *("No Finding", "Mass|Nodule", "Hernia", "Atelectasis|Nodule", "Pneumothorax", "No Finding"),
+]
+NIH_FILM_SIDE = 256  # px here; 1024 in the real set
+
+
+def make_nih(root: pathlib.Path) -> pathlib.Path:
+    """24 films of 12 patients in two image folders, the last 4 patients in the test list."""
+    rows, lists = [NIH_HEADER], {"train_val_list.txt": [], "test_list.txt": []}
+    for i in range(24):
+        patient, visit = 1 + i // 2, i % 2
+        name = f"{patient:08}_{visit:03}.png"
+        rows.append([name, NIH_LABELS[i % 10], visit, patient, 57, "M", ("PA", "AP")[visit]]
+                    + [2682, 2749, 0.143, 0.143])  # fmt: skip
+        lists["test_list.txt" if patient > 8 else "train_val_list.txt"].append(name)
+        folder = root / ("images_001" if i < 20 else "images_002") / "images"
+        draw_film(folder / name, i, (NIH_FILM_SIDE, NIH_FILM_SIDE))
+    write_csv(root / "Data_Entry_2017_v2020.csv", rows)
+    (root / "BBox_List_2017.csv").write_text(
+        f"{NIH_BOX_HEADER}\n"
+        "00000002_000.png,Pneumonia,256,512,128,64.5\n"
+        "00000002_000.png,Effusion,0,100,1024,924,,,\n"
+        "00000002_001.png,Infiltrate,10.5,20,30,40\n"
+        "00000003_001.png,Mass,1,2,3,4\n"
+        "00009999_000.png,Pneumonia,1,2,3,4\n"
+    )
+    for file, names in lists.items():
+        (root / file).write_text("\n".join(names) + "\n")
+    return root
+
+
+def make_3class(root: pathlib.Path) -> pathlib.Path:
+    """15 NIH films and 5 COVID-19 films over five folds; patient c0 is in brixia_cohen too."""
+    rows = [["image", "class", "source", "nih_findings", "patient", "fold", "in_brixia_cohen"]]
+    for i in range(15):
+        name, findings = f"{i:08}_000.jpg", ("No Finding", "Pneumonia|Effusion")[i % 2]
+        kind = ("normal", "pneumonia")[i % 2]
+        rows.append([name, kind, "nih", findings, f"nih-{i:08}", i % 5, 0])
+    for i, (patient, fold) in enumerate([("c0", 0), ("c0", 0), ("c1", 1), ("c2", 4), ("c3", 4)]):
+        rows.append([f"covid {i}.jpg", "covid", "cohen", "", patient, fold, int(i in (0, 3))])
+    for i, row in enumerate(rows[1:]):
+        draw_film(root / "images" / row[0], i, (90, 120) if i == 1 else (60, 80))
+    write_csv(root / "labels.csv", rows)
+    boxes = [
+        ["image", "label", *"xywh"],
+        ["00000001_000.jpg", "Pneumonia", 30, 15, 60, 60],
+        ["00000001_000.jpg", "Mass", 3, 1.5, 6, 6],
+        ["00000003_000.jpg", "Infiltration", 1, 2, 3.5, 4],
+    ]
+    write_csv(root / "boxes.csv", boxes)
+    return root
+
+
+def findings_config(name: str, data_dir: pathlib.Path, **fields) -> ml_collections.ConfigDict:
+    """The config's `data` of a set with findings, every field the three of them read."""
+    defaults = {"fold": -1, "uncertain": "per_finding", "blank": "zero", "split_by": "official"}
+    defaults |= {"leave_out_overlap": False}
+    known = defaults | {"name": name, "data_dir": str(data_dir)}
+    assert not fields.keys() - known.keys()
+    return ml_collections.ConfigDict(known | fields)
