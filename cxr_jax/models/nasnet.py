@@ -187,7 +187,8 @@ class NASNet(nn.Module):
     stages; a reduction cell lies between two stages. The first cell of a stage takes p from before
     the reduction (the released code's `skip_reduction_layer_input`).
     Differs from the released code: no drop path, no auxiliary classifier, batch norm momentum 0.9
-    in place of 0.9997.
+    in place of 0.9997. Keras' copy of it pads the reductions' pools with zeros; here, as in the
+    code it copies, a pool sees only pixels that exist.
 
     Attributes:
       cells: N, normal cells a stage.

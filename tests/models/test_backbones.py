@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from cxr_jax.errors import InputError
 from cxr_jax.models import backbones, convert, densenet, map_head, nasnet, resnet, resnet38, vit
+from tests.conftest import ROOT
 
 F32 = jnp.float32
 
@@ -54,8 +56,8 @@ SMALL = {
 small = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 
 
-# Published counts. torchvision's and Keras' are less the classifier; Keras' and its file's name for
-# NASNet is 84,916,818 with the 196,668 running statistics, which torch and we do not count.
+# torchvision's counts less its classifier; Keras' of NASNet, without one, less the running means
+# and variances, which it counts.
 @pytest.mark.parametrize(
     "make, parameters, channels",
     [
@@ -294,6 +296,57 @@ def test_bottleneck_equals_a_plain_computation(channels, stride):
     np.testing.assert_allclose(got, np.maximum(y + short, 0), rtol=1e-5, atol=1e-5)
 
 
+def weights_from_names(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """The recipe of golden/README.md, 'Weights made from names'."""
+    state = {}
+    for name, shape in shapes.items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        w = rng.standard_normal(shape).astype(np.float32)
+        if name.endswith((".running_mean", ".bias")):
+            w *= np.float32(0.1)
+        elif name.endswith(".running_var"):
+            w = 1 + np.float32(0.1) * np.abs(w)
+        elif w.ndim >= 2:
+            w *= np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        else:
+            w = 1 + np.float32(0.1) * w
+        state[name] = w
+    return state
+
+
+def torchvision_name(path: tuple[str, ...]) -> str:
+    """params/layer2/0/downsample_conv/kernel -> layer2.0.downsample.0.weight"""
+    leaves = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    name = ".".join([*path[1:-1], leaves.get(path[-1], path[-1])])
+    return name.replace("downsample_conv", "downsample.0").replace(
+        "downsample_norm", "downsample.1"
+    )
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_resnet_matches_torchvisions(kind, assert_golden):
+    with np.load(ROOT / "tests" / "fixtures" / "resnet_torchvision.npz") as file:
+        arrays = dict(file)
+    model, image = resnet.ResNet((2, 1, 1, 1), bottleneck=kind == "bottleneck"), arrays["in_image"]
+    flat = traverse_util.flatten_dict(shapes_of(model, *image.shape)[0])
+    for path, leaf in flat.items():
+        shape = leaf.shape
+        if path[-1] == "kernel":  # [in, out] or HWIO here, OIHW there
+            shape = (shape[-1], shape[-2], *(shape[:2] if len(shape) == 4 else (1, 1)))
+        name = torchvision_name(path)
+        array = weights_from_names({name: shape})[name]
+        flat[path] = array.transpose(2, 3, 1, 0).reshape(leaf.shape) if array.ndim > 1 else array
+    variables = traverse_util.unflatten_dict(flat)
+    out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, image)
+    assert {f"{kind}_{name}" for name in out} < set(arrays)
+    for name, tap in out.items():
+        tap = np.asarray(tap)
+        # 1e-5: float32 against float64, convolutions of up to 4,608 terms in every block.
+        assert_golden(tap[..., ::16], arrays[f"{kind}_{name}"], rtol=1e-5, what=name)
+        mean = arrays[f"{kind}_{name}_mean"]
+        assert_golden(tap.mean(axis=(1, 2)), mean, rtol=1e-5, what=f"{name}, mean")
+
+
 def test_resnet_has_torchvisions_names():
     variables, _ = shapes_of(resnet.resnet50(), 1, 64, 64, 3)
     params = variables["params"]
@@ -369,24 +422,6 @@ def test_halving_squeeze_sees_the_diagonal_pixels(size):
 def test_nasnet_refuses_filters_its_stem_cannot_quarter():
     with pytest.raises(ValueError, match="filters=6; expected a multiple of 4"):
         shapes_of(nasnet.NASNet(1, 6, 4), 1, 32, 32, 3)
-
-
-def weights_from_names(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """The recipe of golden/README.md, 'Weights made from names'."""
-    state = {}
-    for name, shape in shapes.items():
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        w = rng.standard_normal(shape).astype(np.float32)
-        if name.endswith((".running_mean", ".bias")):
-            w *= np.float32(0.1)
-        elif name.endswith(".running_var"):
-            w = 1 + np.float32(0.1) * np.abs(w)
-        elif w.ndim >= 2:
-            w *= np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        else:
-            w = 1 + np.float32(0.1) * w
-        state[name] = w
-    return state
 
 
 def test_resnet38_matches_reference(golden, assert_golden):
