@@ -3,6 +3,7 @@
     python -m cxr_jax.data.prepare brixia_cohen --source=FOLDER [--data_dir=DIR] [--max_side=512]
     python -m cxr_jax.data.prepare manifest --source=films.csv
 
+`--help` lists the data sets; each one's file in `data/sources` says what its folder holds.
 A run that is killed leaves no half data set; running it again is safe.
 """
 

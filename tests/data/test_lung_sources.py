@@ -153,7 +153,7 @@ def test_the_larger_of_film_and_mask_is_reduced(tmp_path):
         for path, picture in zip(paths, (film, *masks)):
             write_mask(path, picture)
         row = lung_masks.Film(paths[0], "a", "a", "train", False, tuple(paths[1:]))
-        return lung_masks._read(row, max_side)
+        return lung_masks.read_film_record(row, max_side)
 
     small = [cv2.resize(mask, (60, 48), interpolation=cv2.INTER_NEAREST) for mask in masks]
     record = read(film, small)

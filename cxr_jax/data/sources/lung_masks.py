@@ -33,7 +33,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -65,7 +65,8 @@ _MASK_SUFFIXES = (".gif", ".bmp", ".png")
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """One film. `masks`: none, one file of both lungs, or one file a lung."""
+    """One film. `masks`: none, one file of both lungs, or one file a lung. `clear`: there is no
+    disease in it that could make a lung lighter than its surroundings."""
 
     path: pathlib.Path
     id: str
@@ -73,6 +74,7 @@ class Film:
     split: str
     diseased: bool
     masks: tuple[pathlib.Path, ...]
+    clear: bool = False
     fold: int = -1  # of the training films; -1 in the test split
 
 
@@ -115,8 +117,7 @@ def jsrt_scr(source: pathlib.Path, *, data_dir: str, max_side: int) -> JsrtScr:
     Raises:
       InputError: see `jsrt_scr_films`.
     """
-    read = functools.partial(_read, check=_check_air_is_dark)
-    return _builder(JsrtScr, jsrt_scr_films(source), read, data_dir, max_side)
+    return _builder(JsrtScr, jsrt_scr_films(source), data_dir, max_side)
 
 
 def montgomery(source: pathlib.Path, *, data_dir: str, max_side: int) -> Montgomery:
@@ -125,7 +126,7 @@ def montgomery(source: pathlib.Path, *, data_dir: str, max_side: int) -> Montgom
     Raises:
       InputError: see `montgomery_films`.
     """
-    return _builder(Montgomery, montgomery_films(source), _read, data_dir, max_side)
+    return _builder(Montgomery, montgomery_films(source), data_dir, max_side)
 
 
 def shenzhen(source: pathlib.Path, *, data_dir: str, max_side: int) -> Shenzhen:
@@ -134,7 +135,7 @@ def shenzhen(source: pathlib.Path, *, data_dir: str, max_side: int) -> Shenzhen:
     Raises:
       InputError: see `shenzhen_films`.
     """
-    return _builder(Shenzhen, shenzhen_films(source), _read, data_dir, max_side)
+    return _builder(Shenzhen, shenzhen_films(source), data_dir, max_side)
 
 
 def open_split(name: str, data_dir: str, split: str, *, fold: int) -> prepared.Prepared:
@@ -170,6 +171,7 @@ def jsrt_scr_films(source: pathlib.Path) -> list[Film]:
             split=masks[stem][0],
             diseased=stem.startswith("JPCLN"),
             masks=masks[stem][1],
+            clear=True,
         )
         for stem, path in images.items()
     ]
@@ -213,11 +215,7 @@ def shenzhen_films(source: pathlib.Path) -> list[Film]:
 
 
 def _builder(
-    kind: type[prepared.RecordBuilder],
-    films: list[Film],
-    read: Callable[[Film, int], Record],
-    data_dir: str,
-    max_side: int,
+    kind: type[prepared.RecordBuilder], films: list[Film], data_dir: str, max_side: int
 ) -> prepared.RecordBuilder:
     by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
     files = [path for film in films for path in (film.path, *film.masks)]
@@ -226,7 +224,7 @@ def _builder(
         fields=FIELDS,
         partial=frozenset() if all(film.masks for film in films) else frozenset({"lungs"}),
         films={
-            split: [functools.partial(read, film, max_side) for film in films]
+            split: [functools.partial(read_film_record, film, max_side) for film in films]
             for split, films in by_split.items()
         },
         film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
@@ -234,13 +232,13 @@ def _builder(
     )
 
 
-def _read(
-    film: Film,
-    max_side: int,
-    *,
-    check: Callable[[np.ndarray, np.ndarray, pathlib.Path], None] = lambda *_: None,
-) -> Record:
-    """One record, reduced to `max_side`; `check` sees its picture and lungs and the film's path."""
+def read_film_record(film: Film, max_side: int) -> Record:
+    """Reads film and masks, reduced to `max_side`; `lungs` only where there is a mask.
+
+    Raises:
+      InputError: an unreadable film or mask, an empty mask, one of another shape than the film's,
+        two masks of one lung, or a negative.
+    """
     raw = film.path.suffix.lower() == ".img"
     image = (readers.read_jsrt if raw else readers.read_film)(film.path)
     record = {"image": image, "id": film.id, "group": film.group, "view": "PA"}
@@ -248,7 +246,8 @@ def _read(
         return prepared.shrink(record, max_side)
     record["image"], masks = _on_one_grid(image, film, max_side)
     record["lungs"] = lungs_of(masks, film.masks)
-    check(record["image"], record["lungs"], film.path)
+    if film.clear:
+        _check_air_is_dark(record["image"], record["lungs"], film.path)
     return record
 
 
@@ -310,10 +309,12 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def _check_air_is_dark(image: np.ndarray, lungs: np.ndarray, path: pathlib.Path) -> None:
-    """Refuses a negative. JSRT's lungs are clear: darker than the mediastinum and the wall."""
+    """Refuses a negative: clear lungs are darker than the mediastinum and what is below them."""
     rows, columns = (np.flatnonzero((lungs > 0).any(axis=axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     inside = lungs[box] > 0
+    if inside.all():
+        return  # nothing to compare with
     lung, rest = image[box][inside].mean(), image[box][~inside].mean()
     if lung > rest:
         raise InputError(
@@ -378,9 +379,13 @@ def _check_masks(images: Iterable[str], masks: Iterable[str], folder: pathlib.Pa
 def _tb_film(path: pathlib.Path, name: str, masks: tuple[pathlib.Path, ...]) -> Film:
     """A film of the two tuberculosis sets: the patient's number and 0 or 1 are in its name."""
     return Film(
-        path=path, id=path.stem, group=re.fullmatch(name, path.stem)[1], split="train",
-        diseased=path.stem.endswith("_1"), masks=masks,
-    )  # fmt: skip
+        path=path,
+        id=path.stem,
+        group=re.fullmatch(name, path.stem)[1],
+        split="train",
+        diseased=path.stem.endswith("_1"),
+        masks=masks,
+    )
 
 
 def _first_are_test(films: list[Film]) -> list[Film]:
