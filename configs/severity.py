@@ -14,29 +14,61 @@
 | fewlabels | Table 3 on phantoms: 64 labelled films, 1024 of another scanner; with `regime=` |
 | smoke | two tiny steps |
 
-Options: `pool=max|mean`, `backbone=densenet121|densenet201`, `vit=0|1`,
-`regime=labelled|supervised|progressive|one_step` (Table 3). Example:
-`configs/severity.py:quick,pool=mean`. Results: README.
+Options, e.g. `configs/severity.py:quick,pool=mean`:
+
+| option | what |
+| --- | --- |
+| `pool=max, mean` | Eq. 9, or the ablation |
+| `regime=labelled, supervised, progressive, one_step` | Table 3; second set: `config.extra` |
+| `backbone=NAME,vit=0` | the CNN baselines of Table 2: an entry of `BACKBONES`, trained whole |
+| `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Park et al. 2021, Table 8 |
+| `paper=corpus` | the severity model of Park et al. 2021: 512 px, last map, trained whole |
+
+Results: README.
 """
 
 import ml_collections
 
 from configs import common
 from cxr_jax.errors import InputError
+from cxr_jax.models.backbones import BACKBONES
 
-BACKBONES = {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}
+# Small networks for two cores, cut at stride 8: 16x16 cells at 128 px.
+SMALL = {
+    "densenet": dict(growth_rate=12, block_sizes=(3, 6), init_features=16, tap="block2"),
+    "resnet": dict(block_sizes=(2, 2), init_features=24, tap="layer2"),
+    "nasnet": dict(cells=1, filters=12, stem_filters=8, tap="stage2"),
+    "none": dict(),
+}
+# Tiny ones, cut at stride 16, for the smoke variant.
+SMOKE = {
+    "densenet": dict(growth_rate=4, block_sizes=(1, 1, 1), init_features=36, tap="block3"),
+    "resnet": dict(block_sizes=(1, 1, 1), init_features=4, tap="layer3"),
+    "nasnet": dict(cells=1, filters=8, stem_filters=4, tap="stage3"),
+    "none": dict(),
+}
+# After the last stage, at stride 32: what the corpus paper taps.
+LAST_TAP = {"densenet": "final", "resnet": "layer4", "nasnet": "stage4"}
+PAPERS = ("severity", "corpus")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     base, options = common.read_variant(
         variant,
         ("quick", "phantoms", "cohen", "fewlabels", "smoke"),
-        {"pool": "max", "backbone": "densenet121", "vit": 1, "regime": "labelled"},
+        {
+            "pool": "max",
+            "backbone": "densenet121",
+            "vit": 1,
+            "regime": "labelled",
+            "paper": "severity",
+        },
     )
-    if options["backbone"] not in BACKBONES:
-        raise InputError(
-            f"backbone={options['backbone']!r}; expected one of {', '.join(BACKBONES)}"
-        )
+    for name, known in (("backbone", [*BACKBONES, "none"]), ("paper", PAPERS)):
+        if options[name] not in known:
+            raise InputError(f"{name}={options[name]!r}; expected one of {', '.join(known)}")
+    if options["paper"] == "corpus" and base not in ("", "smoke"):
+        raise InputError(f"variant {variant!r}: paper=corpus is a setting of its own, not {base!r}")
     config = common.get_config()
     config.task = "severity"
     config.pool = options["pool"]  # Eq. 9: the maximum; mean is the ablation
@@ -59,17 +91,26 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval_steps = (11_000, 11_500, 12_000)  # the ensemble [paper]
     config.optimizer.update(name="sgd", lr=0.004, momentum=0.9)  # [paper]
     config.model = dict(
-        backbone=dict(
-            growth_rate=32,
-            block_sizes=BACKBONES[options["backbone"]],
-            init_features=64,
-            tap="block3",  # before transition 3: 16x16x1024 at 256 px [paper, Sec. 2.2]
-        ),
+        # DenseNet-121 before transition 3: 16x16x1024 at 256 px [paper, Sec. 2.2]
+        backbone=BACKBONES.get(options["backbone"], dict(name="none")),
         train_backbone=False,  # [paper]
         freeze_norms=False,
-        vit=dict(num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0),  # B/16
+        # B/16: on the cells of the corpus, or on raw patches where there is none
+        vit=dict(
+            num_layers=12,
+            num_heads=12,
+            width=768,
+            mlp_dim=3072,
+            dropout=0.0,
+            patch_size=1,
+            stride=1,
+        ),
         head_blocks=4,  # [paper]
     )
+    if options["paper"] == "corpus":
+        _corpus(config)
+    if options["backbone"] == "none":
+        config.model.vit.patch_size = 32 if options["paper"] == "corpus" else 16
     if base in ("quick", "phantoms", "cohen"):
         _small(config)
     if base == "phantoms":
@@ -82,14 +123,28 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if base == "smoke":
         _small(config)
         _smoke(config)
-    if base and options["backbone"] != "densenet121":
-        raise InputError(f"variant {variant!r}: backbone= is for the paper's size, not {base!r}")
+        if options["paper"] == "corpus" and config.model.backbone.name == "densenet":
+            config.model.backbone.tap = "final"
     if not options["vit"]:  # a CNN baseline of Table 2: the head on the backbone, trained whole
         config.model.vit.num_layers = 0
         config.model.train_backbone = True
-        if base and base != "smoke":
+        if base and base != "smoke" and config.model.backbone.name == "densenet":
             config.model.backbone.init_features = 20  # 100 channels: the head halves them twice
     return config.lock()
+
+
+def _corpus(config: ml_collections.ConfigDict) -> None:
+    """The severity model of Park et al. 2021: 512 px, the last map, all of it trained."""
+    config.preprocess.size = 512  # [Sec. 4.6]
+    config.preprocess.order = ("equalize", "blur", "resize")  # [Sec. 4.6; PAPERS]
+    backbone = config.model.backbone
+    if backbone == ml_collections.ConfigDict(BACKBONES["resnet50_hybrid"]):
+        config.model.vit.stride = 2  # it has no later stage
+    elif backbone.name in LAST_TAP:
+        backbone.tap = LAST_TAP[backbone.name]  # 16x16x1024, before PCAM [Sec. 4.6]
+    config.model.train_backbone = True  # [PAPERS]
+    config.batch_size = 4  # [Sec. 4.6]
+    config.optimizer.lr = 0.003  # [Sec. 4.6]
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
@@ -98,7 +153,9 @@ def _small(config: ml_collections.ConfigDict) -> None:
     The tap at stride 8 gives the 16x16 cells that the paper has at 256 px; the map is 64x64.
     """
     config.preprocess.size = 128
-    config.model.backbone.update(growth_rate=12, block_sizes=(3, 6), init_features=16, tap="block2")
+    config.model.backbone.update(SMALL[config.model.backbone.name])
+    if config.model.backbone.name == "none":
+        config.model.vit.patch_size = 8
     config.model.train_backbone = True
     config.model.vit.update(num_layers=2, num_heads=2, width=96, mlp_dim=192)
     config.model.head_blocks = 2
@@ -124,18 +181,18 @@ def _phantoms(config: ml_collections.ConfigDict) -> None:
 def _few_labels(config: ml_collections.ConfigDict) -> None:
     """Table 3 on phantoms: 64 labelled films of one scanner, 1024 of another; tested on both.
 
-    The schedule is the paper's divided by 30: six stages of 67 steps.
+    64 px, so that five seeds of four regimes take an hour on two cores. Six stages as in the paper,
+    each of some 35 rounds through the labelled films, as there (2,000 steps of 8, 452 films).
     """
-    config.data.update(train=64, test=512, test_appearance="mixed")
+    config.preprocess.size = 64
+    config.data.update(train=64, test=512, test_appearance="mixed", size=128)
     if config.regime.name != "labelled":
         config.extra.name = "phantom_cxr"
-        config.extra.update(train=1024, appearance="shifted")
+        config.extra.update(train=1024, appearance="shifted", size=128)
     _strong_augmentation(config)
-    config.total_steps = 400
-    config.batch_size = 8
-    config.regime.stage_steps = 67
-    config.eval_steps = (360, 380, 400)
-    config.checkpoint_every = 100
+    config.total_steps = 900
+    config.regime.stage_steps = 150
+    config.eval_steps = (800, 850, 900)
 
 
 def _cohen(config: ml_collections.ConfigDict) -> None:
@@ -159,9 +216,9 @@ def _strong_augmentation(config: ml_collections.ConfigDict) -> None:
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
     config.preprocess.size = 64
-    config.model.backbone.update(
-        growth_rate=4, block_sizes=(1, 1, 1), init_features=36, tap="block3"
-    )
+    config.model.backbone.update(SMOKE[config.model.backbone.name])
+    if config.model.backbone.name == "none":
+        config.model.vit.patch_size = 16
     config.model.head_blocks = 4
     config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)
     config.data.update(size=128, train=8, val=4, test=5)

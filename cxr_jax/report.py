@@ -2,14 +2,17 @@
 
     python -m cxr_jax.report DIR DIR DIR [--split=test]      runs that differ in the seed
     python -m cxr_jax.report --pool DIR DIR ... --split=val  folds: their films are pooled
+    python -m cxr_jax.report A=DIR A=DIR B=DIR B=DIR         kinds of run side by side, any task
 
 Reads each run's rows-SPLIT.npz (written by cxr_jax.main). For severity it adds the second reader,
 where the data set has one, and the constant predictor of the training mean, on the same films.
 Intervals are 95% bootstrap intervals over patients; +- is the standard deviation over runs.
+Kinds of run are compared with the first named, run by run in the order given (the same seeds).
 """
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,28 +36,71 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+    parser.add_argument("workdirs", nargs="+", metavar="[NAME=]DIR")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--metrics", default="", help="columns of named runs, e.g. mse,mean_auc")
     parser.add_argument("--pool", action="store_true", help="the runs are folds of one data set")
     parser.add_argument("--resamples", type=int, default=1000)
     args = parser.parse_args()
-    print(report(args.workdirs, args.split, pool=args.pool, resamples=args.resamples))
+    named = [text.partition("=") for text in args.workdirs]
+    if all(equals for _, equals, _ in named) and not args.pool:
+        groups: dict[str, list[pathlib.Path]] = {}
+        for name, _, folder in named:
+            groups.setdefault(name, []).append(pathlib.Path(folder))
+        print(compare(groups, args.split, tuple(filter(None, args.metrics.split(",")))))
+        return 0
+    workdirs = [pathlib.Path(text) for text in args.workdirs]
+    print(report(workdirs, args.split, pool=args.pool, resamples=args.resamples))
     return 0
+
+
+def compare(
+    groups: dict[str, list[pathlib.Path]], split: str, metrics: tuple[str, ...] = ()
+) -> str:
+    """Kinds of run side by side, as Markdown: mean and spread over each kind's runs, and the
+    differences to the first kind, run by run.
+
+    Args:
+      groups: name -> work directories, whose configs differ in the seed only.
+      metrics: columns; (): all that the task reports, severity its table.
+
+    Raises:
+      InputError: runs of one name that differ in more than the seed, other films, an unknown
+        metric.
+    """
+    from cxr_jax.tasks import make_task
+
+    reports, films, lines = {}, None, {}
+    for name, workdirs in groups.items():
+        task = make_task(_same_config(workdirs)[0])
+        rows = [read_rows(workdir, split) for workdir in workdirs]
+        for r, workdir in zip(rows, workdirs):
+            films = r["id"] if films is None else films
+            if not np.array_equal(films, r["id"]):
+                raise InputError(f"{workdir} was scored on other films than the runs before it")
+        reports[name] = [task.report(r) for r in rows]
+        lines[name] = _mean_and_sd(reports[name])
+    first, *others = reports
+    for name in others:
+        if len(reports[name]) == len(reports[first]):
+            pairs = zip(reports[name], reports[first])
+            apart = [{k: a[k] - b[k] for k in a.keys() & b.keys()} for a, b in pairs]
+            lines[f"{name} minus {first}"] = _mean_and_sd(apart)
+    known = list(reports[first][0])
+    if unknown := [name for name in metrics if name not in known]:
+        raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
+    names = metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known
+    return _table(lines, names)
 
 
 def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: int) -> str:
     """The table as Markdown."""
-    configs = [read_config(workdir) for workdir in workdirs]
+    configs = _same_config(workdirs)
     if others := {config.task for config in configs} - {"severity"}:
         raise InputError(
-            f"a run of task {min(others)!r}: the table is for severity; see its results.json"
+            f"a run of task {min(others)!r}: this table is for severity; name the runs "
+            f"(python -m cxr_jax.report A={workdirs[0]} ...) for one of any task"
         )
-    for workdir, config in zip(workdirs, configs):
-        if (name := _difference(configs[0], config)) is not None:
-            raise InputError(
-                f"{workdir} differs from {workdirs[0]} in config.{name}; a table's runs may differ "
-                f"in {', '.join(MAY_DIFFER)} only"
-            )
     rows = [read_rows(workdir, split) for workdir in workdirs]
     if pool:
         return _table(
@@ -75,6 +121,19 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
         lines[name] = _severity(reference, resamples)
         lines[f"{name} minus the runs' mean, paired"] = _paired(reference, mean, resamples)
     return _table(lines)
+
+
+def _same_config(workdirs: list[pathlib.Path]) -> list:
+    """The configs of runs that are repetitions of one another; InputError where they are not."""
+    configs = [read_config(workdir) for workdir in workdirs]
+    for workdir, config in zip(workdirs, configs):
+        if (name := _difference(configs[0], config)) is not None:
+            raise InputError(
+                f"{workdir} differs from {workdirs[0]} in config.{name}; runs of one kind may "
+                f"differ in {', '.join(MAY_DIFFER)} only. Compare kinds as A={workdirs[0]} "
+                f"B={workdir}"
+            )
+    return configs
 
 
 def _difference(a, b) -> str | None:
@@ -182,8 +241,8 @@ def _joined(rows: list[Rows]) -> Rows:
     return joined
 
 
-def _table(lines: dict[str, dict[str, str]]) -> str:
-    names = [n for n in (*SEVERITY, *SCORES) if any(n in line for line in lines.values())]
+def _table(lines: dict[str, dict[str, str]], names: Sequence[str] = ()) -> str:
+    names = names or [n for n in (*SEVERITY, *SCORES) if any(n in li for li in lines.values())]
     text = [f"| | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
     for title, line in lines.items():
         text.append(f"| {title} | {' | '.join(line.get(name, '-') for name in names)} |")

@@ -258,22 +258,25 @@ def test_ensemble_is_the_mean_of_its_members(smoke_run):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
-    """kill -9, five times; then the parameters, the optimizer and every logged loss are those of
-    an uninterrupted run, which also says that the data came in the same order."""
+    """kill -9, five times, first in stage 2 of 6 of progressive self-training; then the parameters,
+    the teacher, the optimizer and every logged loss are those of an uninterrupted run, which also
+    says that the data came in the same order."""
     overrides = dict(total_steps=40, checkpoint_every=4, eval_steps="(40,)", figures=0, bootstrap=0)
+    overrides |= {"regime.stage_steps": 7, "regime.shares": 5}
+    config = "--config=configs/severity.py:smoke,regime=progressive"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run("--config=configs/severity.py:smoke", f"--workdir={whole}", **overrides)
+    run(config, f"--workdir={whole}", **overrides)
     rng, kills = random.Random(0), 0
     for _ in range(30):
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
-                command("--config=configs/severity.py:smoke", f"--workdir={killed}", **overrides),
+                command(config, f"--workdir={killed}", **overrides),
                 cwd=ROOT,
                 env=environment(),
                 stdout=log,
                 stderr=log,
             )
-            target = _last_step(killed) + rng.randint(1, 9)
+            target = _last_step(killed) + rng.randint(1, 9) if kills else 10  # in steps 7..14
             while process.poll() is None and kills < 5:
                 if _last_step(killed) >= target:
                     time.sleep(rng.random() * 0.05)

@@ -70,3 +70,17 @@ def test_a_film_in_two_folds_is_refused(runs):
 def test_a_run_that_was_not_evaluated_is_named(runs):
     with pytest.raises(InputError, match=r"rows-val\.npz is missing.*--split=val"):
         report.report([runs / "one"], "val", pool=False, resamples=0)
+
+
+def test_kinds_of_run_stand_side_by_side(runs):
+    kinds = {"half": [runs / "one"], "more": [runs / "two"]}
+    text = report.compare(kinds, "test", ("mse", "mae"))
+    assert text.splitlines()[0] == "| | mse | mae |"
+    assert line(text, "half |")[0] == "6.000"
+    assert line(text, "more |")[0] == "7.440"
+    assert line(text, "more minus half")[0] == "1.440"
+    with pytest.raises(InputError, match="'msx'; these runs report mse"):
+        report.compare(kinds, "test", ("msx",))
+    np.savez(runs / "two" / "rows-test.npz", **rows(0.7, ids="abd"))
+    with pytest.raises(InputError, match="two was scored on other films"):
+        report.compare(kinds, "test")

@@ -31,7 +31,7 @@ from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
-from cxr_jax.models.densenet import DenseNet
+from cxr_jax.models import backbones
 from cxr_jax.models.map_head import SeverityMapHead
 from cxr_jax.models.vit import ViT
 from cxr_jax.ops import pooling
@@ -48,12 +48,13 @@ class SeverityNet(nn.Module):
     """Corpus, transformer and map head.
 
     Attributes:
+      backbone: None is the ViT of Park et al. 2021, Table 8, on raw patches.
       vit: None is the CNN baseline of Table 2.
       train_backbone: False keeps the corpus frozen, its batch norm in inference mode.
       freeze_norms: True keeps all batch norm in inference mode.
     """
 
-    backbone: DenseNet
+    backbone: backbones.Backbone | None
     vit: ViT | None
     head: SeverityMapHead
     train_backbone: bool = False
@@ -61,10 +62,11 @@ class SeverityNet(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalised films times lung masks [B, H, W] -> logits [B, h, w, levels] of the map."""
-        x = jnp.repeat(x[..., None], 3, axis=-1)
+        features = jnp.repeat(x[..., None], 3, axis=-1)
         norms = train and not self.freeze_norms
-        taps = self.backbone(x, train=norms and self.train_backbone)
-        features = taps[self.backbone.stop_at]
+        if self.backbone is not None:
+            taps = self.backbone(features, train=norms and self.train_backbone)
+            features = taps[self.backbone.stop_at]
         if self.vit is not None:
             features = self.vit(features, train=train)["map"]
         return self.head(features, train=norms)
@@ -156,28 +158,26 @@ class Severity(Task):
             )
         if config.pool not in ("max", "mean"):
             raise InputError(f"config.pool={config.pool!r}; expected max or mean")
+        c, dtype = config.model, jnp.dtype(config.precision)
+        backbone = None
+        if c.backbone.name != "none":
+            backbone = backbones.make_backbone(config, dtype)
+        elif not c.vit.num_layers:
+            raise InputError("config.model has neither a backbone nor a vit; choose one")
+        vit = ViT(**c.vit, dtype=dtype) if c.vit.num_layers else None
         side = config.preprocess.size
-        stride = {"stem": 4, "final": 32}.get(config.model.backbone.tap)
-        stride = stride or 2 ** (1 + int(config.model.backbone.tap[-1:] or 0))
-        if side % stride or side % (side // stride * 2**config.model.head_blocks):
+        stride = backbone.strides[backbone.stop_at] if backbone else 1
+        stride *= vit.patch_size * vit.stride if vit else 1
+        if side % stride or side % (side // stride * 2**c.head_blocks):
             raise InputError(
-                f"config.preprocess.size={side} with tap {config.model.backbone.tap!r} (stride "
-                f"{stride}) and head_blocks={config.model.head_blocks}: the stride must divide the "
-                "size, and the map's side (size / stride * 2^head_blocks) too"
+                f"config.preprocess.size={side} with cells of {stride} px and head_blocks="
+                f"{c.head_blocks}: the stride must divide the size, and the map's side (size / "
+                "stride * 2^head_blocks) too"
             )
         regime = Regime(**config.regime)
         _check_extra(regime, config.extra)
         if config.levels not in (1, 3):
             raise InputError(f"config.levels={config.levels}; expected 1 or 3")
-        c, dtype = config.model, jnp.dtype(config.precision)
-        backbone = DenseNet(
-            growth_rate=c.backbone.growth_rate,
-            block_sizes=tuple(c.backbone.block_sizes),
-            init_features=c.backbone.init_features,
-            stop_at=c.backbone.tap,
-            dtype=dtype,
-        )
-        vit = ViT(**c.vit, dtype=dtype) if c.vit.num_layers else None
         return cls(
             model=SeverityNet(
                 backbone=backbone,
@@ -217,7 +217,8 @@ class Severity(Task):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        return () if self.model.train_backbone else ("backbone/.*",)
+        trained = self.model.train_backbone or self.model.backbone is None
+        return () if trained else ("backbone/.*",)
 
     @property
     def transforms(self) -> Transforms:
