@@ -132,10 +132,10 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ):
         self.fields, self.partial, self.notes = fields, partial, notes
         self.films, self.film_fold, self.metadata = films, film_fold, metadata
-        self.columns = {
-            split: {"fold": list(film_fold[split])} | dict((columns or {}).get(split, {}))
-            for split in films
-        }
+        self.columns = {}
+        for split in films:
+            named = {"fold": film_fold[split], **(columns or {}).get(split, {})}
+            self.columns[split] = {name: [int(n) for n in values] for name, values in named.items()}
         self.on_film: Callable[[], Any] = lambda: None
         super().__init__(data_dir=data_dir, config=config, file_format="array_record")
 
@@ -231,7 +231,10 @@ def build(builder: RecordBuilder, *, on_film: Callable[[], Any] = lambda: None) 
             # TFDS announces a download on stdout; nothing is downloaded.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+                    # One file a part: every file of a split that is read stays open.
+                    download_config=tfds.download.DownloadConfig(
+                        try_download_gcs=False, num_shards=1
+                    )
                 )
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else _write_failure(error)
