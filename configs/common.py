@@ -17,7 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = "float32"  # of the computation; or bfloat16. Parameters stay float32
     config.parallel = "jit"  # or pmap: per-device batch norm
     config.devices = 0  # 0: all there are
-    config.init_from = ""  # a work directory whose arrays replace the random ones
+    config.init_from = ""  # a work directory, or imported weights, in place of random numbers
+    config.init_include = ()  # patterns of the paths that are taken, e.g. "backbone/.*"; (): all
+    config.init_exclude = ()  # patterns of those that are not
+    config.init_rename = ()  # (pattern, replacement) pairs for the paths there
 
     config.allow_random_frozen = False  # True only to measure speed: frozen random parts
 

@@ -42,7 +42,7 @@ def read_arrays(path: str | pathlib.Path, step: int | None = None) -> Arrays:
     """
     path = pathlib.Path(path)
     file = path / WEIGHTS if path.is_dir() else path
-    if path.is_dir() and (path / FOLDER).exists() or not path.exists():
+    if (path / FOLDER).exists() or not path.exists():
         state = read_state(path, step)
         return flatten({"params": state["params"], **state["model_state"]})
     if not file.is_file():
@@ -82,7 +82,7 @@ def initialise(
     """
     taken: Arrays = {}
     if config.init_from:
-        variables = {name: train_state.variables[name] for name in train_state.variables}
+        variables = dict(train_state.variables)
         student = {name: variables[name] for name in COLLECTIONS if name in variables}
         ours = flatten(student)
         taken, report = select(

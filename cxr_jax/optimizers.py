@@ -35,39 +35,6 @@ def match_paths(params: Any, patterns: Sequence[str]) -> Any:
     )
 
 
-def merge_by_path(ours: Any, theirs: Any) -> tuple[Any, set[str], str]:
-    """`ours` with the leaves of `theirs` that have the same path and shape.
-
-    Returns:
-      (the merged tree, the paths taken, a line that says what was taken and what was not).
-
-    Raises:
-      InputError: not one leaf fits.
-    """
-    given = {path_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(theirs)}
-    missing, misshapen, taken = [], [], set()
-
-    def pick(path, x):
-        name = path_of(path)
-        if name not in given:
-            missing.append(name)
-            return x
-        if given[name].shape != x.shape:
-            misshapen.append(f"{name} {given[name].shape} for {x.shape}")
-            return x
-        taken.add(name)
-        return given[name]
-
-    merged = jax.tree_util.tree_map_with_path(pick, ours)
-    if not taken:
-        raise InputError("no array of the given weights has a name and shape of this model's")
-    report = f"{len(taken)} arrays taken"
-    for what, names in (("not there", missing), ("of another shape", misshapen)):
-        if names:
-            report += f"; {len(names)} {what}, left as initialised (e.g. {names[0]})"
-    return merged, taken, report
-
-
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
     """Learning rate by step, from `config.optimizer`.
 

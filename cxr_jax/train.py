@@ -15,12 +15,13 @@ import numpy as np
 
 from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, read_state
+from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
 from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
 from cxr_jax.figures import save, training_curves
+from cxr_jax.initialise import initialise
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.writers import Writer
@@ -114,7 +115,7 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
             train_state = checkpoints.restore(step, train_state, batches)
             print(f"resuming {workdir} from step {step}")
         else:
-            train_state = _initialise(config, train_state, trainable)
+            train_state = initialise(config, train_state, trainable)
             print(summary(task, train_state, trainable))
         print("reading the first films and compiling the step: up to a minute on a CPU", flush=True)
         workdirs.claim(config, workdir, source)
@@ -177,38 +178,6 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
             )
     if config.precision not in ("float32", "bfloat16"):
         raise InputError(f"config.precision={config.precision!r}; expected float32 or bfloat16")
-
-
-def _initialise(
-    config: ml_collections.ConfigDict, train_state: state.TrainState, trainable: Any
-) -> state.TrainState:
-    """A fresh state with the arrays of `config.init_from`, where that is given.
-
-    Raises:
-      InputError: a part that is never trained would keep its random numbers.
-    """
-    ours = {"params": train_state.params, **train_state.model_state}
-    taken: set[str] = set()
-    if config.init_from:
-        other = read_state(pathlib.Path(config.init_from))
-        theirs = {"params": other["params"], **other["model_state"]}
-        merged, taken, report = optimizers.merge_by_path(ours, theirs)
-        print(f"init_from {config.init_from}: {report}")
-        placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), merged, ours)
-        train_state = train_state.replace(params=placed.pop("params"), model_state=placed)
-    frozen = [
-        f"params/{optimizers.path_of(path)}"
-        for path, used in jax.tree_util.tree_leaves_with_path(trainable)
-        if not used
-    ]
-    random = [name for name in frozen if name not in taken]
-    if random and not config.allow_random_frozen:
-        raise InputError(
-            f"{len(random)} frozen arrays would keep their random numbers, e.g. {random[0]}: set "
-            "config.init_from to a run that has them, train the part (config.model."
-            "train_backbone=True), or, to measure speed only, config.allow_random_frozen=True"
-        )
-    return train_state
 
 
 def summary(task: Task, train_state: state.TrainState, trainable: Any) -> str:

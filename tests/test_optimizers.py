@@ -100,15 +100,3 @@ def test_schedules(changes, expected):
 def test_unknown_names_are_mistakes(changes):
     with pytest.raises(InputError, match=next(iter(changes.values()))):
         updates(**{"name": "sgd", **changes})
-
-
-def test_merge_by_path_takes_what_fits_and_says_what_does_not():
-    theirs = {"head": {"kernel": np.zeros((3, 1))}, "backbone": {"conv": {"bias": np.zeros(4)}}}
-    merged, taken, report = optimizers.merge_by_path(PARAMS, theirs)
-    assert taken == {"head/kernel"}
-    assert np.all(merged["head"]["kernel"] == 0)
-    assert np.all(merged["backbone"]["conv"]["bias"] == 1)
-    assert report.startswith("1 arrays taken; 1 not there")
-    assert "(4,) for (3,)" in report
-    with pytest.raises(InputError, match="no array"):
-        optimizers.merge_by_path(PARAMS, {"other": np.zeros(1)})
