@@ -27,7 +27,6 @@ from cxr_jax.teacher import COLLECTION
 Arrays = dict[str, np.ndarray]
 
 COLLECTIONS = ("params", "batch_stats")
-WEIGHTS = "weights.safetensors"  # in a folder that `cxr_jax.weights import` wrote
 
 
 def read_arrays(path: str | pathlib.Path, step: int | None = None) -> Arrays:
@@ -41,13 +40,13 @@ def read_arrays(path: str | pathlib.Path, step: int | None = None) -> Arrays:
       InputError: `path` is none of the three, or has no such step.
     """
     path = pathlib.Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / weight_files.WEIGHTS if path.is_dir() else path
     if (path / FOLDER).exists() or not path.exists():
         state = read_state(path, step)
         return flatten({"params": state["params"], **state["model_state"]})
     if not file.is_file():
         raise InputError(
-            f"{path} has neither checkpoints nor {WEIGHTS}; give the work directory of a trained "
+            f"{path} has neither checkpoints nor {weight_files.WEIGHTS}; give the work directory of a trained "
             "run, a folder that cxr_jax.weights import wrote, or a .safetensors file"
         )
     if step is not None:

@@ -26,6 +26,7 @@ from cxr_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 
+WEIGHTS = "weights.safetensors"  # in a folder that `cxr_jax.weights import` wrote
 MAX_BYTES = 2**32  # of a file and of the arrays in it; no network here has a quarter of it
 _MAX_PICKLE_BYTES = 2**26
 _MAX_OPCODES = 2_000_000  # a checkpoint of ResNet-152 with its optimizer's state has 150,000
