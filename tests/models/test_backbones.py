@@ -109,6 +109,12 @@ def test_hybrid_vit_has_the_parameters_of_the_published_one():
     assert count(variables) + count(encoder) == pytest.approx(published, abs=5000)
 
 
+def test_vit_on_raw_patches_has_the_parameters_of_the_published_one():
+    variables, out = shapes_of(vit.vit_b16(patch_size=16), 1, 224, 224, 3)
+    assert count(variables) == 86_567_656 - 769 * 1000  # torchvision's vit_b_16, no classifier
+    assert out["map"].shape == (1, 14, 14, 768)
+
+
 @pytest.mark.parametrize(
     "name, make",
     [
