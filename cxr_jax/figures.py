@@ -117,10 +117,7 @@ def severity_panel(
     _draw_outlines(ax, lungs, None)
     bar = fig.add_axes(_inches(fig, 0.5 + 2 * width, 0.5, 0.14, _FILM_HEIGHT))
     _color_bar(fig, bar, ScalarMappable(image.norm, _MAP))
-    ax.annotate(
-        "lesion probability p", (0, 0), (2, -10), "axes fraction", "offset points", color=_INK,
-        fontsize=9.5, va="center", family=_FONT,
-    )  # fmt: skip
+    _caption(ax, "lesion probability p")
 
     _score_table(fig, probs, present, true, left=1.4 + 2 * width)
     return fig
@@ -231,14 +228,16 @@ def findings_panel(
     _heading(fig, title)
     ax = _film_axes(fig, film, left=0.25, width=width, height=_SMALL_HEIGHT)
     _draw_named_boxes(ax, boxes, labels, names)
-    text = "boxes, truth" if len(boxes) else "no boxes of truth"
-    _legend(ax, [_stroke(TRUTH if len(boxes) else "none", text)])
+    if len(boxes):
+        _legend(ax, [_stroke(TRUTH, "boxes, truth")])
+    elif true is not None:
+        _caption(ax, "no boxes of truth")
     for i, k in enumerate(shown, start=1):
         left = 0.25 + i * (width + 0.15)
         ax = _film_axes(fig, film, left=left, width=width, height=_SMALL_HEIGHT)
         image = _draw_heat(ax, heat[..., k])
         _draw_boxes(ax, boxes[labels == k])
-        _legend(ax, [_stroke("none", f"{names[k]}, p = {probs[k]:.2f}")])
+        _caption(ax, f"{names[k]}, p = {probs[k]:.2f}")
     left = 0.25 + (1 + len(shown)) * (width + 0.15)
     bar = fig.add_axes(_inches(fig, left, 0.5, 0.12, _SMALL_HEIGHT))
     _color_bar(fig, bar, ScalarMappable(image.norm, _MAP))
@@ -619,6 +618,14 @@ def _legend(ax: Axes, handles: Sequence[Artist]) -> None:
         handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(handles),
         frameon=False, labelcolor=_INK, prop={"family": _FONT, "size": 9.5},
         handlelength=1.6, columnspacing=1.6, borderaxespad=0.35, borderpad=0,
+    )  # fmt: skip
+
+
+def _caption(ax: Axes, text: str) -> None:
+    """One line under the film."""
+    ax.annotate(
+        text, (0, 0), (2, -10), "axes fraction", "offset points", color=_INK, fontsize=9.5,
+        va="center", family=_FONT, parse_math=False,
     )  # fmt: skip
 
 
