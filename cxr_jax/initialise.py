@@ -46,8 +46,8 @@ def read_arrays(path: str | pathlib.Path, step: int | None = None) -> Arrays:
         return flatten({"params": state["params"], **state["model_state"]})
     if not file.is_file():
         raise InputError(
-            f"{path} has neither checkpoints nor {weight_files.WEIGHTS}; give the work directory of a trained "
-            "run, a folder that cxr_jax.weights import wrote, or a .safetensors file"
+            f"{path} has no checkpoints and no {weight_files.WEIGHTS}; give the work directory of "
+            "a trained run, a folder that cxr_jax.weights import wrote, or a .safetensors file"
         )
     if step is not None:
         raise InputError(f"{path} has no steps: it is no work directory of a run; leave out --step")

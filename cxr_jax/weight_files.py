@@ -13,6 +13,8 @@ import math
 import os
 import pathlib
 import pickletools
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -35,6 +37,12 @@ _MAX_SHARING = 4
 _MAX_UNPACKING = 64  # of an .npz; trained numbers hardly shrink when they are packed
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# What Python's zip and npy readers raise on damaged files, beside their own error: names that are
+# no UTF-8, offsets outside the file, unknown or encrypted packing, a header that is no literal.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+    *(EOFError, OSError, OverflowError, RuntimeError, SyntaxError, UnicodeDecodeError),
+)
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _STORAGES = {
@@ -114,7 +122,7 @@ def read_pth(path: str | os.PathLike) -> Arrays:
             f"{path} holds code ({error}), which was not run; only tensors are read. Where you "
             "trust the file, save its state_dict() alone with PyTorch"
         ) from error
-    except (_Malformed, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (_Malformed, *_ZIP_ERRORS) as error:
         raise InputError(
             f"{path} is no state dict, or it is damaged ({error}); fetch it again, or save the "
             "model's state_dict() with torch.save"
@@ -186,7 +194,7 @@ def read_vit_npz(path: str | os.PathLike) -> Arrays:
             raise _Malformed(f"it unpacks to {total:,} bytes")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+    except (ValueError, *_ZIP_ERRORS) as error:
         raise InputError(
             f"{path} is no .npz of arrays, or it is damaged ({error}); fetch it again"
         ) from error
@@ -223,7 +231,7 @@ def _zip_has(path: pathlib.Path, suffix: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(suffix) for name in archive.namelist())
-    except zipfile.BadZipFile as error:
+    except _ZIP_ERRORS as error:
         raise InputError(
             f"{path} is damaged ({error}): it begins as a .pth or .npz and does not end as one; "
             "fetch it again"
