@@ -77,7 +77,8 @@ def pseudo_segmentation_loss(logits: Array, probs: Array, confidence: float) -> 
     """The loss of `segmentation_loss` against a teacher's lungs, over the pixels it is sure of.
 
     A pixel of a lung's map takes part where the teacher says p >= confidence (then it is lung) or
-    p <= 1 - confidence (not lung). The Dice loss of a lung counts where it has a sure pixel of lung.
+    p <= 1 - confidence (not lung). The Dice loss of a lung counts where the teacher is sure of
+    some of it.
 
     Args:
         logits: [B, H, W, 2] of the student, before the sigmoid.

@@ -143,10 +143,9 @@ def _lobe(lung: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _soft(lung: np.ndarray) -> np.ndarray:
-    """The lung with a soft border that reaches a little beyond it: a border that is seen would
-    give the outline away, which a real opacity hides (the silhouette sign)."""
-    grown = cv2.dilate(lung, np.ones((3, 3), np.uint8))
-    return cv2.GaussianBlur(grown, (0, 0), 0.012 * sum(lung.shape))
+    """The lung with a soft border: a sharp one would give the outline away, which a real opacity
+    hides (the silhouette sign)."""
+    return cv2.GaussianBlur(lung, (0, 0), 0.008 * sum(lung.shape))
 
 
 def _noise(shape: tuple[int, int], rng: np.random.Generator, low: float, high: float) -> np.ndarray:

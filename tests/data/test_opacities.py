@@ -77,7 +77,7 @@ def test_a_white_out_makes_the_lung_as_bright_as_what_lies_around(phantom):
 
 def test_only_the_lungs_and_a_narrow_border_change(phantom):
     film, lungs = phantom
-    near = cv2.dilate(lungs, np.ones((61, 61), np.uint8)) > 0  # 30 px: the blur ends there
+    near = cv2.dilate(lungs, np.ones((41, 41), np.uint8)) > 0  # 20 px: the blur ends there
     seen = np.zeros(film.shape, bool)
     for seed in range(30):
         drawn = Opacities(chance=1.0)(film, lungs, np.random.default_rng(seed))

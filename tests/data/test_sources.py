@@ -358,3 +358,29 @@ def test_masks_of_another_size_and_empty_masks_are_named(tmp_path):
     cv2.imwrite(str(tmp_path / "masks/0.png"), np.zeros((60, 80), np.uint8))
     with pytest.raises(InputError, match=r"masks/0\.png: the mask has no lung pixel"):
         train[0]
+
+
+def test_training_films_by_global_severity(set_b):
+    config = brixia_config(set_b[1])
+    everything = sources.open_source(config, "train")
+    scores = [int(everything[i]["severity"].sum()) for i in range(len(everything))]
+    cut = int(np.median(scores))
+    mild, severe = (
+        sources.by_severity(everything, *between) for between in ((0, cut), (cut + 1, 18))
+    )
+    assert 0 < len(mild) < len(everything)
+    assert len(mild) + len(severe) == len(everything)
+    assert max(int(mild[i]["severity"].sum()) for i in range(len(mild))) <= cut
+    assert min(int(severe[i]["severity"].sum()) for i in range(len(severe))) > cut
+    assert "lungs" in mild.partial
+    assert sources.by_severity(everything, 0, 18) is everything
+
+    config.max_severity = cut
+    assert len(sources.open_source(config, "train")) == len(mild)
+    assert len(sources.open_source(config, "test")) == 4  # never filtered
+    for wrong in ((5, 3), (-1, 3), (0, 19)):
+        with pytest.raises(InputError, match="0 <= min_severity <= max_severity <= 18"):
+            sources.by_severity(everything, *wrong)
+    unused = next(score for score in range(19) if score not in scores)
+    with pytest.raises(InputError, match="no film with a global severity"):
+        sources.by_severity(everything, unused, unused)
