@@ -166,7 +166,7 @@ def select(
     excluded = _matching(exclude, [*given, *shapes], "init_exclude")
 
     parts: dict[str, _Part] = {}
-    taken, notes = {}, []
+    taken, notes, misshapen = {}, [], []
     for name, shape in shapes.items():
         part = parts.setdefault(_path(name).split("/")[0], _Part())
         part.arrays += 1
@@ -175,10 +175,16 @@ def select(
         elif name in excluded or name not in included:
             part.excluded.append(name)
         else:
-            taken[name], note = _fitted(name, given[name], tuple(shape))
+            fitted, note = _fitted(name, given[name], tuple(shape))
+            if fitted is None:
+                misshapen.append(name)
+                continue
+            taken[name] = fitted
             notes += note
             part.taken += 1
-            part.numbers += taken[name].size
+            part.numbers += fitted.size
+    if misshapen:
+        raise _does_not_fit(misshapen, shapes, given)
     unused = [name for name in given if name not in shapes]
     _check_taken(taken, given, include)
     return taken, _report(parts, notes, unused, len(taken))
@@ -246,8 +252,10 @@ def _no_match(pattern: str, field: str, names: Iterable[str]) -> InputError:
     )
 
 
-def _fitted(name: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
-    """The array in the model's shape, and what had to be done for it."""
+def _fitted(
+    name: str, array: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray | None, list[str]]:
+    """The array in the model's shape, None where it has another; and what had to be done."""
     if array.dtype.kind not in "fV" or not np.isfinite(array.astype(np.float32)).all():
         raise InputError(
             f"init_from: {name} is not finite, or of dtype {array.dtype}; give another run or "
@@ -260,9 +268,18 @@ def _fitted(name: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.nd
         if old**2 == array.shape[1] - 1 and new**2 == shape[1] - 1:
             moved = resample_position(np.asarray(array, np.float32), (old, old), (new, new))
             return np.asarray(moved), [f"{_path(name)} resampled from {old}x{old} to {new}x{new}"]
-    raise InputError(
-        f"init_from: {name} has the shape {array.shape} there and {shape} here; use a config of "
-        f"that size, or leave it out with config.init_exclude=({_path(name)!r},)"
+    return None, []
+
+
+def _does_not_fit(names: list[str], shapes: Mapping, given: Arrays) -> InputError:
+    paths = [_path(name) for name in names]
+    if len(paths) > 4:  # whole parts are easier to write, and then what the user means
+        paths = sorted({f"{path.split('/')[0]}/.*" for path in paths})
+    more = f" ({len(names)} such arrays)" if len(names) > 1 else ""
+    return InputError(
+        f"init_from: {names[0]} has the shape {given[names[0]].shape} there and "
+        f"{tuple(shapes[names[0]])} here{more}; use a config of that size, or leave out what does "
+        f"not fit with config.init_exclude={tuple(dict.fromkeys(paths))!r}"
     )
 
 

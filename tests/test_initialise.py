@@ -101,6 +101,17 @@ def test_another_shape_is_a_mistake_that_names_the_way_out():
     assert taken.keys() == SHAPES.keys() - {"params/head/kernel"}
 
 
+@pytest.mark.parametrize("number, way_out", [(2, ("a/w0", "a/w1")), (9, ("a/.*",))])
+def test_the_way_out_of_many_shapes_is_one_line(number, way_out):
+    shapes = {f"params/a/w{i}": (2,) for i in range(number)} | {"params/b/w": (2,)}
+    given = {name: np.zeros(3, np.float32) for name in shapes} | {"params/b/w": np.zeros(2)}
+    with pytest.raises(InputError) as error:
+        initialise.select(shapes, given)
+    assert f"({number} such arrays)" in str(error.value)
+    assert str(error.value).endswith(f"config.init_exclude={way_out!r}")
+    assert initialise.select(shapes, given, exclude=way_out)[0].keys() == {"params/b/w"}
+
+
 def test_numbers_that_are_none_are_refused():
     for bad in (np.full((3, 1), np.nan, np.float32), np.zeros((3, 1), np.int64)):
         with pytest.raises(InputError, match=r"params/head/kernel is not finite, or of dtype"):
