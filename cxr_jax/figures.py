@@ -172,6 +172,45 @@ def lungs_panel(
     return fig
 
 
+def lungs_comparison(
+    film: np.ndarray,
+    lungs_true: np.ndarray,
+    lungs_pred: Mapping[str, np.ndarray],
+    title: str = "",
+) -> Figure:
+    """Lungs of one film by several methods, side by side: truth green, prediction yellow.
+
+    Args:
+        film: uint8 [H, W].
+        lungs_true: [H, W] 0 outside, 1 right lung, 2 left lung.
+        lungs_pred: method -> [H, W] likewise. Under each: the Dice of both lungs, and their area as
+            a share of the true one (below 1: under-segmented).
+        title: one line, e.g. the film's id.
+
+    Returns:
+        A figure of 6.7 inches height, a film wide for each method.
+
+    Raises:
+        ValueError: no method, or a mask has another size than the film.
+    """
+    if not lungs_pred:
+        raise ValueError("no method to compare.")
+    layers = {f"lungs_pred[{name!r}]": pred for name, pred in lungs_pred.items()}
+    film, true, *preds = _fit(film, lungs_true=lungs_true, **layers)
+    width = _film_width(film)
+    fig = _figure((width + 0.15) * len(preds) + 0.35, _FILM_HEIGHT + 1.1)
+    _heading(fig, title)
+    for i, (name, pred) in enumerate(zip(lungs_pred, preds)):
+        ax = _film_axes(fig, film, left=0.25 + i * (width + 0.15), width=width)
+        for mask, color in ((true, TRUTH), (pred, PREDICTION)):
+            for label in (1, 2):
+                _contours(ax, mask == label, color=color, linewidth=1.5)
+        dice = ", ".join(_number(_dice(pred == label, true == label)) for label in (1, 2))
+        area = _number(np.sum(pred > 0) / max(np.sum(true > 0), 1))
+        _caption(ax, f"{name}: Dice {dice} (right, left), area {area} of the true")
+    return fig
+
+
 def findings_panel(
     film: np.ndarray,
     heat: np.ndarray,
@@ -224,14 +263,14 @@ def findings_panel(
     shown = _shown_findings(probs, names)
 
     width = _film_width(film) * _SMALL_HEIGHT / _FILM_HEIGHT
-    fig = _figure((1 + len(shown)) * (width + 0.15) + 4.15, _SMALL_HEIGHT + 1.1)
+    fig = _figure((1 + len(shown)) * (width + 0.15) + 4.5, _SMALL_HEIGHT + 1.1)
     _heading(fig, title)
     ax = _film_axes(fig, film, left=0.25, width=width, height=_SMALL_HEIGHT)
     _draw_named_boxes(ax, boxes, labels, names)
     if len(boxes):
         _legend(ax, [_stroke(TRUTH, "boxes, truth")])
     elif true is not None:
-        _caption(ax, "no boxes of truth")
+        _caption(ax, "no box was drawn")
     for i, k in enumerate(shown, start=1):
         left = 0.25 + i * (width + 0.15)
         ax = _film_axes(fig, film, left=left, width=width, height=_SMALL_HEIGHT)
@@ -766,9 +805,9 @@ def _findings_table(
     left: float,
 ) -> None:
     """A row a finding: name (bright where its map is shown), a bar of p, p, the truth."""
-    ax = fig.add_axes(_inches(fig, left, 0.5, 3.4, _SMALL_HEIGHT))
+    ax = fig.add_axes(_inches(fig, left, 0.5, 3.5, _SMALL_HEIGHT))
     ax.set_axis_off()
-    ax.set(xlim=(0, 3.4), ylim=(len(names) - 0.4, -1.1))  # inches; one unit a row, downwards
+    ax.set(xlim=(0, 3.5), ylim=(len(names) - 0.4, -1.1))  # inches; one unit a row, downwards
 
     def write(x: float, y: float, text: str, **style) -> None:
         ax.text(x, y, text, **{"family": _FONT, "va": "center", "fontsize": 10} | style)

@@ -164,6 +164,24 @@ def test_masks_of_another_size_are_refused(case):
         figures.lungs_panel(given["film"] / 255, given["lungs"])
 
 
+def test_lungs_comparison_says_which_method_misses_lung(case):
+    film, true = case[0]["film"], case[0]["lungs"]
+    half = true.copy()
+    half[40:] = 0
+    alone = figures.lungs_comparison(film, true, {"all": true})
+    both = figures.lungs_comparison(film, true, {"all": true, "half": half}, title="a film")
+    assert both.get_size_inches()[0] > 1.9 * alone.get_size_inches()[0]
+    texts = [text.get_text() for ax in both.axes for text in ax.texts]
+    share = f"area {(half > 0).sum() / (true > 0).sum():.2f} of the true"
+    assert any("all: Dice 1.00, 1.00" in text and "area 1.00" in text for text in texts)
+    assert any(text.startswith("half: ") and share in text for text in texts)
+    assert figures.to_array(both).std() > 10
+    with pytest.raises(ValueError, match="resize it first"):
+        figures.lungs_comparison(film, true, {"small": true[:40]})
+    with pytest.raises(ValueError, match="no method"):
+        figures.lungs_comparison(film, true, {})
+
+
 def test_lungs_panel(case):
     given, _ = case
     film, true = given["film"], given["lungs"]
