@@ -75,7 +75,8 @@ def _quick(config: ml_collections.ConfigDict) -> None:
 
 
 def _cxr3(config: ml_collections.ConfigDict) -> None:
-    """About 800 training films with NIH's labels."""
+    """800 training films with NIH's labels, which do not name support devices: that output is never
+    trained and means nothing."""
     config.data.update(name="cxr_3class", leave_out_overlap=True)
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
     config.total_steps = 500

@@ -11,7 +11,7 @@ MODULES = sorted((ROOT / "cxr_jax").rglob("*.py"))
 # Methods that a base class or a protocol documents.
 INHERITED = {"fields", "inputs", "adds", "frozen", "transforms", "adapt", "init", "loss", "predict"}
 INHERITED |= {"score", "finish_rows", "report", "counts", "summary_figures", "figure", "describe"}
-INHERITED |= {"from_config", "main"}
+INHERITED |= {"from_config", "main", "labels", "stages"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -306,8 +306,17 @@ def test_the_panel_shows_the_three_most_probable_findings(panel):
     assert shown.count("R") == shown.count("L") == 3
     assert (shown.count("yes"), shown.count("no"), shown.count("unknown")) == (2, 7, 1)
     assert shown.count("✗") == 3  # no finding, pneumonia, support devices
-    assert {"no boxes of truth", "0.99", "0.45"} <= set(shown)
-    assert not {"truth", "yes"} & set(texts(figures.findings_panel(**given)))
+    assert {"no box was drawn", "0.99", "0.45"} <= set(shown)
+    untold = texts(figures.findings_panel(**given))
+    assert not {"truth", "yes", "no box was drawn"} & set(untold)
+
+
+def test_no_word_of_the_table_is_cut_off(panel):
+    given, _ = panel
+    figure = figures.findings_panel(**given, findings_true=np.full(K, np.nan))
+    edge = figures.to_array(figure).shape[1]
+    for text in figure.axes[-1].texts:
+        assert text.get_window_extent().x1 < edge
 
 
 def test_the_cross_is_on_the_highest_cell_and_the_boxes_are_where_they_are(panel):
