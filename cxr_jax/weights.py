@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     import_args.add_argument(
         "--kind",
         default="auto",
-        help="densenet, pcam, resnet, resnet38 or vit; default: told",
+        help="densenet, pcam, resnet, resnet38, vit; auto: by the names",
     )
     import_args.add_argument("--prefix", help="the part of the model; default: backbone, or vit")
     export_args = commands.add_parser("export", help="parameters and batch statistics to a file")
