@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from cxr_jax.errors import InputError
-from cxr_jax.models import backbones, convert, densenet, map_head, nasnet, resnet, resnet38, vit
+from cxr_jax.models import backbones, sizes, convert, densenet, map_head, nasnet, resnet, resnet38, vit
 from tests.conftest import ROOT
 
 F32 = jnp.float32
@@ -89,7 +89,7 @@ def test_networks_have_their_published_parameters(make, parameters, channels):
     ],
 )
 def test_baseline_has_the_parameters_of_table_2(name, paper, tolerance):
-    config = config_of(**backbones.BACKBONES[name])
+    config = config_of(**sizes.BACKBONES[name])
     assert backbones.stride_of(config) == 16
     backbone = backbones.make_backbone(config)
     variables, taps = shapes_of(backbone, 1, 256, 256, 3)
@@ -101,7 +101,7 @@ def test_baseline_has_the_parameters_of_table_2(name, paper, tolerance):
 
 
 def test_hybrid_vit_has_the_parameters_of_the_published_one():
-    backbone = backbones.make_backbone(config_of(**backbones.BACKBONES["resnet50_hybrid"]))
+    backbone = backbones.make_backbone(config_of(**sizes.BACKBONES["resnet50_hybrid"]))
     variables, taps = shapes_of(backbone, 1, 384, 384, 3)
     encoder, _ = shapes_of(vit.vit_b16(), *taps["layer3"].shape)
     # 98.95 M in timm's list (vit_base_r50_s16_384), to its printed digits, less its classifier.
@@ -128,13 +128,13 @@ def test_vit_on_raw_patches_has_the_parameters_of_the_published_one():
     ],
 )
 def test_a_config_gives_the_named_network(name, make):
-    fields = backbones.BACKBONES[name]
+    fields = sizes.BACKBONES[name]
     got = backbones.make_backbone(config_of(**fields), jnp.bfloat16)
     assert got == make(stop_at=fields["tap"], dtype=jnp.bfloat16)
 
 
 def test_a_config_without_a_name_is_a_densenet():
-    fields = {k: v for k, v in backbones.BACKBONES["densenet121"].items() if k != "name"}
+    fields = {k: v for k, v in sizes.BACKBONES["densenet121"].items() if k != "name"}
     fields["block_sizes"] = list(fields["block_sizes"])  # as a saved config has it
     got = backbones.make_backbone(config_of(**fields))
     assert got == densenet.densenet121(stop_at="block3")
@@ -156,7 +156,7 @@ def test_a_config_without_a_name_is_a_densenet():
 )
 def test_a_wrong_config_is_one_line(base, change, message):
     with pytest.raises(InputError, match=rf"^config\.model\.backbone.*{message}") as error:
-        backbones.make_backbone(config_of(**{**backbones.BACKBONES[base], **change}))
+        backbones.make_backbone(config_of(**{**sizes.BACKBONES[base], **change}))
     assert "\n" not in str(error.value)
 
 
