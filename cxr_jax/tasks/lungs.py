@@ -304,6 +304,7 @@ class SemiLungs(Lungs):
 
     @classmethod
     def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """The U-Net, and how it is taught."""
         return super().settings(config) | {"teaching": Teaching(**config.teaching)}
 
     @property
@@ -382,6 +383,7 @@ class AdaINLungs(SemiLungs):
 
     @classmethod
     def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """The generator, how it is taught, and the weights of its jobs."""
         model = AdaINGenerator(
             features=tuple(config.model.features),
             out_channels=2,
