@@ -11,7 +11,17 @@ import pytest
 from flax import traverse_util
 
 from cxr_jax.errors import InputError
-from cxr_jax.models import backbones, sizes, convert, densenet, map_head, nasnet, resnet, resnet38, vit
+from cxr_jax.models import (
+    backbones,
+    convert,
+    densenet,
+    map_head,
+    nasnet,
+    resnet,
+    resnet38,
+    sizes,
+    vit,
+)
 from tests.conftest import ROOT
 
 F32 = jnp.float32
