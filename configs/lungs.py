@@ -13,9 +13,10 @@ the AdaIN generator of Park et al. 2021 (Oh and Ye, arXiv:2104.05892).
 | cohen_mild | the same, masks of the milder half of them only (global score up to 7) |
 | smoke | two tiny steps |
 
-Option: `method=unet|semi|adain`. semi and adain also learn from films without masks: of quick and
-healthy, heavily diseased phantoms of another scanner; of cohen, all 107 training films; of
-cohen_mild, those that are not among the milder ones. Results: README.
+Option: `method=unet|semi|adain`. semi and adain also learn from films without masks: with no
+variant, `shenzhen` beside `jsrt_scr`; of quick and healthy, heavily diseased phantoms of another
+scanner; of cohen, all 107 training films; of cohen_mild, those that are not among the milder ones.
+On a fold, set it for both sets: `--config.data.fold=0 --config.extra.fold=0`. Results: README.
 """
 
 import ml_collections
@@ -43,14 +44,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
     # What follows is ours: paper 1 gives no method of its semi-supervised fine-tuning.
     config.strong = dict(brightness=0.0, contrast=0.0)
-    config.opacities = dict(chance=0.0, most=4, weakest=0.4, strongest=1.0, whole=0.25)
+    config.opacities = dict(chance=0.0, most=4, weakest=0.4, strongest=1.0, whole=0.1)
     config.teaching = dict(
         first_step=20_000,
         extra_fraction=0.5,
         decay=0.999,  # [Oh and Ye, released code]
         weight=1.0,
         ramp_steps=1000,
-        confidence=0.8,
+        confidence=0.9,
         predict_with="teacher",
     )
     config.adain = dict(
@@ -59,10 +60,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         distil_weight=1.0,
     )
     if method != "unet":
-        config.extra.name = "shenzhen"  # tuberculosis; the papers: pneumonia and tuberculosis
+        config.data.name = "jsrt_scr"  # [paper]
+        config.extra.name = "shenzhen"  # tuberculosis [paper: pneumonia and tuberculosis]
         config.total_steps = 40_000
         config.strong.update(brightness=0.1, contrast=0.3)
-        config.opacities.chance = 0.7
+        config.opacities.chance = 0.5
     if base:
         _small(config)
     if base in ("cohen", "cohen_mild"):
@@ -83,9 +85,12 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.checkpoint_every = 200
     config.optimizer.update(name="adamw", lr=2e-3, weight_decay=1e-4, clip_norm=1.0)
     config.optimizer.update(schedule="cosine", warmup_steps=50)
-    config.teaching.update(first_step=300, ramp_steps=100, decay=0.99)
+    config.teaching.update(first_step=400, ramp_steps=100, decay=0.99)
+    if config.method == "adain":  # three jobs a film: each step costs three times as much
+        config.total_steps = 400
+        config.teaching.update(first_step=200, ramp_steps=50)
     if config.method != "unet":
-        config.extra.name = "phantom_cxr"
+        config.data.name = config.extra.name = "phantom_cxr"
         config.extra.update(diseased=1.0, heavy=1.0, appearance="shifted")
 
 
