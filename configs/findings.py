@@ -59,10 +59,10 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.data.update(name="phantom_cxr", train=1500, val=64, test=256)
     config.preprocess.size = 128
     config.model.backbone.update(growth_rate=12, block_sizes=(3, 6), init_features=16)
-    config.total_steps = 600
+    config.total_steps = 800
     config.batch_size = 16
     config.checkpoint_every = 50
-    config.eval_steps = (500, 550, 600)
+    config.eval_steps = (700, 750, 800)
     config.optimizer.update(
         name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=30, clip_norm=1.0
     )
