@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
         test_heavy=-1.0,  # of the val and test phantoms; -1: as heavy
         diseased=0.65,  # 0..1, phantoms: share with an infection of the lungs
         test_diseased=-1.0,  # of the val and test phantoms; -1: as diseased
+        first=0,  # number of the first training phantom
         train=2048,  # phantoms a split
         val=128,
         test=256,

@@ -23,8 +23,8 @@ from cxr_jax.metrics.severity import severity_counts, severity_report
 from cxr_jax.workdir import flatten, read_config
 
 SEVERITY = ("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy")
-# A start from another seed's run is part of the seed.
-MAY_DIFFER = ("seed", "data.fold", "init_from")
+# A start from another seed's run, or other labelled phantoms, are part of the seed.
+MAY_DIFFER = ("seed", "data.fold", "data.first", "init_from")
 SCORES = ("region_mae", "global_mae_18", "global_cc_18")
 
 Rows = dict[str, np.ndarray]

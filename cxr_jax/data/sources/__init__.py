@@ -140,6 +140,7 @@ def _phantom_cxr(data: Any, split: str) -> Source:
         appearance=(test and data.test_appearance) or data.appearance,
         heavy=data.test_heavy if test and data.test_heavy >= 0 else data.heavy,
         diseased=data.test_diseased if test and data.test_diseased >= 0 else data.diseased,
+        first=0 if test else data.first,
     )
 
 

@@ -29,6 +29,8 @@ class PhantomCXR:
       heavy: 0..1, raises how much of the infected lungs is covered and consolidated.
       diseased: 0..1, share of films with an infection of the lungs; the rest may still have
         another finding, such as an effusion.
+      first: number of the first phantom within the split's range; even, as films 2k and 2k + 1 are
+        one patient.
 
     Raises:
       InputError: count is outside 0 .. 1,000,000, an unknown appearance, heavy or diseased outside
@@ -49,9 +51,13 @@ class PhantomCXR:
         appearance: str = "standard",
         heavy: float = 0.0,
         diseased: float = DISEASED,
+        first: int = 0,
     ):
         if not 0 <= count <= RANGE:
             raise InputError(f"data.{split}={count} phantoms; expected 0 .. {RANGE:,}")
+        if not 0 <= first <= RANGE - count or first % 2:
+            raise InputError(f"data.first={first}; expected an even number 0 .. {RANGE - count:,}")
+        self._first = FIRST[split] + first
         self.split, self.count, self.seed, self.size = split, count, seed, size
         names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
         shares = _shares(diseased)
@@ -60,6 +66,7 @@ class PhantomCXR:
         ]
         self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{heavy:g}"
         self.version += f",diseased{diseased:g}" if shares else ""
+        self.version += f",from{first}" if first else ""
 
     def __len__(self) -> int:
         return self.count
@@ -68,8 +75,7 @@ class PhantomCXR:
         if not 0 <= index < self.count:
             raise IndexError(f"phantom {index} of {self.count}")
         population = self._populations[index // 2 % len(self._populations)]
-        number = FIRST[self.split] + index
-        return phantoms.phantom(self.seed, number, self.size, population=population)
+        return phantoms.phantom(self.seed, self._first + index, self.size, population=population)
 
 
 def _shares(diseased: float) -> dict[str, float]:
