@@ -11,22 +11,28 @@
 | cxr3 | the same on the real films of `cxr_3class`, without those that `brixia_cohen` has |
 | smoke | two tiny steps |
 
-Option: `pool=pcam|avg|max|lse|exp|linear`. Example: `configs/findings.py:quick,pool=lse`.
-Results: README.
+Options: `pool=pcam|avg|max|lse|exp|linear`; `paper=severity` trains the corpus on the masked 256 px
+films that Kim et al. 2021 will show it (ours: their paper does not say), with masks from
+`--config.lungs.workdir`. Example: `configs/findings.py:quick,pool=lse`. Results: README.
 """
 
 import ml_collections
 
 from configs import common
+from cxr_jax.errors import InputError
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base, options = common.read_variant(variant, ("quick", "cxr3", "smoke"), {"pool": "pcam"})
+    base, options = common.read_variant(
+        variant, ("quick", "cxr3", "smoke"), {"pool": "pcam", "paper": "corpus"}
+    )
+    if options["paper"] not in ("corpus", "severity"):
+        raise InputError(f"paper={options['paper']!r}; expected corpus or severity")
     config = common.get_config()
     config.task = "findings"
     config.pool = options["pool"]  # PCAM [paper, Sec. 3.1]
     config.positive_weights = ()  # none [paper]; or ten factors on positive labels
-    config.mask_lungs = False  # the corpus sees whole films [paper]
+    config.mask_lungs = False  # neither paper says; whole films are what CheXpert has
     config.lungs = dict(masks="record", workdir="")  # read if mask_lungs
 
     config.data.name = "chexpert"  # frontal films [paper, Sec. 4.1]
@@ -43,6 +49,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         backbone=dict(growth_rate=32, block_sizes=(6, 12, 24, 16), init_features=64),
         lse_gamma=0.5,  # of pool=lse: the PCAM authors' configuration
     )
+    if options["paper"] == "severity":  # what that model will see: masked films of 256 px
+        config.preprocess.update(size=256, order=("resize", "blur", "equalize"))
+        config.mask_lungs = True
+        config.lungs.masks = "predicted"
     if base:
         _small(config)
     if base == "quick":
@@ -57,7 +67,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _small(config: ml_collections.ConfigDict) -> None:
     """The backbone of `severity.py:quick`, so that one can start from the other."""
     config.data.update(name="phantom_cxr", train=1500, val=64, test=256)
+    config.lungs.masks = "record"
     config.preprocess.size = 128
+    config.preprocess.order = ("resize", "blur", "equalize")  # as severity's, which reads it
     config.model.backbone.update(growth_rate=12, block_sizes=(3, 6), init_features=16)
     config.total_steps = 800
     config.batch_size = 16
@@ -78,6 +90,7 @@ def _cxr3(config: ml_collections.ConfigDict) -> None:
     """800 training films with NIH's labels, which do not name support devices: that output is never
     trained and means nothing."""
     config.data.update(name="cxr_3class", leave_out_overlap=True)
+    config.lungs.masks = "predicted"  # read if mask_lungs
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
     config.total_steps = 500
     config.eval_steps = (400, 450, 500)

@@ -13,9 +13,11 @@ the AdaIN generator of Park et al. 2021 (Oh and Ye, arXiv:2104.05892).
 | cohen_mild | the same, masks of the milder half of them only (global score up to 7) |
 | smoke | two tiny steps |
 
-Option: `method=unet|semi|adain`. semi and adain also learn from films without masks: with no
-variant, `shenzhen` beside `jsrt_scr`; of quick and healthy, heavily diseased phantoms of another
-scanner; of cohen, all 107 training films; of cohen_mild, those that are not among the milder ones.
+Options: `method=unet|semi|adain`; `opacities=1` gives the U-Net the synthetic opacities and strong
+exposure that the others have: their gain without the films that have no masks. semi and adain also
+learn from films without masks: with no variant, `shenzhen` beside `jsrt_scr`; of quick and healthy,
+heavily diseased phantoms of another scanner; of cohen, all 107 training films; of cohen_mild, those
+that are not among the milder ones (told by their severity scores, which are not trained on).
 On a fold, set it for both sets: `--config.data.fold=0 --config.extra.fold=0`. Results: README.
 """
 
@@ -29,7 +31,9 @@ METHODS = ("unet", "semi", "adain")
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     base, options = common.read_variant(
-        variant, ("quick", "healthy", "cohen", "cohen_mild", "smoke"), {"method": "unet"}
+        variant,
+        ("quick", "healthy", "cohen", "cohen_mild", "smoke"),
+        {"method": "unet", "opacities": 0},
     )
     method = options["method"]
     if method not in METHODS:
@@ -59,10 +63,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         normalise_weight=1.0,
         distil_weight=1.0,
     )
+    config.data.name = "jsrt_scr"  # [paper]; SCR's first fold: the paper took all 247 films
     if method != "unet":
-        config.data.name = "jsrt_scr"  # [paper]
-        config.extra.name = "shenzhen"  # tuberculosis [paper: pneumonia and tuberculosis]
+        config.extra.name = "shenzhen"  # half tuberculosis [paper: 680 films of pneumonia and it]
         config.total_steps = 40_000
+    if method != "unet" or options["opacities"]:
         config.strong.update(brightness=0.1, contrast=0.3)
         config.opacities.chance = 0.5
     if base:
@@ -89,8 +94,9 @@ def _small(config: ml_collections.ConfigDict) -> None:
     if config.method == "adain":  # three jobs a film: each step costs three times as much
         config.total_steps = 400
         config.teaching.update(first_step=200, ramp_steps=50)
+    config.data.name = "phantom_cxr"
     if config.method != "unet":
-        config.data.name = config.extra.name = "phantom_cxr"
+        config.extra.name = "phantom_cxr"
         config.extra.update(diseased=1.0, heavy=1.0, appearance="shifted")
 
 

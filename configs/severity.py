@@ -20,7 +20,8 @@ Options, e.g. `configs/severity.py:quick,pool=mean`:
 | --- | --- |
 | `pool=max, mean` | Eq. 9, or the ablation |
 | `regime=labelled, supervised, progressive, one_step` | Table 3; second set: `config.extra` |
-| `backbone=NAME,vit=0` | the CNN baselines of Table 2: an entry of `BACKBONES`, trained whole |
+| `backbone=NAME,vit=0` | CNN baselines of Table 2, an entry of `BACKBONES`, trained whole: from |
+| | random numbers unless `init_from` (the papers: from ImageNet's weights) |
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Park et al. 2021, Table 8 |
 | `paper=corpus` | the severity model of Park et al. 2021: 512 px, last map, trained whole |
 
@@ -146,6 +147,7 @@ def _corpus(config: ml_collections.ConfigDict) -> None:
     elif backbone.name in LAST_TAP:
         backbone.tap = LAST_TAP[backbone.name]  # 16x16x1024, before PCAM [Sec. 4.6]
     config.model.train_backbone = True  # [PAPERS]
+    # Ensemble, augmentation and regime stay as in the severity paper [PAPERS: the same model].
     config.batch_size = 4  # [Sec. 4.6]
     config.optimizer.lr = 0.003  # [Sec. 4.6]
 

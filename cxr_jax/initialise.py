@@ -101,7 +101,7 @@ def initialise(
         variables |= student
         params = variables.pop("params")
         train_state = train_state.replace(params=params, model_state=variables)
-    _check_frozen(trainable, taken, config.allow_random_frozen)
+    _check_frozen(trainable, flatten(train_state.variables), taken, config.allow_random_frozen)
     return train_state
 
 
@@ -110,8 +110,12 @@ def _placed(new: Any, old: jax.Array) -> jax.Array:
     return jax.device_put(np.array(new, old.dtype), old.sharding)
 
 
-def _check_frozen(trainable: Any, taken: Iterable[str], allowed: bool) -> None:
-    frozen = [f"params/{name}" for name, used in flatten(trainable).items() if not used]
+def _check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], allowed: bool) -> None:
+    still = [name for name, used in flatten(trainable).items() if not used]
+    # A norm's statistics belong to its scale: without them a frozen norm divides by nothing known.
+    norms = [name.rpartition("/")[0] for name in still if name.endswith("/scale")]
+    statistics = [f"batch_stats/{norm}/{kind}" for norm in norms for kind in ("mean", "var")]
+    frozen = [f"params/{name}" for name in still] + [n for n in statistics if n in ours]
     random = [name for name in frozen if name not in taken]
     if random and not allowed:
         raise InputError(

@@ -48,6 +48,12 @@ def train(
         print(f"{workdir} is trained already, to step {config.total_steps}")
         return True
     task = make_task(config)
+    last = task.stages[-1].first_step
+    if last >= config.total_steps:
+        raise InputError(
+            f"config.total_steps={config.total_steps}: the last stage of this training begins with "
+            f"step {last}, so it would never come; train longer or make the stages shorter"
+        )
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
@@ -79,6 +85,12 @@ def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathl
         return source
     if config.extra.labels not in ("given", "hidden"):
         raise InputError(f"config.extra.labels={config.extra.labels!r}; expected given or hidden")
+    if config.extra.name == config.data.name and config.extra.fold != config.data.fold:
+        raise InputError(
+            f"config.data.fold={config.data.fold} and config.extra.fold={config.extra.fold} of one "
+            f"data set {config.data.name!r}: films of the validation fold would be trained on; set "
+            "both alike"
+        )
     hidden = task.labels if config.extra.labels == "hidden" else frozenset()
     extra = open_split(task, config.extra, "train", workdir, hidden=hidden)
     if (extra.name, extra.version, len(extra)) == (source.name, source.version, len(source)):

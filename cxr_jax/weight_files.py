@@ -122,7 +122,7 @@ def read_pth(path: str | os.PathLike) -> Arrays:
             f"{path} holds code ({error}), which was not run; only tensors are read. Where you "
             "trust the file, save its state_dict() alone with PyTorch"
         ) from error
-    except (_Malformed, *_ZIP_ERRORS) as error:
+    except (ValueError, *_ZIP_ERRORS) as error:  # _Malformed is a ValueError
         raise InputError(
             f"{path} is no state dict, or it is damaged ({error}); fetch it again, or save the "
             "model's state_dict() with torch.save"
@@ -306,6 +306,8 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _ReadStorage]:
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     if info.file_size > limit or info.flag_bits & 1:
         raise _Malformed(f"its entry {info.filename!r} is encrypted or larger than {limit:,} bytes")
+    if info.compress_size != info.file_size:  # stored: zipfile would return the fewer
+        raise _Malformed(f"its entry {info.filename!r} has two sizes")
     return archive.read(info)
 
 
@@ -464,8 +466,8 @@ class _Machine:
             case _:
                 raise _Malformed("its pickle refers to something that is no storage")
         dtype = _STORAGES.get(kind.rpartition(".")[2])
-        if dtype is None or numel < 0:
-            raise _Malformed(f"its storage {key} is of {numel} x {kind}")
+        if dtype is None or not 0 <= numel <= MAX_BYTES:
+            raise _Malformed(f"its storage {key[:60]!r} of {kind} has an impossible length")
         whole = _Storage(key, dtype, numel, 0, numel)
         if self.storages.setdefault(key, whole) != whole:
             raise _Malformed(f"its storage {key} is described twice, each time otherwise")
@@ -474,7 +476,8 @@ class _Machine:
                 return whole
             case [(str(), int(first), int(length))] if 0 <= first <= first + length <= numel:
                 return dataclasses.replace(whole, first=first, numel=length)
-        raise _Malformed(f"its storage {key} is seen through {rest}")
+        # `rest` is not printed: tuples that hold each other would fill the memory.
+        raise _Malformed(f"its storage {key[:60]!r} is seen through something that is no view")
 
 
 _LITERALS = {
@@ -563,6 +566,8 @@ def _read_tensors(state: dict[str, _Tensor], read: _ReadStorage, file_size: int)
         storage = tensor.storage
         if storage.key not in storages:
             storages[storage.key] = read(storage)
+            if len(storages[storage.key]) != storage.total:  # as_strided would read beyond it
+                raise _Malformed(f"storage {storage.key[:60]!r} is cut off")
         numbers = storages[storage.key][storage.first : storage.first + storage.numel]
         arrays[name] = np.lib.stride_tricks.as_strided(
             numbers[tensor.offset :],

@@ -9,7 +9,7 @@ import pytest
 # Before jax is imported: eight simulated CPU devices for the tests of parallel.py.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-from cxr_jax.cli import setup_jax  # noqa: E402
+from cxr_jax.cli import setup_jax
 
 # The compilation cache of the commands: runs of one config compile once.
 setup_jax()

@@ -155,6 +155,8 @@ def test_a_film_without_labels_has_none_in_its_example(config, run):
         ({"extra.name": ""}, "needs a second data set"),
         ({"extra.labels": "given"}, "needs 'hidden'"),
         ({"extra.seed": 0, "extra.train": 8}, "names the films of config.data"),
+        ({"extra.fold": 1}, "films of the validation fold would be trained on"),
+        ({"regime.stage_steps": 3}, "the last stage of this training begins with step 6"),
     ],
     ids=str,
 )

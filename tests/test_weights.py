@@ -243,6 +243,33 @@ def test_a_tensor_that_cannot_be_is_refused(tensor, tmp_path):
         weight_files.read_file(tensor_file(tmp_path / "bad.pth", tensor))
 
 
+def test_an_entry_that_lies_about_its_size_is_refused(tmp_path):
+    """The directory says 1024 bytes, 16 are there: a view of 1024 would read foreign memory."""
+    path = tensor_file(tmp_path / "x.pth", Opcodes.tensor("0", 256, (256,), (1,)), b"\0" * 16)
+    content = bytearray(path.read_bytes())
+    # In the central directory: signature, ..., compressed size at 20, size at 24, name at 46.
+    place = content.rfind(b"PK\x01\x02", 0, content.rfind(b"net/data/0"))
+    assert struct.unpack_from("<II", content, place + 20) == (16, 16)
+    struct.pack_into("<I", content, place + 24, 1024)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="two sizes"):
+        weight_files.read_pth(path)
+
+
+def test_a_strange_storage_is_not_printed_out(tmp_path):
+    """Tuples that hold each other, 2**60 times, and a length of 10,000 digits: one short line."""
+    nest = b")" + b"".join(b"2\x86" for _ in range(60))
+    storage = b"(" + Opcodes.text("storage") + b"ctorch\nFloatStorage\n" + Opcodes.text("0")
+    many = b"\x8b" + struct.pack("<i", 4000) + b"\x7f" * 4000
+    for rest in (Opcodes.number(6) + nest, many):
+        pickled = b"\x80\x02" + storage + Opcodes.text("cpu") + rest + b"tQ."
+        write_pth(tmp_path / "x.pth", pickled, {"0": b"\0" * 24})
+        with pytest.raises(InputError) as error:
+            weight_files.read_pth(tmp_path / "x.pth")
+        assert len(str(error.value)) < 500
+        assert "\n" not in str(error.value)
+
+
 def test_a_pickle_that_grows_for_ever_is_refused(tmp_path):
     twice = b"h\x00h\x00\x86q\x00"  # a pair of the pair before: 2^n items when hashed
     nested = b"\x80\x02)q\x00" + twice * 200

@@ -1,5 +1,6 @@
 """Splits by patient: never two films of one group on both sides."""
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,17 @@ import numpy as np
 
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.errors import InputError
+
+
+def selection(indices: Sequence[int], total: int) -> str:
+    """What a version says of some films of a set; empty where it is all of them.
+
+    Two selections of as many films are different data: masks and iterators must not be shared.
+    """
+    if list(indices) == list(range(total)):
+        return ""
+    digest = hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest()[:8]
+    return f"+{len(indices)}of{total}.{digest}"
 
 
 def check_disjoint(split_groups: Mapping[str, Iterable[str]], *, where: str) -> None:

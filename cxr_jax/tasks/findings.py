@@ -44,8 +44,8 @@ class Findings(Task):
     Attributes:
       positive_weights: () as in the paper, or ten factors on the loss of positive labels, for
         findings that are rare.
-      mask_lungs: True multiplies the film by its lung mask, as severity does; the paper's corpus
-        sees whole films.
+      mask_lungs: True multiplies the film by its lung mask, as severity does. Neither paper
+        says what the corpus was trained on; the default is whole films.
       masks: where the masks come from then; as in `tasks.severity`.
     """
 
@@ -68,6 +68,11 @@ class Findings(Task):
             raise InputError(
                 f"config.lungs.masks={config.lungs.masks!r} needs config.lungs.workdir, the work "
                 "directory of a trained lungs run (--config=configs/lungs.py)"
+            )
+        if config.extra.name and config.extra.labels != "given":
+            raise InputError(
+                f"config.extra.labels={config.extra.labels!r}: nothing can be learned from films "
+                "without findings; set it to given, or config.extra.name to nothing"
             )
         weights = tuple(float(weight) for weight in config.positive_weights)
         if len(weights) not in (0, len(FINDINGS)) or not all(0 < w < np.inf for w in weights):

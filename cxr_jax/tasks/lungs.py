@@ -443,8 +443,7 @@ def _student(variables):
 
 
 def _check_extra(config: ml_collections.ConfigDict) -> None:
-    """Refuses a method without its second data set, or the other way round, and films that are
-    both learned from and validated on."""
+    """Refuses a method without its second data set, or the other way round."""
     name, labels = config.extra.name, config.extra.labels
     if config.method == "unet" and name and labels == "hidden":
         raise InputError(
@@ -455,11 +454,6 @@ def _check_extra(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"config.method={config.method!r} needs films without masks; set config.extra.name "
             f"to a data set (it is {name!r}) and config.extra.labels to hidden (it is {labels!r})"
-        )
-    if name == config.data.name and config.extra.fold != config.data.fold:
-        raise InputError(
-            f"config.data.fold={config.data.fold} and config.extra.fold={config.extra.fold} of one "
-            f"data set {name!r}: films of the validation fold would be trained on; set both alike"
         )
 
 

@@ -79,7 +79,8 @@ class Regime:
     Attributes:
       name: 'labelled': not at all. 'supervised': with its labels, from the start. 'progressive':
         without labels; after every `stage_steps` steps the student becomes the teacher and a
-        further 1 / `shares` of the films join. 'one_step': all join after the first `stage_steps`.
+        further 1 / `shares` of the films join. 'one_step': all join after the first `stage_steps`,
+        and that teacher stays.
       stage_steps: length of a stage.
       shares: number of parts in which the films join (the paper's sixth stage ends the training).
       pseudo_labels: 'hard' (the teacher's probability >= 0.5) or 'soft' (the probability itself).

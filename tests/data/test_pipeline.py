@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.pipeline import Stage
 from cxr_jax.errors import InputError
 
 
@@ -242,7 +243,7 @@ def test_examples_pickle_without_their_cache():
 def _phantoms(**changes):
     data = {"name": "phantom_cxr", "seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
     kind = {"appearance": "standard", "heavy": 0.0, "diseased": 0.65}
-    kind |= {"test_appearance": "", "test_heavy": -1.0, "test_diseased": -1.0}
+    kind |= {"test_appearance": "", "test_heavy": -1.0, "test_diseased": -1.0, "first": 0}
     return ml_collections.ConfigDict(data | kind | changes)
 
 
@@ -281,8 +282,8 @@ def test_phantom_splits_share_no_film():
 
 
 def test_unknown_data_set_and_split():
-    with pytest.raises(InputError, match=r"data.name='brixia'.*brixia_cohen"):
-        sources.open_source(_phantoms(name="brixia"), "train")
+    with pytest.raises(InputError, match=r"data.name='cohen'.*brixia_cohen"):
+        sources.open_source(_phantoms(name="cohen"), "train")
     with pytest.raises(InputError, match="split 'dev'"):
         sources.open_source(_phantoms(), "dev")
 
@@ -297,3 +298,74 @@ def test_healthy_phantoms_have_no_infection_and_the_usual_ones_stay():
     assert all(sick[i]["severity"].sum() > 0 for i in range(3))
     with pytest.raises(InputError, match="diseased"):
         sources.open_source(_phantoms(diseased=1.5), "train")
+
+
+def test_films_join_in_stages_that_hold_one_another():
+    films = Numbers(14, parts=(4, 10))
+    stages = (Stage(0, 0.0), Stage(2, 0.3), Stage(4, 0.6), Stage(6, 1.0, extra_fraction=0.5))
+
+    def numbers(steps, start=None, **options):
+        options = {"batch_size": 4, "seed": 3, "threads": 0, "stages": stages} | options
+        batches = pipeline.train_batches(films, NUMBERED, **options)
+        with contextlib.closing(batches):
+            if start:
+                batches.set_state(start)
+            got = [next(batches)["x"].tolist() for _ in range(steps)]
+            return got, batches.get_state()
+
+    got, _ = numbers(30)
+    rows = np.array(got)  # [step, film]
+    assert sorted(rows[:2].ravel()) == sorted([*range(4)] * 2)  # two rounds of the first set
+    joined = [set(rows[a:b].ravel()) - set(range(4)) for a, b in ((0, 2), (2, 4), (4, 6), (6, 30))]
+    limits = [0, 3, 6, 10]
+    assert all(len(films) <= limit for films, limit in zip(joined, limits))
+    assert joined[1]
+    assert joined[3] == set(range(4, 14))
+    order = 4 + np.random.default_rng([3, 4]).permutation(10)
+    assert joined[1] <= set(order[:3])
+    assert joined[2] <= set(order[:6])
+    assert all(sum(x < 4 for x in batch) == 2 for batch in got[6:])  # half of every batch
+    # Any number of threads and hosts, and a stop in stage 2, give the same stream.
+    assert numbers(10, threads=2)[0] == got[:10]
+    hosts = [numbers(10, batch_size=2, shard=(k, 2))[0] for k in (0, 1)]
+    assert [a + b for a, b in zip(*hosts)] == got[:10]
+    head, state = numbers(3)
+    assert head + numbers(7, start=state)[0] == got[:10]
+
+
+@pytest.mark.parametrize("firsts", [(), (1,), (0, 2, 2), (0, 4, 2)])
+def test_stages_must_rise_from_zero(firsts):
+    with pytest.raises(ValueError, match="expected 0 and then rising ones"):
+        pipeline.train_batches(
+            Numbers(4), NUMBERED, batch_size=2, seed=0, stages=[Stage(first) for first in firsts]
+        )
+
+
+def test_selections_of_as_many_films_are_different_data():
+    films = Numbers(6)
+    halves = [sources.Subset(films, part, partial=frozenset()) for part in ([0, 1, 2], [3, 4, 5])]
+    everything = sources.Subset(films, list(range(6)), partial=frozenset())
+    assert len({films.version, *(half.version for half in halves)}) == 3
+    assert everything.version == films.version
+
+
+class Numbers:
+    """Records that are their own number."""
+
+    name, version, split = "numbers", "1", "train"
+    fields, partial = frozenset({"image"}), frozenset()
+
+    def __init__(self, count, parts=None):
+        self._count = count
+        self.parts = parts or (count, 0)
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return {"id": str(index), "group": str(index), "x": index}
+
+
+NUMBERED = pipeline.Transforms(
+    example=lambda record: {"x": np.int32(record["x"])}, finish=lambda example, rng: example
+)

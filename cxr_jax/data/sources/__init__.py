@@ -6,6 +6,7 @@ file beside this one and one line in `open_source`.
 
 from typing import Any, Protocol
 
+from cxr_jax.data import splits
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 
@@ -41,7 +42,8 @@ class Subset:
     def __init__(self, source: Source, indices: list[int], *, partial: frozenset[str]):
         self.source = source
         self.indices = list(indices)
-        self.name, self.version, self.split = source.name, source.version, source.split
+        self.name, self.split = source.name, source.split
+        self.version = source.version + splits.selection(self.indices, len(source))
         self.fields, self.partial = source.fields, partial
 
     def __len__(self) -> int:

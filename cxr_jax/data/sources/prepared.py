@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxr_jax.data import readers
+from cxr_jax.data import readers, splits
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.errors import InputError
 
@@ -366,6 +366,7 @@ class Prepared:
         for column, values in (where or {}).items():
             keep &= np.isin(columns[column], list(values))
         self._indices = np.flatnonzero(keep).tolist()
+        self.version += splits.selection(self._indices, len(keep))
         self._known = np.any([columns[column] for column in known], axis=0)[keep] if known else keep
         if known:
             some = int(self._known.sum())
