@@ -192,11 +192,11 @@ def _few_labels(config: ml_collections.ConfigDict) -> None:
     labelled: `--config.data.first`.
     """
     config.preprocess.size = 64
-    config.data.update(train=64, test=256, test_appearance="mixed", size=128, seed=11)
+    config.data.update(train=64, test=256, test_appearance="mixed", size=128, seed=12)
     config.lungs.masks = "record"
     if config.regime.name != "labelled":
         config.extra.name = "phantom_cxr"
-        config.extra.update(train=1024, appearance="shifted", size=128, seed=1_000_011)
+        config.extra.update(train=1024, appearance="shifted", size=128, seed=1_000_012)
     _strong_augmentation(config)
     config.optimizer.update(schedule="constant", lr=1e-3)
     config.total_steps = 600

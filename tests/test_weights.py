@@ -245,7 +245,9 @@ def test_a_tensor_that_cannot_be_is_refused(tensor, tmp_path):
 
 def test_an_entry_that_lies_about_its_size_is_refused(tmp_path):
     """The directory says 1024 bytes, 16 are there: a view of 1024 would read foreign memory."""
-    path = tensor_file(tmp_path / "x.pth", Opcodes.tensor("0", 256, (256,), (1,)), b"\0" * 16)
+    path = tmp_path / "x.pth"
+    state = Opcodes.state({"w": Opcodes.tensor("0", 256, (256,), (1,))})
+    write_pth(path, state, {"0": b"\0" * 16, "1": b"\0" * 4096})
     content = bytearray(path.read_bytes())
     # In the central directory: signature, ..., compressed size at 20, size at 24, name at 46.
     place = content.rfind(b"PK\x01\x02", 0, content.rfind(b"net/data/0"))
