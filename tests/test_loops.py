@@ -171,6 +171,14 @@ def test_parts_that_do_not_fit_are_one_line(changes, tmp_path):
         train.train(config, tmp_path)
 
 
+def test_a_config_of_another_version_is_one_line():
+    config = load_config(ROOT / "configs" / "severity.py", "smoke").copy_and_resolve_references()
+    with config.unlocked():
+        del config.model.head_blocks
+    with pytest.raises(InputError, match=r"lacks the field 'head_blocks'.*another version"):
+        make_task(config)
+
+
 @pytest.mark.parametrize("base", ["", "quick", "cohen", "smoke"])
 @pytest.mark.parametrize("vit", [0, 1])
 @pytest.mark.parametrize("pool", ["max", "mean"])

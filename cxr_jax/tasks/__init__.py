@@ -7,7 +7,11 @@ from cxr_jax.tasks.base import Task
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-    """The task that `config.task` names."""
+    """The task that `config.task` names.
+
+    Raises:
+      InputError: an unknown task, a setting that cannot be meant, or a config that lacks a field.
+    """
     from cxr_jax.tasks import findings, lungs, severity
 
     tasks = {
@@ -17,4 +21,12 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     }
     if config.task not in tasks:
         raise InputError(f"config.task={config.task!r}; expected one of {', '.join(tasks)}")
-    return tasks[config.task].from_config(config)
+    try:
+        return tasks[config.task].from_config(config)
+    except AttributeError as error:
+        if not (error.args and isinstance(error.args[0], KeyError)):
+            raise  # no missing field, but a bug of ours
+        raise InputError(
+            f"the config lacks the field {error.args[0].args[0].split(chr(10))[0]}, so it is of "
+            "another version of cxr_jax; train the run again, or add the field to its config.json"
+        ) from error

@@ -29,10 +29,9 @@ from cxr_jax.metrics.bootstrap import bootstrap
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.pcam import PCAMHeads, PCAMNet
 from cxr_jax.tasks.base import Task
-from cxr_jax.tasks.lungs import Segmenter, WithLungs
+from cxr_jax.tasks.lungs import MaskSource
 
 POOLS = ("pcam", "avg", "max", "lse", "exp", "linear")
-MASKS = ("record", "predicted", "record_or_predicted")
 MAX_BOXES = 64  # a batch has one shape; phantoms have up to 36 boxes, NIH films up to 6
 _FIGURE_RESAMPLES = 200  # enough for the bars of a picture; results.json has config.bootstrap
 
@@ -44,9 +43,8 @@ class Findings(Task):
     Attributes:
       positive_weights: () as in the paper, or ten factors on the loss of positive labels, for
         findings that are rare.
-      mask_lungs: True multiplies the film by its lung mask, as severity does. Neither paper
-        says what the corpus was trained on; the default is whole films.
-      masks: where the masks come from then; as in `tasks.severity`.
+      lungs: None, or where the masks come from with which the film is multiplied, as severity
+        does. Neither paper says what the corpus was trained on; the default is whole films.
     """
 
     name: ClassVar[str] = "findings"
@@ -54,21 +52,12 @@ class Findings(Task):
     preprocess: Preprocess
     augment: Augment
     positive_weights: tuple[float, ...]
-    mask_lungs: bool
-    masks: str
-    lungs_workdir: str
+    lungs: MaskSource | None
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Findings":
         if config.pool not in POOLS:
             raise InputError(f"config.pool={config.pool!r}; expected one of {', '.join(POOLS)}")
-        if config.lungs.masks not in MASKS:
-            raise InputError(f"config.lungs.masks={config.lungs.masks!r}; expected one of {MASKS}")
-        if config.mask_lungs and config.lungs.masks != "record" and not config.lungs.workdir:
-            raise InputError(
-                f"config.lungs.masks={config.lungs.masks!r} needs config.lungs.workdir, the work "
-                "directory of a trained lungs run (--config=configs/lungs.py)"
-            )
         if config.extra.name and config.extra.labels != "given":
             raise InputError(
                 f"config.extra.labels={config.extra.labels!r}: nothing can be learned from films "
@@ -102,9 +91,7 @@ class Findings(Task):
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
             positive_weights=weights,
-            mask_lungs=config.mask_lungs,
-            masks=config.lungs.masks,
-            lungs_workdir=config.lungs.workdir,
+            lungs=MaskSource(**config.lungs) if config.mask_lungs else None,
         )
 
     @property
@@ -113,12 +100,11 @@ class Findings(Task):
 
     @property
     def inputs(self) -> frozenset[str]:
-        return frozenset({"image", "lungs"} if self.mask_lungs else {"image"})
+        return frozenset({"image", "lungs"} if self.lungs else {"image"})
 
     @property
     def adds(self) -> frozenset[str]:
-        adds_lungs = self.mask_lungs and self.masks != "record"
-        return frozenset({"lungs"} if adds_lungs else ())
+        return self.lungs.adds if self.lungs else frozenset()
 
     @property
     def labels(self) -> frozenset[str]:
@@ -131,18 +117,11 @@ class Findings(Task):
     def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
         """Leaves out films of which no finding is known; gives lung masks if they are used."""
         source = sources.only_with(source, {"findings"})
-        if not self.mask_lungs:
-            return source
-        if self.masks == "record":
-            return sources.only_with(source, {"lungs"})
-        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
-            return source
-        segmenter = Segmenter.load(self.lungs_workdir)
-        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+        return self.lungs.apply(source, cache_dir) if self.lungs else source
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         example = {"image": self.preprocess.film(record["image"])}
-        if self.mask_lungs:
+        if self.lungs:
             example["lungs"] = self.preprocess.mask(record["lungs"])
         unknown = np.full(len(FINDINGS), np.nan)
         example["findings"] = np.asarray(record.get("findings", unknown), np.float32)
@@ -174,7 +153,7 @@ class Findings(Task):
     def _input(self, batch):
         """Films [B, H, W], outside the lungs 0 (the mean grey) if masked -> [B, H, W, 3]."""
         image = batch["image"]
-        if self.mask_lungs:
+        if self.lungs:
             image = image * (batch["lungs"] > 0)
         return jnp.repeat(image[..., None], 3, axis=-1)
 

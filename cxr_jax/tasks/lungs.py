@@ -505,6 +505,47 @@ class Segmenter:
         return np.stack([zones.lungs_from_probs(p[..., RIGHT], p[..., LEFT]) for p in probs])
 
 
+MASKS = ("record", "predicted", "record_or_predicted")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSource:
+    """Where another task's lung masks come from: `config.lungs`.
+
+    Attributes:
+      masks: 'record', 'predicted' by the run in `workdir`, or 'record_or_predicted'.
+      workdir: of a trained lungs run.
+    """
+
+    masks: str
+    workdir: str
+
+    def __post_init__(self):
+        if self.masks not in MASKS:
+            raise InputError(
+                f"config.lungs.masks={self.masks!r}; expected one of {', '.join(MASKS)}"
+            )
+        if self.masks != "record" and not self.workdir:
+            raise InputError(
+                f"config.lungs.masks={self.masks!r} needs config.lungs.workdir, the work "
+                "directory of a trained lungs run (--config=configs/lungs.py)"
+            )
+
+    @property
+    def adds(self) -> frozenset[str]:
+        """What `apply` gives to a source without it."""
+        return frozenset() if self.masks == "record" else frozenset({"lungs"})
+
+    def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+        """`source` with a mask for every film; without predictions, its films that have one."""
+        if self.masks == "record":
+            return sources.only_with(source, {"lungs"})
+        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
+            return source
+        segmenter = Segmenter.load(self.workdir)
+        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+
+
 class WithLungs:
     """A source whose records have `lungs` from a trained model where they have none of their own,
     or always.

@@ -36,11 +36,10 @@ from cxr_jax.models.map_head import SeverityMapHead
 from cxr_jax.models.vit import ViT
 from cxr_jax.ops import pooling
 from cxr_jax.tasks.base import Task
-from cxr_jax.tasks.lungs import Segmenter, WithLungs
+from cxr_jax.tasks.lungs import MaskSource
 
 Array = jax.Array
 
-MASKS = ("record", "predicted", "record_or_predicted")
 REGIMES = ("labelled", "supervised", "progressive", "one_step")
 
 
@@ -134,8 +133,7 @@ class Severity(Task):
       levels: 1: a zone is negative or positive, as in the paper. 3: one map for each of
         score >= 1, >= 2, >= 3 (cumulative levels, each with its own loss); the first is the
         paper's map and gives every binary metric, the sum of the three is the expected 0..3 score.
-      masks: where lung masks come from: 'record', 'predicted' by `lungs_workdir`, or
-        'record_or_predicted'.
+      lungs: where the lung masks come from.
     """
 
     name: ClassVar[str] = "severity"
@@ -144,19 +142,12 @@ class Severity(Task):
     augment: Augment
     pool: str
     levels: int
-    masks: str
-    lungs_workdir: str
+    lungs: MaskSource
     regime: Regime
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Severity":
-        if config.lungs.masks not in MASKS:
-            raise InputError(f"config.lungs.masks={config.lungs.masks!r}; expected one of {MASKS}")
-        if config.lungs.masks != "record" and not config.lungs.workdir:
-            raise InputError(
-                f"config.lungs.masks={config.lungs.masks!r} needs config.lungs.workdir, the work "
-                "directory of a trained lungs run (--config=configs/lungs.py)"
-            )
+        lungs = MaskSource(**config.lungs)
         if config.pool not in ("max", "mean"):
             raise InputError(f"config.pool={config.pool!r}; expected max or mean")
         c, dtype = config.model, jnp.dtype(config.precision)
@@ -191,8 +182,7 @@ class Severity(Task):
             augment=Augment(**config.augment),
             pool=config.pool,
             levels=config.levels,
-            masks=config.lungs.masks,
-            lungs_workdir=config.lungs.workdir,
+            lungs=lungs,
             regime=regime,
         )
 
@@ -206,7 +196,7 @@ class Severity(Task):
 
     @property
     def adds(self) -> frozenset[str]:
-        return frozenset() if self.masks == "record" else frozenset({"lungs"})
+        return self.lungs.adds
 
     @property
     def labels(self) -> frozenset[str]:
@@ -226,17 +216,12 @@ class Severity(Task):
         return Transforms(example=self._example, finish=self._finish)
 
     def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
-        if self.masks == "record":
-            return sources.only_with(source, {"lungs"})
-        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
-            return source
-        segmenter = Segmenter.load(self.lungs_workdir)
-        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+        return self.lungs.apply(source, cache_dir)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         lungs = self.preprocess.mask(record["lungs"])
         zone_map, _ = zones.zone_map(lungs)
-        if self.masks == "record" and not zone_map.any():
+        if self.lungs.masks == "record" and not zone_map.any():
             # A predicted mask may be empty: its film then has no valid zone and takes no part.
             raise InputError(
                 f"film {record['id']!r} has an empty lung mask; mend it, or leave the film out"
