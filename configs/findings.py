@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "findings"
     config.pool = options["pool"]  # PCAM [paper, Sec. 3.1]
     config.positive_weights = ()  # none [paper]; or ten factors on positive labels
+    config.untrained = ()  # findings that the training set does not label
     config.mask_lungs = False  # neither paper says; whole films are what CheXpert has
     config.lungs = dict(masks="record", workdir="")  # read if mask_lungs
 
@@ -87,8 +88,8 @@ def _quick(config: ml_collections.ConfigDict) -> None:
 
 
 def _cxr3(config: ml_collections.ConfigDict) -> None:
-    """800 training films with NIH's labels, which do not name support devices: that output is never
-    trained and means nothing."""
+    """800 training films with NIH's labels, which do not name support devices."""
+    config.untrained = ("support devices",)
     config.data.update(name="cxr_3class", leave_out_overlap=True)
     config.lungs.masks = "predicted"  # read if mask_lungs
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)

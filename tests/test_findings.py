@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import matplotlib.colors
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from cxr_jax import figures, losses, optimizers
 from cxr_jax.data import pipeline
@@ -111,6 +112,7 @@ def test_every_pooling_fits(base, pool):
         ({"preprocess.size": 100}, "stride 16"),
         ({"mask_lungs": True, "lungs.masks": "drawn"}, "config.lungs.masks='drawn'"),
         ({"mask_lungs": True, "lungs.masks": "predicted"}, "config.lungs.workdir"),
+        ({"untrained": ("fracture",)}, "config.untrained has 'fracture'"),
         ({"extra.name": "phantom_cxr"}, "nothing can be learned from films without findings"),
     ],
     ids=str,
@@ -387,3 +389,19 @@ def test_summary_figures_survive_one_class(smoke):
     shown = texts(smoke[0].summary_figures(rows)["auc"])
     assert shown.count("undefined: one class only") == K - 1
     assert {"3 of 6", "0 of 0"} <= set(shown)
+
+
+def test_what_is_not_trained_is_not_told():
+    task = tiny(untrained=("cardiomegaly", "support devices"))
+    source = PhantomCXR(split="test", count=40, seed=0, size=128)
+    record = next(r for r in source if len(r["box_label"]) and r["findings"][9])
+    example = task.transforms.example(record)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(example["findings"])), [1, 9])
+    assert 9 in record["box_label"]
+    assert not np.isin(example["box_label"], (1, 9)).any()
+    outputs = {"probs": np.full(K, 0.9, np.float32), "heat": np.zeros((4, 4, K), np.float32)}
+    told = task.describe(outputs)["findings"]
+    assert [name for name, p in told.items() if p is None] == ["cardiomegaly", "support devices"]
+    texts = [text.get_text() for text in task.figure(record, outputs).findobj(Text)]
+    assert "edema" in texts
+    assert not {"cardiomegaly", "support devices"} & set(texts)

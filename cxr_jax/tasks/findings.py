@@ -43,6 +43,8 @@ class Findings(Task):
     Attributes:
       positive_weights: () as in the paper, or ten factors on the loss of positive labels, for
         findings that are rare.
+      untrained: findings that the training set does not label. Their outputs are noise: they are
+        neither trained, scored, drawn nor told.
       lungs: None, or where the masks come from with which the film is multiplied, as severity
         does. Neither paper says what the corpus was trained on; the default is whole films.
     """
@@ -52,6 +54,7 @@ class Findings(Task):
     preprocess: Preprocess
     augment: Augment
     positive_weights: tuple[float, ...]
+    untrained: tuple[str, ...]
     lungs: MaskSource | None
 
     @classmethod
@@ -68,6 +71,10 @@ class Findings(Task):
             raise InputError(
                 f"config.positive_weights={weights}; expected () or {len(FINDINGS)} positive "
                 "numbers, in the order of records.FINDINGS"
+            )
+        if wrong := set(config.untrained) - set(FINDINGS):
+            raise InputError(
+                f"config.untrained has {min(wrong)!r}; the findings are {', '.join(FINDINGS)}"
             )
         stride = 2 ** (len(config.model.backbone.block_sizes) + 1)
         if config.preprocess.size % stride:
@@ -91,6 +98,7 @@ class Findings(Task):
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
             positive_weights=weights,
+            untrained=tuple(config.untrained),
             lungs=MaskSource(**config.lungs) if config.mask_lungs else None,
         )
 
@@ -114,6 +122,11 @@ class Findings(Task):
     def transforms(self) -> Transforms:
         return Transforms(example=self._example, finish=self._finish)
 
+    @property
+    def _trained(self) -> np.ndarray:
+        """bool [10]: the outputs that mean something."""
+        return np.array([name not in self.untrained for name in FINDINGS])
+
     def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
         """Leaves out films of which no finding is known; gives lung masks if they are used."""
         source = sources.only_with(source, {"findings"})
@@ -124,7 +137,8 @@ class Findings(Task):
         if self.lungs:
             example["lungs"] = self.preprocess.mask(record["lungs"])
         unknown = np.full(len(FINDINGS), np.nan)
-        example["findings"] = np.asarray(record.get("findings", unknown), np.float32)
+        known = np.asarray(record.get("findings", unknown), np.float32)
+        example["findings"] = np.where(self._trained, known, np.float32(np.nan))
         boxes = np.asarray(record.get("boxes", np.zeros((0, 4))), np.float32)
         if len(boxes) > MAX_BOXES:
             raise InputError(
@@ -138,6 +152,7 @@ class Findings(Task):
         example["boxes"][: len(boxes)] = boxes * scale
         example["box_label"] = np.full(MAX_BOXES, -1, np.int32)
         example["box_label"][: len(boxes)] = record.get("box_label", ())
+        example["box_label"][~np.isin(example["box_label"], np.flatnonzero(self._trained))] = -1
         return example
 
     def _finish(self, example, rng):
@@ -206,20 +221,26 @@ class Findings(Task):
         }
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        kept = np.flatnonzero(self._trained)
+        true, boxes, labels = (record.get(name) for name in ("findings", "boxes", "box_label"))
+        if boxes is not None:
+            drawn = np.isin(labels, kept)
+            boxes, labels = boxes[drawn], np.searchsorted(kept, np.asarray(labels)[drawn])
         return figures.findings_panel(
             record["image"],
-            outputs["heat"],
-            outputs["probs"],
-            FINDINGS,
-            findings_true=record.get("findings"),
-            boxes=record.get("boxes"),
-            box_label=record.get("box_label"),
+            outputs["heat"][..., kept],
+            outputs["probs"][kept],
+            [FINDINGS[k] for k in kept],
+            findings_true=None if true is None else true[kept],
+            boxes=boxes,
+            box_label=labels,
             title=str(record["id"]),
         )
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         return {
             "findings": {
-                name: round(float(p), 4) for name, p in zip(FINDINGS, outputs["probs"], strict=True)
+                name: round(float(p), 4) if trained else None
+                for name, p, trained in zip(FINDINGS, outputs["probs"], self._trained, strict=True)
             }
         }
