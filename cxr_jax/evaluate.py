@@ -204,6 +204,7 @@ def evaluate(
             "fold": config.data.fold,
             "examples": len(source),
         },
+        "trained_on": workdirs.trained_on(workdir),
         "init_from": config.init_from,
         "lungs": config.lungs.to_dict() if "lungs" in config else None,
         "precision": config.precision,

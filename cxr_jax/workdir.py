@@ -83,8 +83,8 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
       InputError: the run that is there was trained on other data, or the folder is not writable.
     """
     data = {"name": source.name, "version": source.version, "train": len(source)}
-    path = workdir / "data.json"
-    if complete_steps(workdir) and path.exists() and (old := json.loads(path.read_text())) != data:
+    path, old = workdir / "data.json", trained_on(workdir)
+    if complete_steps(workdir) and old not in (None, data):
         raise InputError(
             f"{workdir} was trained on other data ({old} there, {data} here), so it cannot be "
             "resumed to the same result; use another --workdir"
@@ -95,6 +95,12 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
         write_json(path, data)
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+
+
+def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Name, version and number of films of the training set; None where it was not written."""
+    path = workdir / "data.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _tuples(value: Any) -> Any:

@@ -90,6 +90,7 @@ def test_every_config_trains_and_reports(smoke_run):
     for key in ("seed", "data", "precision", "device", "wall_s", "code_version", "steps"):
         assert key in results
     assert results["metrics"].keys() == metrics.keys()
+    assert results["trained_on"]["train"] == config.data.train
     for metric in results["metrics"].values():
         assert metric.keys() == {"value", "low", "high", "n"}
     assert len(list((workdir / "figures").glob("test-0*.png"))) == config.figures
