@@ -38,7 +38,10 @@ def main() -> None:
     config = load_config(args.config)
     config.batch_size = args.batch_size or config.batch_size
     config.precision = args.precision or config.precision
-    config.data.train = max(config.data.train, config.batch_size)
+    # The step does not care whose films they are, and phantoms are always there.
+    config.data.update(name="phantom_cxr", train=max(config.data.train, config.batch_size))
+    if "lungs" in config:
+        config.lungs.masks = "record"
     task, parallel = make_task(config), Parallel.create(config.parallel)
     source = sources.open_source(config.data, "train")
     example = evaluate.example_batch(task, source)

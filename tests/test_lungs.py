@@ -309,7 +309,6 @@ def test_a_missed_consolidation_shows_in_its_recall():
         ("unet", {"extra.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
         ("semi", {"extra.name": ""}, "needs films without masks"),
         ("adain", {"extra.labels": "given"}, "config.extra.labels to hidden"),
-        ("semi", {"extra.fold": 2}, "validation fold would be trained on"),
         ("unet", {"method": "vnet"}, "expected one of unet, semi, adain"),
         ("semi", {"teaching.first_step": 0}, "first_step=0"),
         ("semi", {"teaching.decay": 1.0}, "decay=1.0"),
