@@ -3,7 +3,7 @@
     python benchmarks/step.py --config=configs/severity.py [--steps=5] [--batch_size=8]
     python benchmarks/step.py --config=configs/severity.py:quick --output=benchmarks/results/x.json
 
-The batch is of real examples of the config's data (phantoms where it names none), loaded once:
+The batch is of phantoms, prepared as the config says and loaded once:
 the input pipeline has its own benchmark, input.py. The compilation cache is off.
 """
 
