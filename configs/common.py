@@ -94,6 +94,21 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """Two steps on eight films, to see that everything runs."""
+    config.preprocess.size = 64
+    config.data.update(size=128, train=8, val=4, test=5)
+    config.total_steps = config.batch_size = config.eval_batch_size = 2
+    config.log_every = config.checkpoint_every = 1
+    config.bootstrap = 20
+    config.figures = 2
+
+
+def strong_augmentation(config: ml_collections.ConfigDict) -> None:
+    """For few films, or for films of many kinds."""
+    config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
+
+
 def read_variant(
     variant: str, named: tuple[str, ...], options: dict[str, object] | None = None
 ) -> tuple[str, dict[str, object]]:

@@ -92,21 +92,13 @@ def _cxr3(config: ml_collections.ConfigDict) -> None:
     config.untrained = ("support devices",)
     config.data.update(name="cxr_3class", leave_out_overlap=True)
     config.lungs.masks = "predicted"  # read if mask_lungs
-    config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
+    common.strong_augmentation(config)
     config.total_steps = 500
     config.eval_steps = (400, 450, 500)
     config.optimizer.update(lr=1e-3, weight_decay=1e-2)
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    config.preprocess.size = 64
+    common.smoke(config)
     config.model.backbone.update(growth_rate=4, block_sizes=(1, 1, 1), init_features=8)
-    config.data.update(size=128, train=8, val=4, test=5)
-    config.total_steps = 2
-    config.batch_size = 2
-    config.eval_batch_size = 2
-    config.log_every = 1
-    config.checkpoint_every = 1
     config.eval_steps = (1, 2)
-    config.bootstrap = 20
-    config.figures = 2

@@ -104,21 +104,14 @@ def _cohen(config: ml_collections.ConfigDict, *, mild: bool) -> None:
     """Chosen on the folds of the training films, never on the test part."""
     config.data.name = "brixia_cohen"
     config.data.max_severity = 7 if mild else 18
-    config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15)
-    config.augment.contrast = 0.3
+    common.strong_augmentation(config)
     if config.method != "unet":
         config.extra.name = "brixia_cohen"
         config.extra.min_severity = 8 if mild else 0
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    """Two tiny steps, to see that everything runs."""
-    config.preprocess.size = 64
+    common.smoke(config)
     config.model.features = (4, 8)
-    for data in (config.data, config.extra):
-        data.update(size=128, train=8, val=4, test=5)
+    config.extra.update(size=128, train=8, val=4, test=5)
     config.teaching.update(first_step=1, ramp_steps=0)
-    config.total_steps = config.batch_size = config.eval_batch_size = 2
-    config.log_every = config.checkpoint_every = 1
-    config.bootstrap = 20
-    config.figures = 2

@@ -178,7 +178,7 @@ def _phantoms(config: ml_collections.ConfigDict) -> None:
     """Two scanners, heavier disease, strong augmentation: closer to the spread of real films."""
     config.levels = 3
     config.data.update(appearance="mixed", heavy=0.4, train=3000)
-    _strong_augmentation(config)
+    common.strong_augmentation(config)
     config.total_steps = 800
     config.eval_steps = (700, 750, 800)
 
@@ -197,7 +197,7 @@ def _few_labels(config: ml_collections.ConfigDict) -> None:
     if config.regime.name != "labelled":
         config.extra.name = "phantom_cxr"
         config.extra.update(train=1024, appearance="shifted", size=128, seed=1_000_012)
-    _strong_augmentation(config)
+    common.strong_augmentation(config)
     config.optimizer.update(schedule="constant", lr=1e-3)
     config.total_steps = 600
     config.regime.stage_steps = 100
@@ -213,34 +213,22 @@ def _cohen(config: ml_collections.ConfigDict) -> None:
     config.data.name = "brixia_cohen"
     config.lungs.masks = "record_or_predicted"
     config.levels = 3
-    _strong_augmentation(config)
+    common.strong_augmentation(config)
     config.total_steps = 200
     config.eval_steps = (150, 175, 200)
     config.model.vit.dropout = 0.1
     config.optimizer.update(lr=3e-4, weight_decay=1e-2)
 
 
-def _strong_augmentation(config: ml_collections.ConfigDict) -> None:
-    config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
-
-
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    config.preprocess.size = 64
+    common.smoke(config)
     config.model.backbone.update(SMOKE[config.model.backbone.name])
     if config.model.backbone.name == "none":
         config.model.vit.patch_size = 16
     config.model.head_blocks = 4
     config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)
-    config.data.update(size=128, train=8, val=4, test=5)
     config.lungs.masks = "record"
     if config.regime.name != "labelled":
         config.extra.update(name="phantom_cxr", size=128, train=8)
         config.regime.update(stage_steps=1, shares=1)
-    config.total_steps = 2
-    config.batch_size = 2
-    config.eval_batch_size = 2
-    config.log_every = 1
-    config.checkpoint_every = 1
     config.eval_steps = (1, 2)
-    config.bootstrap = 20
-    config.figures = 2
