@@ -101,13 +101,7 @@ class AdaINGenerator(nn.Module):
         Raises:
           ValueError: H or W is not a multiple of 2^(levels - 1).
         """
-        height, width = image.shape[1:3]
-        unit = 2 ** (len(self.features) - 1)
-        if height % unit or width % unit:
-            raise ValueError(
-                f"the image is {height}x{width} px; both sides must be multiples of {unit} "
-                f"({len(self.features)} levels). Resize or pad it first."
-            )
+        layers.check_halves(image, levels=len(self.features))
         codes = self.param("codes", nn.initializers.normal(1.0), (len(JOBS), self.code_size))
         code = codes[job]
 

@@ -194,6 +194,21 @@ def max_pool_3x3(x: Array) -> Array:
     return x
 
 
+def check_halves(image: Array, *, levels: int) -> None:
+    """Refuses an image [B, H, W, C] whose sides a network of `levels` levels cannot halve.
+
+    Raises:
+      ValueError: H or W is not a multiple of 2^(levels - 1).
+    """
+    height, width = image.shape[1:3]
+    unit = 2 ** (levels - 1)
+    if height % unit or width % unit:
+        raise ValueError(
+            f"the image is {height}x{width} px; both sides must be multiples of {unit} "
+            f"({levels} levels). Resize or pad it first."
+        )
+
+
 def max_pool_2x2(x: Array) -> Array:
     """2x2 maximum, stride 2; h and w even: [B, h, w, C] -> [B, h/2, w/2, C]."""
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
