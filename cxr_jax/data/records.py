@@ -1,4 +1,4 @@
-"""The standard record: one film (or study) under the same names in every data set.
+"""The standard record: one film, or one slice of a CT volume, under the same names everywhere.
 
 A source gives the fields it has; a task states the fields it needs.
 
@@ -20,6 +20,10 @@ A source gives the fields it has; a task states the fields it needs.
 | `region_findings` | float32 [29, 10] | findings per region, NaN for unknown |
 | `boxes` | float32 [M, 4] | boxes of findings, xyxy in pixels of `image` |
 | `box_label` | int32 [M] | index into `FINDINGS` |
+| `volume` | str | CT: the series that the slice belongs to |
+| `slice` | int32 | CT: its number in the volume; neighbours in the body differ by 1 |
+| `slice_label` | float32 | CT: 1 a lesion is in the slice, 0 none is, NaN unknown |
+| `pixel_area` | float32 | CT: what a pixel of `image` counts for in a sum over the volume |
 """
 
 from typing import Any
@@ -83,7 +87,9 @@ REGIONS = (
     "abdomen",
 )
 
-FIELDS = frozenset(
+CT_FIELDS = frozenset({"volume", "slice", "slice_label", "pixel_area"})
+
+FILM_FIELDS = frozenset(
     {
         "image",
         "id",
@@ -104,3 +110,5 @@ FIELDS = frozenset(
         "box_label",
     }
 )
+
+FIELDS = FILM_FIELDS | CT_FIELDS

@@ -10,7 +10,7 @@ import pytest
 
 from cxr_jax.data import phantoms
 from cxr_jax.data.phantoms import Population, phantom
-from cxr_jax.data.records import DIAGNOSES, FIELDS, FINDINGS, REGIONS
+from cxr_jax.data.records import DIAGNOSES, FILM_FIELDS, FINDINGS, REGIONS
 from cxr_jax.errors import InputError
 
 FINDING = {name: i for i, name in enumerate(FINDINGS)}
@@ -77,7 +77,7 @@ def test_has_every_field_of_a_film_with_its_type(busy):
         "region_findings": (np.float32, (29, 10)),
     }
     for record in busy:
-        assert set(record) == FIELDS - {"severity_second"}
+        assert set(record) == FILM_FIELDS - {"severity_second"}
         for key, (dtype, shape) in expected.items():
             assert record[key].dtype == dtype, key
             assert record[key].shape == shape, key

@@ -4,7 +4,7 @@ Nothing is stored.
 """
 
 from cxr_jax.data import phantoms
-from cxr_jax.data.records import FIELDS, Record
+from cxr_jax.data.records import FILM_FIELDS, Record
 from cxr_jax.errors import InputError
 
 VERSION = "1.0.0"  # changes when the phantoms change
@@ -38,7 +38,7 @@ class PhantomCXR:
     """
 
     name = "phantom_cxr"
-    fields = FIELDS - {"severity_second"}
+    fields = FILM_FIELDS - {"severity_second"}
     partial = frozenset()
 
     def __init__(
