@@ -56,15 +56,12 @@ class Volume(NamedTuple):
         without scaling, else float32; of a series float32. HU where the file is in HU. May be a
         view with any strides.
       spacing_mm: between slices, rows, columns.
-      numbers: int [S], the number from 1 under which a viewer shows each slice, or None where the
-        files do not say (see `Outline`).
-      axes: how the file's axes lie (nibabel's orientation), None for a series.
+      outline: what the headers say.
     """
 
     values: np.ndarray
     spacing_mm: tuple[float, float, float]
-    numbers: np.ndarray | None
-    axes: np.ndarray | None
+    outline: "Outline"
 
 
 class Outline(NamedTuple):
@@ -75,10 +72,12 @@ class Outline(NamedTuple):
       numbers: int [S], the number from 1 under which a viewer shows each slice. Of a NIfTI file:
         in the order of the file, as ITK-SNAP counts. Of a series: in the order of InstanceNumber,
         as radiology viewers count; None where files lack it or share one.
+      axes: how the axes of a NIfTI file lie (nibabel's orientation); None of a series.
     """
 
     shape: tuple[int, int, int]
     numbers: np.ndarray | None
+    axes: np.ndarray | None
 
 
 class _Bad(Exception):
@@ -98,6 +97,14 @@ def window(values: np.ndarray, centre: float, width: float) -> np.ndarray:
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
+def pictures(volume: Volume, centre: float, width: float) -> np.ndarray:
+    """All slices through one `window`: uint8 [S, H, W], no larger copy in between."""
+    shown = np.empty(volume.values.shape, np.uint8)
+    for row, values in enumerate(volume.values):
+        shown[row] = window(values, centre, width)
+    return shown
+
+
 def outline(path: str | Path) -> Outline:
     """Shape and slice numbers of a NIfTI file or of a folder with a DICOM series.
 
@@ -108,13 +115,7 @@ def outline(path: str | Path) -> Outline:
     if path.is_dir():
         return _series(path).outline()
     with _naming(path), _open(path) as stream:
-        header = _read_header(stream)
-        axes = _axes(header)
-        if axes is None:
-            raise _Bad(_NO_AXES)
-        shape = tuple(np.array(header.shape)[_order(axes)].tolist())
-        _check_shape(shape)
-        return Outline(shape, _numbers(axes, shape[0]))
+        return _outline(_read_header(stream), None)
 
 
 def read(path: str | Path) -> Volume:
@@ -135,12 +136,12 @@ _NO_AXES = (
 )
 
 
-def read_nifti(path: str | Path, *, like: Volume | None = None) -> Volume:
+def read_nifti(path: str | Path, *, like: Outline | None = None) -> Volume:
     """Reads a volume or a mask from a NIfTI-1 or NIfTI-2 file (.nii or .nii.gz, told by content).
 
     Args:
       path: the file; a fourth axis of length 1 is dropped.
-      like: for a mask, its volume: the shape must be the same, and a mask whose header does not
+      like: for a mask, that of its volume: the shape must be the same, and a mask whose header does not
         say where its axes point has them as the volume's file.
 
     Returns:
@@ -155,26 +156,13 @@ def read_nifti(path: str | Path, *, like: Volume | None = None) -> Volume:
     with _naming(path):
         with _open(path) as stream:
             header = _read_header(stream)
-            axes = _axes(header)
-            if axes is None and like is not None:
-                axes = like.axes
-            if axes is None:
-                raise _Bad(_NO_AXES)
-            order = _order(axes)
-            shape = tuple(np.array(header.shape)[order].tolist())
-            _check_shape(shape)
-            if like is not None and shape != like.values.shape:
-                raise _Bad(
-                    f"the mask is {_by(shape)} (slices x rows x columns), its volume "
-                    f"{_by(like.values.shape)}; draw it on the volume's own grid"
-                )
+            lie = _outline(header, like)
             stored = _read_values(stream, header)
         values = _scaled(stored, header).reshape(header.shape, order="F")
         return Volume(
-            values=_turned(values, axes),
-            spacing_mm=tuple(float(header.zooms[axis]) for axis in order),
-            numbers=_numbers(axes, shape[0]),
-            axes=axes,
+            values=_turned(values, lie.axes),
+            spacing_mm=tuple(header.zooms[axis] for axis in _order(lie.axes)),
+            outline=lie,
         )
 
 
@@ -338,6 +326,22 @@ def _axes(header: _Header) -> np.ndarray | None:
     return None if np.isnan(axes).any() else axes.astype(int)
 
 
+def _outline(header: _Header, like: Outline | None) -> Outline:
+    axes = _axes(header)
+    if axes is None and like is not None:
+        axes = like.axes
+    if axes is None:
+        raise _Bad(_NO_AXES)
+    shape = tuple(np.array(header.shape)[_order(axes)].tolist())
+    _check_shape(shape)
+    if like is not None and shape != like.shape:
+        raise _Bad(
+            f"the mask is {_by(shape)} (slices x rows x columns), its volume {_by(like.shape)}; "
+            "draw it on the volume's own grid"
+        )
+    return Outline(shape, _numbers(axes, shape[0]), axes)
+
+
 def _order(axes: np.ndarray) -> list[int]:
     """Which of the file's axes are S, H and W."""
     return [int(np.flatnonzero(axes[:, 0] == world)[0]) for world in (2, 1, 0)]
@@ -402,8 +406,7 @@ def read_dicom_series(folder: str | Path) -> Volume:
     return Volume(
         values=_turned(values.transpose(2, 1, 0), series.axes),
         spacing_mm=tuple(float(zooms[axis]) for axis in order),
-        numbers=series.outline().numbers,
-        axes=None,
+        outline=series.outline(),
     )
 
 
@@ -419,10 +422,10 @@ class _Series(NamedTuple):
         shape = (len(self.files), *self.headers[0].size)
         numbers = [header.number for header in self.headers]
         if None in numbers or len(set(numbers)) < len(numbers):
-            return Outline(shape, None)
+            return Outline(shape, None, None)
         ranks = np.argsort(np.argsort(numbers)) + 1
         ascending = self.axes[2, 1] > 0
-        return Outline(shape, ranks if ascending else ranks[::-1].copy())
+        return Outline(shape, ranks if ascending else ranks[::-1].copy(), None)
 
 
 def _series(folder: Path) -> _Series:
@@ -573,12 +576,12 @@ def sided_lungs(masks: np.ndarray) -> np.ndarray:
     return lungs
 
 
-def read_mask(path: str | Path, like: Volume, *, most: int = 1) -> np.ndarray:
+def read_mask(path: str | Path, like: Outline, *, most: int = 255) -> np.ndarray:
     """Reads a mask of small whole numbers.
 
     Args:
       path: a NIfTI file.
-      like: its volume.
+      like: of its volume.
       most: the highest label.
 
     Returns:

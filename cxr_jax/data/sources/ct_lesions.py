@@ -13,7 +13,8 @@ beside the folder).
 What the pictures are: 256 x 256, each slice scaled by its own lowest and highest value and its
 contrast equalised (CLAHE) by the repository, so brightness is not HU and jumps from slice to slice.
 Slices without a lesion were removed: a step of 1 in `slice` is the next slice that was kept, in a
-few places not the next one of the body. Volumes go from the feet to the head.
+few places not the next one of the body. Volumes go from the feet to the head, but for
+radiopaedia_7_85703_0, which the repository has the other way round.
 
 Volumes that lie upside down (`spine_at` top) are turned over, top to bottom only: left and right
 are the same in both kinds. `lungs` are 0/1 in the files; here 1 is the right and 2 the left lung
@@ -235,7 +236,7 @@ def half_of(
 
 
 def read_index(folder: pathlib.Path) -> list[Slice]:
-    """The slices of the folder, volume by volume and from the feet to the head.
+    """The slices of the folder, volume by volume, in the order of `index_in_volume`.
 
     Raises:
       InputError: a missing table, column or picture; a slice listed twice, or two at one place; a
@@ -376,8 +377,8 @@ def _read_slice(source: Slice, max_side: int) -> Record:
         x0, y0, x1, y1 = half.box
         if x1 > width or y1 > height:
             raise InputError(
-                f"{source.files['image']}: the {side} box {half.box} of halves.csv leaves the slice "
-                f"of {width}x{height} px"
+                f"{source.files['image']}: the {side} box {half.box} of halves.csv leaves the "
+                f"slice of {width}x{height} px"
             )
         if (pixels := int(lesion[y0:y1, x0:x1].sum())) != half.lesion_pixels:
             raise InputError(
