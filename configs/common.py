@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = dict(
         name="phantom_cxr",
         data_dir="",  # prepared data sets; "": CXR_DATA_DIR, else ~/cxr_jax_data
-        path="",  # manifest: the CSV
+        path="",  # manifest: the CSV; ct_volume: the folder that `prepare` printed
         seed=0,  # phantoms
         size=256,  # px, phantoms
         appearance="standard",  # of phantoms; or shifted (another scanner), mixed
@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
         blank="zero",  # chexpert: a finding that is not mentioned; or ignore  [PCAM authors]
         split_by="official",  # nih_cxr14: or patient, five folds
         leave_out_overlap=False,  # cxr_3class: True if the model meets brixia_cohen later
+        halves=False,  # ct_lesions: True for crops of one lung each with a weak label
     )
     # A second training set, behind the first; name "": none. Its other fields are those of `data`.
     config.extra = config.data.copy_and_resolve_references()

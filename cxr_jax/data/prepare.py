@@ -2,6 +2,7 @@
 
     python -m cxr_jax.data.prepare brixia_cohen --source=FOLDER [--data_dir=DIR] [--max_side=512]
     python -m cxr_jax.data.prepare manifest --source=films.csv
+    python -m cxr_jax.data.prepare ct_volume --source=volumes.csv
 
 `--help` lists the data sets; each one's file in `data/sources` says what its folder holds.
 A run that is killed leaves no half data set; running it again is safe.
@@ -37,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in builder.notes:
         print(f"{args.name}: {note}")
     # disable=None: a bar on a terminal only.
-    with tqdm.tqdm(total=total, unit="film", desc=args.name, disable=None) as bar:
+    unit = "slice" if "slice" in builder.fields else "film"
+    with tqdm.tqdm(total=total, unit=unit, desc=args.name, disable=None) as bar:
         new = prepared.build(builder, on_film=bar.update)
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
-    print(f"{args.name}: {done} {films} films in {builder.data_dir}")
-    if args.name == "manifest":
-        print(f"train with --config.data.name=manifest --config.data.path={builder.data_dir}")
+    print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
+    if args.name in ("manifest", "ct_volume"):
+        print(f"train with --config.data.name={args.name} --config.data.path={builder.data_dir}")
 
 
 # Each opener imports its own file: TensorFlow Datasets takes seconds to import.
@@ -103,6 +105,24 @@ def _cxr_3class() -> Callable:
     return cxr_3class.builder
 
 
+def _ct_lesions() -> Callable:
+    from cxr_jax.data.sources import ct_lesions
+
+    return ct_lesions.builder
+
+
+def _covid19_ct_seg() -> Callable:
+    from cxr_jax.data.sources import covid19_ct_seg
+
+    return covid19_ct_seg.builder
+
+
+def _ct_volume() -> Callable:
+    from cxr_jax.data.sources import ct_volume
+
+    return ct_volume.builder
+
+
 # Data set -> its `builder(source, *, data_dir, max_side)`.
 BUILDERS = {
     "brixia_cohen": _brixia_cohen,
@@ -114,6 +134,9 @@ BUILDERS = {
     "jsrt_scr": _jsrt_scr,
     "montgomery": _montgomery,
     "shenzhen": _shenzhen,
+    "ct_lesions": _ct_lesions,
+    "covid19_ct_seg": _covid19_ct_seg,
+    "ct_volume": _ct_volume,
 }
 
 
@@ -124,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", choices=tuple(BUILDERS), help="the data set")
     parser.add_argument(
-        "--source", required=True, help="its folder as downloaded; for manifest the CSV file"
+        "--source",
+        required=True,
+        help="its folder as downloaded; for manifest and ct_volume the CSV file",
     )
     parser.add_argument(
         "--data_dir",

@@ -432,28 +432,40 @@ def _parsing(what: str) -> Iterator[None]:
         raise _Bad(f"{what} ({reason}); export it again") from error
 
 
-def _read_dicom(path: Path, max_pixels: int) -> np.ndarray:
-    """The film of a DICOM file, uint8 [H, W]."""
-    with _parsing("the DICOM file cannot be read"):
-        with path.open("rb") as stream:
-            bare = stream.read(132)[128:] != b"DICM"
-        if not bare:
-            meta = pydicom.filereader.read_file_meta_info(path)
-            if meta.get("TransferSyntaxUID") == _DEFLATED:
-                # pydicom would inflate it whole, whatever its size.
-                raise _Bad("the DICOM file is deflated as a whole; convert it with dcmconv +te")
-        dataset = pydicom.dcmread(path, force=bare)
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            implicit = dataset.original_encoding[0]
-            syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-        header = _checked_header(dataset, max_pixels)
-        grey_table = None if header.samples == 3 else _GreyTable.of(dataset, header)
+def _open_dicom(path: Path, **options: bool) -> pydicom.Dataset:
+    """The elements of a DICOM file; call it inside `_parsing`."""
+    with path.open("rb") as stream:
+        bare = stream.read(132)[128:] != b"DICM"
+    if not bare:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == _DEFLATED:
+            # pydicom would inflate it whole, whatever its size.
+            raise _Bad("the DICOM file is deflated as a whole; convert it with dcmconv +te")
+    dataset = pydicom.dcmread(path, force=bare, **options)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    return dataset
+
+
+def _stored_values(dataset: pydicom.Dataset, header: "_Header") -> np.ndarray:
+    """The pixels as they are stored: [H, W], or [H, W, 3] of a colour film."""
     with _parsing("the pixels of the DICOM file cannot be decoded"):
         stored = pydicom.pixels.pixel_array(dataset, index=0)
     shape = (header.height, header.width, 3)[: 3 if header.samples == 3 else 2]
     if stored.shape != shape:
         raise _Bad(f"the pixels decode to {stored.shape}, the header says {shape}; export it again")
+    return stored
+
+
+def _read_dicom(path: Path, max_pixels: int) -> np.ndarray:
+    """The film of a DICOM file, uint8 [H, W]."""
+    with _parsing("the DICOM file cannot be read"):
+        dataset = _open_dicom(path)
+        header = _checked_header(dataset, max_pixels)
+        grey_table = None if header.samples == 3 else _GreyTable.of(dataset, header)
+    stored = _stored_values(dataset, header)
     if grey_table is None:
         film = cv2.cvtColor(np.ascontiguousarray(stored), cv2.COLOR_RGB2GRAY)
     else:
@@ -461,6 +473,123 @@ def _read_dicom(path: Path, max_pixels: int) -> np.ndarray:
     with _parsing("the DICOM header makes no sense"):
         mirrored = list(dataset.get("PatientOrientation") or ())[:2] == ["R", "F"]
     return cv2.flip(film, 1) if mirrored else film
+
+
+class SliceHeader(NamedTuple):
+    """Where a CT slice lies, as its DICOM header says; mm in the patient's frame (x to the left,
+    y to the back, z to the head).
+
+    Attributes:
+        series: its SeriesInstanceUID.
+        size: (H, W).
+        spacing: mm between rows, between columns.
+        directions: float64 [2, 3], unit vectors along a row and down a column.
+        position: float64 [3], of the first pixel.
+        number: its InstanceNumber; None where there is none.
+    """
+
+    series: str
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    directions: np.ndarray
+    position: np.ndarray
+    number: int | None
+
+
+def read_slice_header(path: str | Path) -> SliceHeader:
+    """Reads where a CT slice lies; no pixels.
+
+    Args:
+        path: a DICOM file of one axial CT slice.
+
+    Raises:
+        InputError: missing, no DICOM file, not of modality CT, or without its place in the body.
+    """
+    path = Path(path)
+    with _naming(path):
+        if not _is_dicom(_head(path), path):
+            raise _Bad("not a DICOM file; expected a slice of a CT series")
+        with _parsing("the DICOM header cannot be read"):
+            dataset = _open_dicom(path, stop_before_pixels=True)
+            modality = str(dataset.get("Modality") or "unknown")
+            if modality != "CT":
+                raise _Bad(f"modality {modality!r}; expected CT")
+            frames = int(dataset.get("NumberOfFrames") or 1)
+            if frames != 1:
+                raise _Bad(f"the file has {frames} frames; export the series as a file a slice")
+            geometry = {}
+            for name, count in _GEOMETRY.items():
+                value = dataset.get(name)
+                values = [] if value in (None, "") else np.atleast_1d(value)
+                if len(values) != count:
+                    raise _Bad(
+                        f"the DICOM header has {len(values)} numbers in {name}, expected {count}; "
+                        "without them the slice has no place in the body"
+                    )
+                geometry[name] = np.array([float(number) for number in values])
+                if not np.isfinite(geometry[name]).all():
+                    raise _Bad(f"the DICOM element {name} is {geometry[name].tolist()}")
+            directions = geometry["ImageOrientationPatient"].reshape(2, 3)
+            if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
+                raise _Bad(
+                    f"ImageOrientationPatient {directions.ravel().tolist()} is not two directions "
+                    "at right angles; export it again"
+                )
+            spacing = geometry["PixelSpacing"]
+            if not (spacing > 0).all():
+                raise _Bad(f"PixelSpacing {spacing.tolist()}; expected two positive numbers")
+            number = dataset.get("InstanceNumber")
+            return SliceHeader(
+                series=str(dataset.get("SeriesInstanceUID") or ""),
+                size=(int(geometry["Rows"][0]), int(geometry["Columns"][0])),
+                spacing=(float(spacing[0]), float(spacing[1])),
+                directions=directions,
+                position=geometry["ImagePositionPatient"],
+                number=None if number in (None, "") else int(number),
+            )
+
+
+_GEOMETRY = {
+    "Rows": 1,
+    "Columns": 1,
+    "PixelSpacing": 2,
+    "ImageOrientationPatient": 6,
+    "ImagePositionPatient": 3,
+}
+_AIR = -1024.0  # HU, of pixels outside the reconstruction
+
+
+def read_hounsfield(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads the values of one CT slice.
+
+    Args:
+        path: a DICOM file, compressed in any way that `read_film` reads.
+        max_pixels: as in `read_film`.
+
+    Returns:
+        float32 [H, W] in Hounsfield units (modality LUT, else rescale slope and intercept);
+        padding is -1024.
+
+    Raises:
+        InputError: as in `read_film`; or colour, or nothing says how stored values become HU.
+    """
+    path = Path(path)
+    with _naming(path):
+        if not _is_dicom(_head(path), path):
+            raise _Bad("not a DICOM file; expected a slice of a CT series")
+        with _parsing("the DICOM file cannot be read"):
+            dataset = _open_dicom(path)
+            header = _checked_header(dataset, max_pixels)
+            if header.samples != 1:
+                raise _Bad(f"photometric interpretation {header.photometric!r}; a CT slice is grey")
+            rescale = [dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept")]
+            if not dataset.get("ModalityLUTSequence") and not all(
+                value not in (None, "") for value in rescale
+            ):
+                raise _Bad("no RescaleSlope and RescaleIntercept: its values are not in HU")
+            table = _GreyTable.of(dataset, header)
+        values = np.where(table.padding, _AIR, table.modality).astype(np.float32)
+        return values[table.index(_stored_values(dataset, header))]
 
 
 class _Header(NamedTuple):
@@ -618,12 +747,15 @@ class _GreyTable(NamedTuple):
             padding = (stored >= min(ends)) & (stored <= max(ends))
         return cls(shown, modality, padding, header)
 
-    def film(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values [H, W] -> uint8 [H, W]."""
+    def index(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values [H, W] -> where they are in the tables."""
         # As unsigned, cut to the stored bits: the rest may hold an overlay, or copies of the sign.
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        index = stored.view(f"u{stored.dtype.itemsize}") & (2**self.header.bits - 1)
-        shown = self.shown
+        return stored.view(f"u{stored.dtype.itemsize}") & (2**self.header.bits - 1)
+
+    def film(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values [H, W] -> uint8 [H, W]."""
+        index, shown = self.index(stored), self.shown
         if shown is None:
             there = np.zeros(self.modality.shape, bool)
             there[index] = True

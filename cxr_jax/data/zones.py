@@ -30,7 +30,7 @@ def split_lungs(mask: np.ndarray) -> np.ndarray:
         uint8 [H, W]: 0 outside, 1 right lung (image left), 2 left lung. A lung may be missing.
     """
     mask = _as_plane(mask, "mask") != 0
-    count, parts, stats, centres = _components(mask)
+    count, parts, stats, centres = components(mask)
     labels = np.zeros(mask.shape, np.uint8)
     if count == 0:
         return labels
@@ -130,7 +130,7 @@ def _as_plane(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _components(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def components(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """4-connected components: count, map (0 background), statistics and centroids of each."""
     count, parts, stats, centres = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=4
@@ -153,7 +153,7 @@ def _touching_column(lung: np.ndarray) -> int | None:
 
 def _largest_filled(mask: np.ndarray) -> np.ndarray:
     """bool [H, W]: the largest component of `mask`, its holes filled; all False if it is empty."""
-    count, parts, stats, _ = _components(mask)
+    count, parts, stats, _ = components(mask)
     if count == 0:
         return np.zeros(mask.shape, bool)
     kept = parts == 1 + int(np.argmax(stats[:, cv2.CC_STAT_AREA]))

@@ -53,6 +53,14 @@ class Subset:
         return self.source[self.indices[index]]
 
 
+class SliceSubset(Subset):
+    """Some slices of a CT source; see `slices.SliceSource`."""
+
+    def slice_table(self) -> Any:
+        table = self.source.slice_table()
+        return type(table)(*(column[self.indices] for column in table))
+
+
 def open_source(data: Any, split: str) -> Source:
     """Opens one split of the data set that a config names.
 
@@ -63,7 +71,9 @@ def open_source(data: Any, split: str) -> Source:
         `max_severity`, the global scores 0..18 between which its training films are taken; brixia
         the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert: these two,
         `uncertain` and `blank`; nih_cxr14: these two and `split_by`; cxr_3class: these two and
-        `leave_out_overlap`. manifest: `path`, the CSV file.
+        `leave_out_overlap`. ct_lesions: `data_dir`, `fold` and `halves`; covid19_ct_seg:
+        `data_dir` and `fold`. manifest: `path`, the CSV file; ct_volume: `path`, the folder that
+        `prepare ct_volume` made of one.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -80,6 +90,9 @@ def open_source(data: Any, split: str) -> Source:
         "jsrt_scr": _lung_masks,
         "montgomery": _lung_masks,
         "shenzhen": _lung_masks,
+        "ct_lesions": _ct_lesions,
+        "covid19_ct_seg": _covid19_ct_seg,
+        "ct_volume": _ct_volume,
     }
     if data.name not in openers:
         raise InputError(f"data.name={data.name!r}; expected one of {', '.join(openers)}")
@@ -98,7 +111,8 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
         return source
     has = getattr(source, "has", None) or (lambda i, field: field in source[i])
     indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
-    return Subset(source, indices, partial=source.partial - doubtful)
+    kind = SliceSubset if hasattr(source, "slice_table") else Subset
+    return kind(source, indices, partial=source.partial - doubtful)
 
 
 def by_severity(source: Source, least: int, most: int) -> Source:
@@ -196,3 +210,21 @@ def _cxr_3class(data: Any, split: str) -> Source:
     return cxr_3class.open_split(
         data.data_dir, split, fold=data.fold, leave_out_overlap=data.leave_out_overlap
     )
+
+
+def _ct_lesions(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import ct_lesions
+
+    return ct_lesions.open_split(data.data_dir, split, fold=data.fold, halves=data.halves)
+
+
+def _covid19_ct_seg(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import covid19_ct_seg
+
+    return covid19_ct_seg.open_split(data.data_dir, split, fold=data.fold)
+
+
+def _ct_volume(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import ct_volume
+
+    return ct_volume.open_split(data.path, split)

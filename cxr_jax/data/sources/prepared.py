@@ -29,6 +29,7 @@ from absl import logging
 
 from cxr_jax.data import readers, splits
 from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.sources.slices import SliceTable
 from cxr_jax.errors import InputError
 
 VERSION = "1.0.0"  # of the stored layout; part of the folder's name
@@ -36,7 +37,7 @@ FOLDS = 5  # of the training films, by patient
 
 # How each record field is stored. `image` and the masks are PNG.
 _MASKS = ("lungs", "lesion")
-_TEXTS = ("id", "group", "view")
+_TEXTS = ("id", "group", "view", "volume")
 _NUMBERS = {
     "severity": ((3, 2), np.int8),
     "severity_second": ((3, 2), np.int8),
@@ -45,7 +46,11 @@ _NUMBERS = {
     "findings": ((len(FINDINGS),), np.float32),
     "boxes": ((None, 4), np.float32),
     "box_label": ((None,), np.int32),
+    "slice": ((), np.int32),
+    "slice_label": ((), np.float32),
+    "pixel_area": ((), np.float32),
 }
+_SCALARS = ("slice", "slice_label", "pixel_area")
 PART_BYTES = 2**29  # of pictures in one part of a split, at most: what preparing holds in memory
 
 # What array_record raises on a missing or damaged file.
@@ -62,7 +67,7 @@ def shrink(record: Record, max_side: int) -> Record:
     """The record with picture and masks reduced so that the longest side is at most `max_side`.
 
     Never enlarged; the shape is kept to the nearest pixel. Masks keep their labels (nearest);
-    `boxes` follow.
+    `boxes` and `pixel_area` follow.
     """
     height, width = record["image"].shape
     scale = max_side / max(height, width)
@@ -75,6 +80,8 @@ def shrink(record: Record, max_side: int) -> Record:
             small[name] = cv2.resize(record[name], size, interpolation=cv2.INTER_NEAREST_EXACT)
     if "boxes" in record:
         small["boxes"] = scale_boxes(record["boxes"], (width, height), size)
+    if "pixel_area" in record:
+        small["pixel_area"] = record["pixel_area"] * (width * height) / (size[0] * size[1])
     return record | small
 
 
@@ -278,6 +285,7 @@ def open_folded(
     column: str = "fold",
     stored: str = "",
     where: Mapping[str, Collection[int]] | None = None,
+    kind: type["Prepared"] | None = None,
     **options: Any,
 ) -> "Prepared":
     """Opens a prepared set whose training films are dealt to folds; its test films have fold -1.
@@ -293,6 +301,7 @@ def open_folded(
       column: where a film's fold is.
       stored: the split in the files; by default 'test' or 'train'.
       where, options: of `Prepared`, besides these.
+      kind: `Prepared` by default, or `PreparedSlices`.
 
     Raises:
       InputError: not prepared (with the command), a fold outside its range, 'val' without a fold.
@@ -306,7 +315,7 @@ def open_folded(
         )
     chosen = {"train": set(range(folds)) - {fold}, "val": {fold}, "test": {-1}}[split]
     at = f" --data_dir={data_dir}" if data_dir else ""
-    return Prepared(
+    return (kind or Prepared)(
         data_folder(data_dir) / name / VERSION,
         name=name,
         split=split,
@@ -436,6 +445,8 @@ class Prepared:
                 value = value.decode()
             elif name == "diagnosis":
                 value = int(value)
+            elif name in _SCALARS:
+                value = np.asarray(value, _NUMBERS[name][1])[()]
             record[name] = value
         return self._change(record) if self._change else record
 
@@ -453,3 +464,34 @@ class Prepared:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+class PreparedSlices(Prepared):
+    """One split of a prepared set of CT slices, with the table of how they lie in volumes."""
+
+    def slice_table(self) -> SliceTable:
+        """Volume, position and label of each record; no record is read."""
+        table = self.columns(*SLICE_COLUMNS)
+        labels = table["label"].astype(np.float32)
+        return SliceTable(
+            volume=table["volume"],
+            position=table["position"],
+            label=np.where(labels < 0, np.float32(np.nan), labels),
+        )
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """int64 [N] by name: what lies beside the records, of the records of this split."""
+        columns = self._columns()
+        return {name: np.asarray(columns[name], np.int64)[self._indices] for name in names}
+
+
+# Beside the records of a CT set: the volume's number, `slice`, and `slice_label` or -1 for NaN.
+SLICE_COLUMNS = ("volume", "position", "label")
+
+
+def slice_columns(
+    volumes: Sequence[int], positions: Sequence[int], labels: Sequence[float]
+) -> dict[str, list[int]]:
+    """`columns` of `RecordBuilder` for CT slices; labels are 1, 0 or NaN."""
+    known = [-1 if np.isnan(label) else int(label) for label in labels]
+    return dict(zip(SLICE_COLUMNS, (list(volumes), list(positions), known)))
