@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxr_jax.ops import pcm
+from cxr_jax.ops.resize import resize_aligned
+
 Array = jax.Array
 
 
@@ -122,3 +125,105 @@ def masked_bce(logits: Array, labels: Array, *, positive_weights: Array | None =
     if positive_weights is not None:
         bce += (1.0 - positive_weights) * labels * jax.nn.log_sigmoid(logits)
     return jnp.sum(jnp.where(known, bce, 0.0), axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+
+
+def soft_margin(logits: Array, labels: Array) -> Array:
+    """log(1 + exp(-y p)): a view's term of Eq. 1, Tang et al. 2021 (M-SEAM-NAM); of a bag, Eq. 7.
+
+    Eq. 7 prints a minus before the logarithm, which would reward mistakes: a slip, not followed.
+
+    Args:
+        logits: p [B]; for Eq. 7 those of `ops.bags.bag_logit`.
+        labels: y [B], -1 or +1.
+
+    Returns:
+        [B] float32, nats.
+    """
+    return jax.nn.softplus(-jnp.asarray(labels, jnp.float32) * jnp.asarray(logits, jnp.float32))
+
+
+def _labelled(cam: Array, label: Array) -> Array:
+    """Maps [B, h, w, 1 + K] times their label [B, K]; channel 0, the background, times 1."""
+    if cam.ndim != 4 or label.shape != (cam.shape[0], cam.shape[-1] - 1):
+        raise ValueError(
+            f"maps are {cam.shape} and labels {label.shape}; expected [B, h, w, 1 + K] and [B, K]."
+        )
+    ones = jnp.ones((label.shape[0], 1))
+    return cam * jnp.concatenate([ones, label], axis=1)[:, None, None, :]
+
+
+def _hardest_mean(values: Array, hardest: float) -> Array:
+    """Mean of the largest int(hardest * n) of the n values of each example: [B, ...] -> [B]."""
+    values = values.reshape(values.shape[0], -1)
+    if hardest < 1.0:
+        values, _ = jax.lax.top_k(values, max(int(hardest * values.shape[1]), 1))
+    return jnp.mean(values, axis=1)
+
+
+def equivariance_losses(
+    large: tuple[Array, Array],
+    small: tuple[Array, Array],
+    label: Array,
+    *,
+    hardest: float = 1.0,
+) -> dict[str, Array]:
+    """The terms of L_ER and L_ECR: Eq. 2 and 3 of Tang et al. 2021 (M-SEAM-NAM).
+
+    Every map is stretched to 0..1 (`ops.pcm.min_max_normalize`), resized to the small view and
+    multiplied by the label. L_ER = er_cam + er_revised compares like maps of the two views, over
+    the foreground channels. L_ECR = ecr_large + ecr_small compares a revised map with the other
+    view's CAM, all channels; that CAM is a target without gradient, its background made from its
+    foreground and one class a pixel (`ops.pcm.strongest_class`).
+
+    The released code has er_cam alone, and hardest = 0.2.
+
+    Args:
+        large: C_l and D_l, the CAM and the revised CAM of the large view, [B, H, W, 1 + K] each.
+        small: C_s and D_s of the small view, [B, h, w, 1 + K] each.
+        label: [B, K], 1 or 0: an absent class has its maps cleared. (The released code multiplies
+            by -1 instead; pass that to reproduce it.)
+        hardest: the share of an image's values, the largest differences, that L_ECR averages.
+
+    Returns:
+        'er_cam' (C_l and C_s), 'er_revised' (D_l and D_s), 'ecr_large' (D_l and the target of C_s),
+        'ecr_small' (D_s and the target of C_l), each [B] float32: a mean absolute difference.
+
+    Raises:
+        ValueError: `hardest` is not in (0, 1], or maps and labels do not fit.
+    """
+    if not 0.0 < hardest <= 1.0:
+        raise ValueError(f"hardest={hardest}; expected a share above 0 and at most 1.")
+    size = small[0].shape[1:3]
+    (cam_l, revised_l), (cam_s, revised_s) = (
+        [_labelled(resize_aligned(pcm.min_max_normalize(x), size), label) for x in view]
+        for view in (large, small)
+    )
+    target_l, target_s = (jax.lax.stop_gradient(pcm.strongest_class(x)) for x in (cam_l, cam_s))
+    return {
+        "er_cam": jnp.mean(jnp.abs(cam_l - cam_s)[..., 1:], axis=(1, 2, 3)),
+        "er_revised": jnp.mean(jnp.abs(revised_l - revised_s)[..., 1:], axis=(1, 2, 3)),
+        "ecr_large": _hardest_mean(jnp.abs(target_s - revised_l), hardest),
+        "ecr_small": _hardest_mean(jnp.abs(target_l - revised_s), hardest),
+    }
+
+
+def adaptive_min_pooling(revised: Array, label: Array) -> Array:
+    """The released SEAM code's extra term: the quarter of the pixels that is least any class.
+
+    Mean of ReLU over the floor(pixels / 4) smallest values of the largest labelled foreground
+    channel. It is in none of M-SEAM-NAM's equations.
+
+    Args:
+        revised: [B, h, w, 1 + K], one view's revised CAM, not normalised.
+        label: [B, K], as in `equivariance_losses`.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: maps and labels do not fit.
+    """
+    strongest = jnp.max(_labelled(revised.astype(jnp.float32), label)[..., 1:], axis=-1)
+    strongest = strongest.reshape(strongest.shape[0], -1)
+    least, _ = jax.lax.top_k(-strongest, max(strongest.shape[1] // 4, 1))
+    return jnp.mean(jax.nn.relu(-least), axis=1)

@@ -1,0 +1,164 @@
+"""Neighbourhood affinity (NAM): features of like pixels close by agree, of unlike ones do not.
+
+Eq. 4-6 of Tang et al. 2021 (M-SEAM-NAM). A pixel has 80 neighbours at radius 5, so 56x56 pixels of
+448 channels make a gigabyte of neighbours' features an image, and all pairs of pixels cost five
+times the products that are wanted. Here each row meets each of the `radius` rows below it in one
+matrix product, and the products outside the neighbourhood are masked.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Shape = Literal["euclid", "chebyshev"]
+Empty = Literal["count", "drop"]
+
+HIGHEST = jax.lax.Precision.HIGHEST
+# Squared lengths up to here count as 0: the derivative of the root would not be finite.
+TINY = 1e-24
+
+
+def unit_vectors(features: Array) -> Array:
+    """[..., C] divided by their lengths, float32; a zero vector stays 0 and has no gradient."""
+    features = features.astype(jnp.float32)
+    squares = jnp.sum(features * features, axis=-1, keepdims=True)
+    # Filled before the root: a masked infinity would still make the gradient NaN.
+    scale = jnp.where(squares > TINY, jax.lax.rsqrt(jnp.where(squares > TINY, squares, 1.0)), 0.0)
+    return features * scale
+
+
+def _bands(size: tuple[int, int], radius: int, shape: Shape) -> list[np.ndarray]:
+    """For each row offset 0, 1, ...: [w, w] 0/1, which columns are neighbours. Never the pixel."""
+    columns = np.arange(size[1])
+    dx = np.abs(columns[:, None] - columns)
+    bands = []
+    for dy in range(min(radius, size[0] - 1) + 1):
+        near = dx <= radius if shape == "chebyshev" else dx**2 + dy**2 <= radius**2
+        bands.append((near & (dx + dy > 0)).astype(np.float32))
+    return bands
+
+
+def neighbour_counts(marks: Array, *, radius: int, shape: Shape) -> Array:
+    """How many neighbours of each pixel carry each mark: [B, h, w, M] 0/1 -> [B, h, w, M]."""
+    height = marks.shape[1]
+    counts = jnp.zeros_like(marks)
+    for dy, band in enumerate(_bands(marks.shape[1:3], radius, shape)):
+        above, below = slice(0, height - dy), slice(dy, height)
+        counts = counts.at[:, above].add(jnp.einsum("xz,byzm->byxm", band, marks[:, below]))
+        if dy:  # a band is symmetric; at dy = 0 both orders of a pair are in it
+            counts = counts.at[:, below].add(jnp.einsum("xz,byzm->byxm", band, marks[:, above]))
+    return counts
+
+
+def similarity_sums(unit: Array, marks: Array, *, radius: int, shape: Shape) -> Array:
+    """Sum of the cosines between each pixel and those of its neighbours that carry each mark.
+
+    Args:
+      unit: [B, h, w, C], of `unit_vectors`.
+      marks: [B, h, w, M], 0/1.
+      radius: of the neighbourhood, in pixels; the pixel itself is left out.
+      shape: 'euclid' or 'chebyshev'.
+
+    Returns:
+      [B, h, w, M] float32.
+    """
+    height = unit.shape[1]
+    sums = jnp.zeros(marks.shape, jnp.float32)
+    for dy, band in enumerate(_bands(unit.shape[1:3], radius, shape)):
+        above, below = slice(0, height - dy), slice(dy, height)
+        cosine = jnp.einsum("byxc,byzc->byxz", unit[:, above], unit[:, below], precision=HIGHEST)
+        cosine = cosine * band
+        down = jnp.einsum("byxz,byzm->byxm", cosine, marks[:, below], precision=HIGHEST)
+        sums = sums.at[:, above].add(down)
+        if dy:
+            up = jnp.einsum("byxz,byxm->byzm", cosine, marks[:, above], precision=HIGHEST)
+            sums = sums.at[:, below].add(up)
+    return sums
+
+
+def affinity_terms(sums: Array, counts: Array, marks: Array, *, empty: Empty) -> dict[str, Array]:
+    """Eq. 4-6 from the sums of cosines.
+
+    Args:
+      sums: [B, h, w, 2], of `similarity_sums`: with foreground, with background neighbours.
+      counts: [B, h, w, 2], of `neighbour_counts`.
+      marks: [B, h, w, 2] 0/1: the pixel is foreground, is background.
+      empty: as in `neighbourhood_affinity`.
+
+    Returns:
+      As `neighbourhood_affinity`.
+    """
+    has_any = counts > 0
+    mean_cosine = jnp.where(has_any, sums / jnp.maximum(counts, 1.0), 0.0)
+
+    def outer_mean(values: Array, pixels: int, neighbours: int) -> Array:
+        """Mean of values [B, h, w] over the pixels of a kind, by the kind of their neighbours."""
+        found = marks[..., pixels] * has_any[..., neighbours]
+        counted = found if empty == "drop" else marks[..., pixels]
+        total = jnp.sum(found * values, axis=(1, 2))
+        return total / jnp.maximum(jnp.sum(counted, axis=(1, 2)), 1.0)
+
+    to_foreground, to_background = mean_cosine[..., 0], mean_cosine[..., 1]
+    return {
+        "nfs": outer_mean(1.0 - to_foreground, 0, 0),
+        "nbs": outer_mean(1.0 - to_background, 1, 1),
+        "nfbd": outer_mean(to_background, 0, 1) + outer_mean(to_foreground, 1, 0),
+    }
+
+
+def neighbourhood_affinity(
+    prob: Array,
+    features: Array,
+    *,
+    foreground: float,
+    background: float,
+    radius: int,
+    shape: Shape = "euclid",
+    empty: Empty = "count",
+) -> dict[str, Array]:
+    """L_NFS, L_NBS and L_NFBD: Eq. 4, 5 and 6 of Tang et al. 2021 (M-SEAM-NAM).
+
+    A pixel is foreground where prob > T_fg, background where prob < T_bg, and takes no part
+    otherwise; no gradient goes through that. The neighbours of a pixel are the others within
+    `radius`. With cos the cosine of two pixels' features:
+    nfs = mean over foreground pixels of the mean over foreground neighbours of 1 - cos;
+    nbs = the same of the background;
+    nfbd = mean over foreground pixels of the mean over background neighbours of cos, plus mean over
+    background pixels of the mean over foreground neighbours of cos.
+
+    The paper thresholds sigma(D). Our D lies in 0..1 already, so this takes a probability as it is.
+
+    Args:
+      prob: [B, h, w] foreground probability, 0..1.
+      features: F' [B, h, w, C]. A zero vector has cosine 0 with everything, and no gradient.
+      foreground: T_fg (paper: 0.1), at least `background`.
+      background: T_bg (paper: 0.01).
+      radius: r in pixels (paper: 5), at least 1; it may exceed the map.
+      shape: distance is 'euclid', the reading of the paper's radius (80 neighbours at r = 5), or
+        'chebyshev', the larger of row and column difference.
+      empty: a pixel without a neighbour of the wanted kind adds 0; it is part of the outer mean's
+        denominator ('count', J of the equations) or not ('drop').
+
+    Returns:
+      nfs and nbs in 0..2, nfbd in -2..2, each [B] float32; 0 where a map has no pixel of a kind.
+
+    Raises:
+      ValueError: crossed thresholds, a radius below 1, another shape or way with empty sets.
+    """
+    if not background <= foreground:
+        raise ValueError(
+            f"background={background} is above foreground={foreground}: a pixel would be both."
+        )
+    if radius < 1:
+        raise ValueError(f"radius={radius}; a neighbourhood needs at least 1.")
+    if shape not in ("euclid", "chebyshev"):
+        raise ValueError(f"shape={shape!r}; expected 'euclid' or 'chebyshev'.")
+    if empty not in ("count", "drop"):
+        raise ValueError(f"empty={empty!r}; expected 'count' or 'drop'.")
+    marks = jnp.stack([prob > foreground, prob < background], axis=-1).astype(jnp.float32)
+    sums = similarity_sums(unit_vectors(features), marks, radius=radius, shape=shape)
+    counts = neighbour_counts(marks, radius=radius, shape=shape)
+    return affinity_terms(sums, counts, marks, empty=empty)
