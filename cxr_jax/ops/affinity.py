@@ -165,6 +165,7 @@ def neighbourhood_affinity(
         raise ValueError(f"shape={shape!r}; expected 'euclid' or 'chebyshev'.")
     if empty not in ("count", "drop"):
         raise ValueError(f"empty={empty!r}; expected 'count' or 'drop'.")
+    prob = jnp.asarray(prob, jnp.float32)  # bfloat16 would round the thresholds
     marks = jnp.stack([prob > foreground, prob < background], axis=-1).astype(jnp.float32)
     sums = similarity_sums(unit_vectors(features), marks, radius=radius, shape=shape)
     counts = neighbour_counts(marks, radius=radius, shape=shape)
