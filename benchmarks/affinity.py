@@ -137,6 +137,7 @@ def main() -> None:
         "radius": RADIUS,
         "steps": args.steps,
         "load_average_before": round(load, 1),
+        "note": "other jobs shared the cores: times are upper bounds" if load > 1 else "",
         "methods": methods,
         **writers.provenance(),
     }

@@ -175,7 +175,9 @@ def equivariance_losses(
     view's CAM, all channels; that CAM is a target without gradient, its background made from its
     foreground and one class a pixel (`ops.pcm.strongest_class`).
 
-    The released code has er_cam alone, and hardest = 0.2.
+    The equations leave the stretching and the targets unsaid: they are the released code's, and so
+    is a mean over the channels too, where the equations divide by the number of pixels. The code
+    has er_cam alone in L_ER, and hardest = 0.2.
 
     Args:
         large: C_l and D_l, the CAM and the revised CAM of the large view, [B, H, W, 1 + K] each.

@@ -1,5 +1,8 @@
 """SEAM's losses against the released code's numbers, and where their maps are empty."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,32 +111,31 @@ def test_labels_of_0_clear_the_maps_of_a_negative_image(golden, assert_golden):
 
 
 @pytest.mark.parametrize("hardest", [0.2, 1.0])
-@pytest.mark.parametrize("value", [0.0, -1.0, 3.0, "random"])
-@pytest.mark.parametrize("label", [0.0, 1.0])
-def test_empty_and_constant_maps_are_finite_with_finite_gradients(value, label, hardest):
+def test_empty_and_constant_maps_are_finite_with_finite_gradients(hardest):
     rng = np.random.default_rng(0)
     shapes = [(2, 8, 6, 3)] * 2 + [(2, 3, 2, 3)] * 2
-    maps = [
-        jnp.asarray(rng.normal(size=s) if value == "random" else np.full(s, value), jnp.float32)
-        for s in shapes
-    ]
-    labels = jnp.full((2, 2), label)
 
-    def total(maps):
-        terms = losses.equivariance_losses(*views(maps), labels, hardest=hardest)
-        terms["rvmin"] = losses.adaptive_min_pooling(maps[1], labels)
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def function(maps, label):
+        terms = losses.equivariance_losses(*views(maps), label, hardest=hardest)
+        terms["rvmin"] = losses.adaptive_min_pooling(maps[1], label)
         return sum(jnp.sum(x) for x in terms.values()), terms
 
-    grads, terms = jax.jit(jax.grad(total, has_aux=True))(maps)
-    for name, term in terms.items():
-        assert np.isfinite(term).all(), name
-        assert (term >= 0).all(), name
-    for grad in grads:
-        assert np.isfinite(grad).all()
-    if label == 0.0:
-        np.testing.assert_array_equal(terms["er_cam"], 0)
+    for value, label in itertools.product((0.0, -1.0, 3.0, "random"), (0.0, 1.0)):
+        noise = value == "random"
+        maps = [rng.normal(size=s) if noise else np.full(s, value) for s in shapes]
+        maps = [jnp.asarray(m, jnp.float32) for m in maps]
+        grads, terms = function(maps, jnp.full((2, 2), label))
+        for name, term in terms.items():
+            assert np.isfinite(term).all(), name
+            assert (term >= 0).all(), name
         for grad in grads:
-            np.testing.assert_array_equal(grad[..., 1:], 0)
+            assert np.isfinite(grad).all()
+            if label == 0.0:
+                np.testing.assert_array_equal(grad[..., 1:], 0)
+        if label == 0.0:
+            np.testing.assert_array_equal(terms["er_cam"], 0)
 
 
 def test_equal_views_have_no_equivariance_loss():

@@ -1,9 +1,9 @@
 """Neighbourhood affinity (NAM): features of like pixels close by agree, of unlike ones do not.
 
-Eq. 4-6 of Tang et al. 2021 (M-SEAM-NAM). A pixel has 80 neighbours at radius 5, so 56x56 pixels of
-448 channels make a gigabyte of neighbours' features an image, and all pairs of pixels cost five
-times the products that are wanted. Here each row meets each of the `radius` rows below it in one
-matrix product, and the products outside the neighbourhood are masked.
+Eq. 4-6 of Tang et al. 2021 (M-SEAM-NAM). A pixel has 80 neighbours at radius 5: the neighbours'
+features of a bag of eight 56x56x448 maps would take 3.6 GB, and all pairs of pixels nine times the
+products of what is done here. Each row meets the `radius` rows below it, one batched matrix product
+an offset, and the products outside the neighbourhood are masked. `benchmarks/affinity.py` compares.
 """
 
 from typing import Literal
@@ -30,27 +30,15 @@ def unit_vectors(features: Array) -> Array:
     return features * scale
 
 
-def _bands(size: tuple[int, int], radius: int, shape: Shape) -> list[np.ndarray]:
-    """For each row offset 0, 1, ...: [w, w] 0/1, which columns are neighbours. Never the pixel."""
-    columns = np.arange(size[1])
-    dx = np.abs(columns[:, None] - columns)
-    bands = []
-    for dy in range(min(radius, size[0] - 1) + 1):
-        near = dx <= radius if shape == "chebyshev" else dx**2 + dy**2 <= radius**2
-        bands.append((near & (dx + dy > 0)).astype(np.float32))
-    return bands
+def _bands(width: int, radius: int, shape: Shape) -> np.ndarray:
+    """[radius + 1, w, w] 0/1: is column z, dy rows below, a neighbour of column x.
 
-
-def neighbour_counts(marks: Array, *, radius: int, shape: Shape) -> Array:
-    """How many neighbours of each pixel carry each mark: [B, h, w, M] 0/1 -> [B, h, w, M]."""
-    height = marks.shape[1]
-    counts = jnp.zeros_like(marks)
-    for dy, band in enumerate(_bands(marks.shape[1:3], radius, shape)):
-        above, below = slice(0, height - dy), slice(dy, height)
-        counts = counts.at[:, above].add(jnp.einsum("xz,byzm->byxm", band, marks[:, below]))
-        if dy:  # a band is symmetric; at dy = 0 both orders of a pair are in it
-            counts = counts.at[:, below].add(jnp.einsum("xz,byzm->byxm", band, marks[:, above]))
-    return counts
+    At dy = 0 only z > x: each pair of pixels appears once, and never a pixel with itself.
+    """
+    columns, rows = np.arange(width), np.arange(radius + 1)[:, None, None]
+    dx = columns - columns[:, None]
+    near = abs(dx) <= radius if shape == "chebyshev" else dx**2 + rows**2 <= radius**2
+    return (near & ((rows > 0) | (dx > 0))).astype(np.float32)
 
 
 def similarity_sums(unit: Array, marks: Array, *, radius: int, shape: Shape) -> Array:
@@ -65,18 +53,37 @@ def similarity_sums(unit: Array, marks: Array, *, radius: int, shape: Shape) -> 
     Returns:
       [B, h, w, M] float32.
     """
-    height = unit.shape[1]
-    sums = jnp.zeros(marks.shape, jnp.float32)
-    for dy, band in enumerate(_bands(unit.shape[1:3], radius, shape)):
-        above, below = slice(0, height - dy), slice(dy, height)
-        cosine = jnp.einsum("byxc,byzc->byxz", unit[:, above], unit[:, below], precision=HIGHEST)
-        cosine = cosine * band
-        down = jnp.einsum("byxz,byzm->byxm", cosine, marks[:, below], precision=HIGHEST)
-        sums = sums.at[:, above].add(down)
-        if dy:
-            up = jnp.einsum("byxz,byxm->byzm", cosine, marks[:, above], precision=HIGHEST)
-            sums = sums.at[:, below].add(up)
-    return sums
+    height, width = unit.shape[1:3]
+    radius_y = min(radius, height - 1)
+    bands = _bands(width, radius, shape)[: radius_y + 1]
+    # Rows beyond the last one are zero: they have no cosine and no mark.
+    beyond = ((0, 0), (0, radius_y), (0, 0), (0, 0))
+    unit_below, marks_below = jnp.pad(unit, beyond), jnp.pad(marks, beyond)
+
+    # Rematerialised: the cosines and shifted rows are cheaper to make again than to keep.
+    @jax.checkpoint
+    def add_offset(sums: Array, offset: tuple[Array, Array]) -> tuple[Array, None]:
+        dy, band = offset
+        below, kinds = (
+            jax.lax.dynamic_slice_in_dim(x, dy, height, axis=1) for x in (unit_below, marks_below)
+        )
+        cosine = jnp.einsum("byxc,byzc->byxz", unit, below, precision=HIGHEST) * band
+        # Each pair counts for the pixel above and for the one below.
+        to_upper = jnp.einsum("byxz,byzm->byxm", cosine, kinds, precision=HIGHEST)
+        to_lower = jnp.einsum("byxz,byxm->byzm", cosine, marks, precision=HIGHEST)
+        sums = sums.at[:, :height].add(to_upper)
+        lower = jax.lax.dynamic_slice_in_dim(sums, dy, height, axis=1) + to_lower
+        return jax.lax.dynamic_update_slice_in_dim(sums, lower, dy, axis=1), None
+
+    start = jnp.zeros(marks_below.shape, jnp.float32)
+    sums, _ = jax.lax.scan(add_offset, start, (jnp.arange(radius_y + 1), bands))
+    return sums[:, :height]
+
+
+def neighbour_counts(marks: Array, *, radius: int, shape: Shape) -> Array:
+    """How many neighbours of each pixel carry each mark: [B, h, w, M] 0/1 -> [B, h, w, M]."""
+    ones = jnp.ones((*marks.shape[:3], 1))  # every cosine is 1
+    return similarity_sums(ones, marks, radius=radius, shape=shape)
 
 
 def affinity_terms(sums: Array, counts: Array, marks: Array, *, empty: Empty) -> dict[str, Array]:
@@ -158,6 +165,7 @@ def neighbourhood_affinity(
         raise ValueError(f"shape={shape!r}; expected 'euclid' or 'chebyshev'.")
     if empty not in ("count", "drop"):
         raise ValueError(f"empty={empty!r}; expected 'count' or 'drop'.")
+    prob = jnp.asarray(prob, jnp.float32)  # bfloat16 would round the thresholds
     marks = jnp.stack([prob > foreground, prob < background], axis=-1).astype(jnp.float32)
     sums = similarity_sums(unit_vectors(features), marks, radius=radius, shape=shape)
     counts = neighbour_counts(marks, radius=radius, shape=shape)

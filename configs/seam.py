@@ -1,0 +1,94 @@
+r"""M-SEAM-NAM: lesions of chest CT from labels of slices (Tang et al., MICCAI 2021).
+
+    python -m cxr_jax.main --config=configs/seam.py:quick,method=cam --workdir=runs/cam
+    python -m cxr_jax.main --config=configs/seam.py:quick,method=seam \
+        --config.init_from=runs/cam --workdir=runs/seam
+
+| variant | what |
+| --- | --- |
+| (none) | the paper's training on your CT volumes: 448 px, ResNet-38, SGD 1e-3 |
+| quick | a ResNet-38 of an eighth of the width on phantom volumes, minutes on two cores |
+| halves | the same on the halves of `ct_lesions` |
+| smoke | two tiny steps |
+
+Options: `method=cam|multiscale_cam|seam|seam_nam|m_seam_nam|unet` (see `cxr_jax/tasks/seam.py`);
+`bag=8` trains another method than m_seam_nam on bags of eight: the CAM that m_seam_nam starts from.
+The paper's order: CAM first, then each of the others with `--config.init_from` of its run.
+"""
+
+import ml_collections
+
+from configs import common
+
+BAG = 8  # slices [paper, Sec. 2.3]
+POSITIVE_SLICES = 8309  # labelled in the paper's training set [Sec. 3.1]
+EPOCHS = 16  # [paper, Sec. 3.2]; the U-Net's: 100
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    base, options = common.read_variant(
+        variant, ("quick", "halves", "smoke"), {"method": "m_seam_nam", "bag": 0}
+    )
+    config = common.get_config()
+    config.task = "seam"
+    config.method = method = options["method"]
+    config.bag = options["bag"] or (BAG if method == "m_seam_nam" else 1)
+    config.model = dict(width=1.0, dropout=0.5)  # dropout before the classifier: SEAM's code
+    config.unet = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
+    config.small_scale = 0.3  # [PAPERS, 3]
+    config.losses = dict(er=1.0, ecr=1.0, nfs=1.0, nbs=1.0, nfbd=0.5)  # [paper, Eq. 8]
+    config.losses.hardest = 1.0  # [paper, Eq. 3]; SEAM's code: 0.2
+    config.losses.min_pool = 0.0  # [paper]; SEAM's code: 1
+    config.affinity = dict(foreground=0.1, background=0.01, radius=5)  # [paper, Sec. 3.4]
+    config.scales = (0.5, 1.0, 1.5, 2.0)  # of multiscale_cam [PAPERS, 3]
+    config.train_norms = False  # [PAPERS, 3]
+    config.freeze_stem = True  # [PAPERS, 3]
+    config.threshold = 0.5  # [PAPERS, 3]
+    config.gate = "slice"  # ours: see the task
+    config.data.name = "ct_volume"
+    config.preprocess.update(size=448, order=("resize",))  # [paper]
+    # Shift, rotation, flip, brightness, crop [paper, which gives no sizes].
+    config.augment.update(rotate_deg=10.0, shift=0.05, scale=0.1, brightness=0.1, flip=True)
+    config.optimizer.update(name="sgd", lr=1e-3, schedule="linear", weight_decay=5e-4)
+    if method == "unet":
+        epochs = 100
+    else:
+        epochs = EPOCHS
+        config.optimizer.lr_factors = (("(?!backbone/).*", 10.0),)  # new layers [PAPERS, 3]
+    # As many negative bags as positive ones; an update every eight bags.
+    bags = 2 * POSITIVE_SLICES * epochs
+    if config.bag > 1:
+        config.batch_size, config.optimizer.accumulate, config.total_steps = 1, 8, bags
+    else:
+        config.batch_size, config.total_steps = 8, bags // 8
+    config.eval_batch_size = 8
+    if base:
+        _small(config)
+    if base == "halves":
+        config.data.update(name="ct_lesions", halves=True)
+    if base == "smoke":
+        _smoke(config)
+    return config.lock()
+
+
+def _small(config: ml_collections.ConfigDict) -> None:
+    """A narrow network at 96 px, on phantoms, from random numbers: nothing is frozen."""
+    config.preprocess.size = 96
+    config.model.width = 1 / 8
+    config.unet.features = (16, 32, 64, 96)
+    config.freeze_stem, config.train_norms = False, True
+    config.data.update(name="phantom_ct", size=128, train=60, val=10, test=20)
+    config.total_steps, config.batch_size = 400, 8
+    config.optimizer.update(name="adamw", lr=1e-3, weight_decay=1e-4, schedule="cosine")
+    config.optimizer.update(clip_norm=1.0, warmup_steps=20, lr_factors=(), accumulate=1)
+    config.checkpoint_every = 200
+    config.eval_batch_size = 32
+
+
+def _smoke(config: ml_collections.ConfigDict) -> None:
+    common.smoke(config)
+    config.model.width = 1 / 16
+    config.unet.features = (4, 8)
+    config.bag = min(config.bag, 3)
+    config.optimizer.warmup_steps = 0
+    config.data.update(size=64, slices=8, train=2, val=2, test=2)

@@ -1,0 +1,154 @@
+"""Segmentation per patient (Tang et al. 2021, Sec. 3.2): counts per slice, numbers per patient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Rows = dict[str, np.ndarray]
+
+THRESHOLDS = np.round(np.arange(1, 20) * 0.05, 2)  # 0.05 .. 0.95
+BINS = 50  # of the histogram of the lesion map, 0..1
+
+
+def slice_rows(
+    lesion_map: Array, shown: Array, lesion: Array, pixel_area: Array, threshold: float
+) -> dict[str, Array]:
+    """What a slice adds to the counts of its patient.
+
+    Args:
+        lesion_map: [B, H, W] 0..1.
+        shown: bool [B], False where the slice is taken for free of lesions: nothing of its map
+            counts as found.
+        lesion: [B, H, W] truth, 0/1.
+        pixel_area: [B] what a pixel counts for.
+        threshold: pixels above it are found.
+
+    Returns:
+        Rows float32: `found`, `true`, `both` [B], areas of what was found, of the truth and of
+        where they meet; `found_at`, `both_at` [B, 19] the same at THRESHOLDS; `histogram`
+        [B, 50, 2] pixels of the map outside and inside the truth, by its value.
+    """
+    lesion = jnp.asarray(lesion) > 0
+
+    def area(mask: Array) -> Array:
+        # int32 first: float32 would lose pixels of large sums.
+        return jnp.sum(mask, axis=(1, 2), dtype=jnp.int32).astype(jnp.float32) * pixel_area
+
+    def overlap(threshold: Array) -> tuple[Array, Array]:
+        found = (lesion_map > threshold) & shown[:, None, None]
+        return area(found), area(found & lesion)
+
+    found, both = overlap(threshold)
+    found_at, both_at = jax.lax.map(overlap, jnp.asarray(THRESHOLDS, jnp.float32))
+    bins = jnp.clip((lesion_map * BINS).astype(jnp.int32), 0, BINS - 1)
+    bins = (bins * 2 + lesion).reshape(len(lesion), -1)
+    counts = jax.vmap(lambda b: jnp.zeros(2 * BINS, jnp.int32).at[b].add(1))(bins)
+    return {
+        "found": found,
+        "true": area(lesion),
+        "both": both,
+        "found_at": found_at.T,
+        "both_at": both_at.T,
+        "histogram": counts.reshape(-1, BINS, 2),
+    }
+
+
+def per_patient(rows: Rows) -> Rows:
+    """Rows of slices -> one row a patient, in order of name.
+
+    dice = 2 both / (found + true), recall = both / true, precision = both / found, of the sums over
+    all slices of the patient. A patient without a lesion has dice 1 if nothing is found, else 0
+    [paper, Table 1]. Precision is 0 where a lesion is there and nothing is found: leaving these
+    patients out of the mean would reward silence. Slices and patients of unknown truth are left
+    out.
+
+    Args:
+        rows: of `slice_rows`, with `group` [N]; `known` bool [N], the truth of the slice is known;
+            `slice_prob` [N] 0..1 that a lesion is in it.
+
+    Returns:
+        Rows [P]: `id` and `group` (both the patient), `positive` bool, `dice`; `recall` and
+        `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices`, and of them
+        `slice_hits`, `slice_positives`, `slice_false` (called positive without a lesion).
+    """
+    kept = np.asarray(rows["known"], bool)
+    rows = {name: np.asarray(values)[kept] for name, values in rows.items()}
+    patients, member = np.unique(rows["group"], return_inverse=True)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((len(patients), *values.shape[1:]))
+        np.add.at(sums, member, values)
+        return sums
+
+    found, true, both = (total(rows[name]) for name in ("found", "true", "both"))
+    found_at, both_at = total(rows["found_at"]), total(rows["both_at"])
+    positive = true > 0
+    called, lesion = np.asarray(rows["slice_prob"]) >= 0.5, np.asarray(rows["true"]) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "id": patients,
+            "group": patients,
+            "positive": positive,
+            "dice": _dice(both, found, true),
+            "recall": np.where(positive, both / true, np.nan),
+            "precision": np.where(positive, np.where(found > 0, both / found, 0.0), np.nan),
+            "dice_at": _dice(both_at, found_at, true[:, None]),
+            "slices": total(np.ones(len(called))),
+            "slice_positives": total(lesion),
+            "slice_hits": total(called & lesion),
+            "slice_false": total(called & ~lesion),
+        }
+
+
+def _dice(both: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """A patient without a lesion: 1 if nothing is found, else 0."""
+    return np.where(found + true > 0, 2 * both / np.maximum(found + true, 1e-30), 1.0)
+
+
+def patients_report(units: Rows) -> dict[str, float]:
+    """Table 1 of Tang et al. 2021: mean and standard deviation over patients.
+
+    Args:
+        units: of `per_patient`.
+
+    Returns:
+        `positive_dice`, `positive_recall`, `positive_precision`, `negative_dice`, `all_dice` and
+        the same with `_sd` (n - 1 in the denominator); `slice_sensitivity` and
+        `slice_specificity` of the slices' own probability at 0.5. NaN where there is no such
+        patient, `_sd` also where there is one.
+    """
+    positive = np.asarray(units["positive"], bool)
+    parts = {
+        "positive_dice": units["dice"][positive],
+        "positive_recall": units["recall"][positive],
+        "positive_precision": units["precision"][positive],
+        "negative_dice": units["dice"][~positive],
+        "all_dice": units["dice"],
+    }
+    report = {name: float(np.mean(v)) if len(v) else np.nan for name, v in parts.items()}
+    report |= {
+        f"{name}_sd": float(np.std(v, ddof=1)) if len(v) > 1 else np.nan
+        for name, v in parts.items()
+    }
+    positives, slices = units["slice_positives"].sum(), units["slices"].sum()
+    negatives = slices - positives
+    report["slice_sensitivity"] = units["slice_hits"].sum() / positives if positives else np.nan
+    report["slice_specificity"] = (
+        1 - units["slice_false"].sum() / negatives if negatives else np.nan
+    )
+    return report
+
+
+def patients_counts(units: Rows) -> dict[str, int]:
+    """How many patients, or slices, each number of `patients_report` is computed from."""
+    positive = int(np.sum(units["positive"]))
+    slices = {
+        "slice_sensitivity": int(units["slice_positives"].sum()),
+        "slice_specificity": int(units["slices"].sum() - units["slice_positives"].sum()),
+    }
+    sizes = {"positive": positive, "negative": len(units["id"]) - positive, "all": len(units["id"])}
+    return {
+        name: slices[name] if name in slices else sizes[name.split("_")[0]]
+        for name in patients_report(units)
+    }

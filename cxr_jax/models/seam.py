@@ -1,0 +1,80 @@
+"""SEAM with a neighbourhood affinity module (Wang et al., CVPR 2020; Tang et al., MICCAI 2021)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cxr_jax.models import layers
+from cxr_jax.ops import pcm
+from cxr_jax.ops.resize import resize_aligned
+
+Array = jax.Array
+
+
+class SEAM(nn.Module):
+    """Class activation maps, refined by the pixel correlation module, and NAM's features.
+
+    Tang et al. 2021, Fig. 1. With neither part it is the CAM network, whose parameters have the
+    same names, so that SEAM starts from it by `init_from`. Names are those of the published code
+    of SEAM (fc8, f8_3, f8_4, f9); the NAM's are ours.
+
+    Attributes:
+      backbone: a network whose call gives the taps 'conv4', 'conv5', 'conv6' (`ResNet38`): the
+        paper's B3, B4 and B5.
+      classes: foreground classes; channel 0 of every map is the background.
+      refine: has the pixel correlation module (PCM).
+      neighbourhood: has the features of the neighbourhood affinity module (NAM).
+      width: a factor on the channels of both, as of the backbone.
+      dropout: probability that a channel of conv6 is dropped before the classifier [Wang et al.,
+        released code].
+    """
+
+    backbone: nn.Module
+    classes: int = 1
+    refine: bool = True
+    neighbourhood: bool = True
+    width: float = 1.0
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool, train_norms: bool = False) -> dict[str, Array]:
+        """[B, H, W, 3] -> maps at the backbone's last stride, float32.
+
+        Returns:
+          'cam' [B, h, w, 1 + classes]: C, the raw maps before the ReLU.
+          'revised' [B, h, w, 1 + classes], with `refine`: D, 0..1.
+          'features' [B, h, w, 448 width], with `neighbourhood`: F', what NAM compares.
+        """
+        taps = self.backbone(image, train=train, train_norms=train_norms)
+        height, width = taps["conv6"].shape[1:3]
+
+        def conv1x1(x: Array, channels: int, name: str) -> Array:
+            channels = max(round(channels * self.width), 1)
+            return layers.Conv1x1(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
+        classifier = layers.Conv1x1(1 + self.classes, use_bias=False, dtype=self.dtype, name="fc8")
+        cam = classifier(drop(taps["conv6"])).astype(jnp.float32)
+        out = {"cam": cam}
+        if self.refine:
+            features = [
+                resize_aligned(image, (height, width)).astype(self.dtype),
+                nn.relu(conv1x1(lax.stop_gradient(taps["conv4"]), 64, "f8_3")),
+                nn.relu(conv1x1(lax.stop_gradient(taps["conv5"]), 128, "f8_4")),
+            ]
+            embedding = conv1x1(jnp.concatenate(features, axis=-1), 192, "f9")
+            out["revised"] = pcm.refine(pcm.normalize_cam(cam), embedding.astype(jnp.float32))
+        if self.neighbourhood:
+            # ELU after each: without one between them two products would be one.
+            features = [
+                nn.elu(conv1x1(taps["conv4"], 64, "nam_b3")),
+                nn.elu(conv1x1(taps["conv5"], 128, "nam_b4")),
+                nn.elu(conv1x1(taps["conv6"], 256, "nam_b5")),
+            ]
+            mixed = nn.elu(conv1x1(jnp.concatenate(features, axis=-1), 448, "nam_mix"))
+            out["features"] = mixed.astype(jnp.float32)
+        return out

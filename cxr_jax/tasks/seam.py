@@ -1,0 +1,465 @@
+"""Lesions of chest CT from labels of slices: SEAM, NAM and bags of slices (Tang et al. 2021).
+
+Tang et al., MICCAI 2021, 'm_seam_nam'. A network learns from the words "a lesion is in this slice",
+or "in one of these eight", where in the slice it is. Six methods share this task:
+
+| method | what |
+| --- | --- |
+| cam | the class activation map (CAM) of the classifier; the paper's pre-training of the others |
+| multiscale_cam | the same, its maps averaged over scales and flips |
+| seam | two scales that must agree, maps refined by the pixel correlation module (Sec. 2.1) |
+| seam_nam | the neighbourhood affinity module beside it (Sec. 2.2) |
+| m_seam_nam | bags of eight slices under one label (Sec. 2.3) |
+| unet | the supervised U-Net, which alone sees masks in training |
+
+An example is a bag: [S, H, W, 3], three consecutive slices as channels; all methods but m_seam_nam
+have bags of one slice, of which the bag's logit is the slice's own. Masks are taken out of the
+training slices of every method but `unet` before anything reads them.
+
+Where the paper is silent: a slice whose own probability is below 0.5 counts as free of lesions
+(`gate`), for a map that is divided by its maximum always has a brightest point. Table 1 has one
+and the same Dice of negative patients, 0.958, for CAM and SEAM, so such a rule was at work.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cxr_jax import figures, losses
+from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.bags import Bags, WithNeighbours
+from cxr_jax.data.pipeline import Stage, Transforms
+from cxr_jax.data.preprocess import Preprocess, resize_map
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+from cxr_jax.metrics import patients
+from cxr_jax.models.resnet38 import ResNet38
+from cxr_jax.models.seam import SEAM
+from cxr_jax.models.unet import UNet
+from cxr_jax.ops import affinity, pcm
+from cxr_jax.ops.bags import bag_logit
+from cxr_jax.ops.resize import resize_aligned
+from cxr_jax.tasks.base import Array, Task
+
+METHODS = ("cam", "multiscale_cam", "seam", "seam_nam", "m_seam_nam", "unet")
+MASKS = frozenset({"lesion", "lesion_type", "lungs"})
+GATES = ("slice", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights of the losses: `config.losses`. Eq. 8 has all one but `nfbd`, 0.5.
+
+    Attributes:
+      er, ecr: of Eq. 2 and Eq. 3.
+      nfs, nbs, nfbd: of Eq. 4, 5 and 6.
+      hardest: share of the values that Eq. 3 averages, the largest ones: 1 is the paper's
+        equation, 0.2 the published code of SEAM.
+      min_pool: of the adaptive min pooling of that code; 0 in the paper.
+    """
+
+    er: float
+    ecr: float
+    nfs: float
+    nbs: float
+    nfbd: float
+    hardest: float
+    min_pool: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Affinity:
+    """The neighbourhood affinity module: `config.affinity`.
+
+    Attributes:
+      foreground, background: T_fg and T_bg; pixels of D above and below them.
+      radius: r, in pixels of the map.
+    """
+
+    foreground: float
+    background: float
+    radius: int
+
+
+class _Shared(Task):
+    """What the weak methods and the U-Net share: the data, the numbers and the pictures."""
+
+    name: ClassVar[str] = "seam"
+    bag: int
+    preprocess: Preprocess
+    augment: Augment
+    threshold: float
+    gate: str
+
+    masks_in_training: ClassVar[bool] = False
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"image", "slice_label"})
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """As many negative bags as positive ones: 'to keep the sample balance' [Sec. 3.1]."""
+        return (Stage(0, extra_fraction=0.5),)
+
+    @property
+    def transforms(self) -> Transforms:
+        return Transforms(example=self._example, finish=self._finish)
+
+    @property
+    def compared(self) -> str:
+        return "dice"
+
+    def adapt(
+        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
+    ) -> sources.Source:
+        """Bags of labelled slices to train on, without masks; else every slice."""
+        del cache_dir
+        if not hasattr(source, "slice_table"):
+            raise InputError(
+                f"data set {source.name!r} has films and no CT slices; choose phantom_ct, "
+                "ct_lesions, covid19_ct_seg or ct_volume as config.data.name"
+            )
+        if not training:
+            return WithNeighbours(source)
+        return Bags(source, self.bag, hidden=frozenset() if self.masks_in_training else MASKS)
+
+    def _example(self, record: Record) -> dict[str, np.ndarray]:
+        """`image` uint8 [S + 2, H, W]; of a bag its label; of a slice what it is scored by."""
+        film = self.preprocess.film
+        example = {"image": np.stack([film(part["image"]) for part in record["slices"]])}
+        if "bag_label" in record:
+            example["bag_label"] = np.float32(record["bag_label"])
+            example["instance_valid"] = np.asarray(record["instance_valid"], bool)
+            if self.masks_in_training:
+                example["lesion"] = self.preprocess.mask(record["slices"][1]["lesion"])
+            return example
+        known = "lesion" in record
+        blank = np.zeros(record["image"].shape, np.uint8)
+        shrunk = record["image"].size / self.preprocess.size**2
+        return example | {
+            "lesion": self.preprocess.mask((record.get("lesion", blank) > 0).astype(np.uint8)),
+            "known": np.bool_(known),
+            "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
+        }
+
+    def _finish(self, example, rng):
+        if rng is not None:
+            example = self.augment(example, rng)
+        image = self.preprocess.normalize(example["image"])
+        # Slice k with its neighbours as channels: [S + 2, H, W] -> [S, H, W, 3].
+        channels = np.stack([image[:-2], image[1:-1], image[2:]], axis=-1)
+        return {**example, "image": channels}
+
+    def score(self, outputs, batch):
+        """Areas of each slice for `metrics.patients`; the mask is read here only."""
+        prob = outputs["slice_prob"]
+        shown = prob >= 0.5 if self.gate == "slice" else jnp.ones_like(prob, bool)
+        rows = patients.slice_rows(
+            outputs["lesion_map"], shown, batch["lesion"], batch["pixel_area"], self.threshold
+        )
+        return rows | {"slice_prob": prob, "known": batch["known"]}
+
+    def units(self, rows):
+        """One row a patient."""
+        return patients.per_patient(rows)
+
+    def report(self, rows):
+        return patients.patients_report(rows)
+
+    def counts(self, rows):
+        return patients.patients_counts(rows)
+
+    def summary_figures(self, rows):
+        """The histogram of the maps, and Dice against the threshold."""
+        units = patients.per_patient(rows)
+        if not len(units["id"]):
+            return {}
+        positive = units["positive"]
+        parts = {
+            "patients with lesions": positive,
+            "patients without": ~positive,
+            "all": np.ones(len(positive), bool),
+        }
+        dice = {
+            f"{name} ({chosen.sum()})": units["dice_at"][chosen].mean(0)
+            for name, chosen in parts.items()
+            if chosen.any()
+        }
+        histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
+        return {
+            "thresholds": figures.threshold_chart(
+                patients.THRESHOLDS, dice, histogram, self.threshold
+            )
+        }
+
+    def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        return figures.slice_panel(
+            record["image"],
+            self._shown_map(outputs, record["image"].shape),
+            slice_prob=float(outputs["slice_prob"]),
+            lesion_true=record.get("lesion"),
+            threshold=self.threshold,
+            title=str(record["id"]),
+        )
+
+    def _shown_map(self, outputs, shape: tuple[int, int]) -> np.ndarray:
+        heat = resize_map(np.asarray(outputs["lesion_map"], np.float32), shape)
+        shown = self.gate == "none" or outputs["slice_prob"] >= 0.5
+        return heat if shown else np.zeros_like(heat)
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        found = self._shown_map(outputs, outputs["lesion_map"].shape) > self.threshold
+        return {
+            "slice_prob": round(float(outputs["slice_prob"]), 4),
+            "lesion_area_share": round(float(found.mean()), 4),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class WeakSegmentation(_Shared):
+    """CAM, SEAM and NAM. See the module.
+
+    Attributes:
+      model: the network; whether it has PCM and NAM decides which losses there are.
+      bag: slices of a training bag.
+      small_scale: of the second view, as a share of the first one's sides.
+      losses: weights of Eq. 8.
+      affinity: thresholds and radius of NAM; read where the model has it.
+      scales: of the images at prediction; their maps are averaged. With more than one the mirrored
+        image takes part too.
+      train_norms: False: batch norms in inference mode [paper]. True takes the batch's statistics,
+        for networks that start from random numbers.
+      freeze_stem: the first convolution, b2 and all norms are not trained [paper].
+      threshold: of the lesion map, 0..1.
+      gate: 'slice' or 'none'; see the module.
+    """
+
+    model: SEAM
+    bag: int
+    preprocess: Preprocess
+    augment: Augment
+    small_scale: float
+    losses: Weights
+    affinity: Affinity
+    scales: tuple[float, ...]
+    train_norms: bool
+    freeze_stem: bool
+    threshold: float
+    gate: str
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The first convolution and b2, and the norms [PAPERS, 3]."""
+        if not self.freeze_stem:
+            return ()
+        return ("backbone/conv1a/.*", r"backbone/b2(_\d)?/.*", "backbone/(.*/)?bn[^/]*/.*")
+
+    def init(self, rng, batch):
+        return self.model.init(rng, batch["image"][:1, 0], train=False)
+
+    def loss(self, variables, batch, *, rng, step):
+        """Eq. 8: the label of the bag at both scales, agreement of the scales, and affinity."""
+        image, valid = batch["image"], batch["instance_valid"]
+        bags, count, side = image.shape[:3]
+        label = batch["bag_label"]
+        first = image.reshape(-1, *image.shape[2:])
+        small = max(math.floor(self.small_scale * side), 1)
+        second = resize_aligned(first, (small, small))
+        keys = jax.random.split(rng)
+        one, state = self._view(variables, first, keys[0])
+        two, _ = self._view(variables, second, keys[1])
+
+        def soft_margin(logits: Array) -> Array:
+            logit = bag_logit(logits.reshape(bags, count), valid)
+            return losses.soft_margin(logit, label)
+
+        terms = {"cls": soft_margin(one["logits"]) + soft_margin(two["logits"])}
+        total = terms["cls"]
+        if self.model.refine:
+            # The maps of a negative bag are cleared; of a positive bag they all stay [PAPERS, 3].
+            there = jnp.repeat(jnp.maximum(label, 0.0), count)[:, None]
+            weights = self.losses
+            large, small_view = ((view["cam"], view["revised"]) for view in (one, two))
+            found = losses.equivariance_losses(large, small_view, there, hardest=weights.hardest)
+            parts = {
+                "er": found["er_cam"] + found["er_revised"],
+                "ecr": found["ecr_large"] + found["ecr_small"],
+            }
+            if weights.min_pool:
+                pooled = [losses.adaptive_min_pooling(v["revised"], there) for v in (one, two)]
+                parts["min_pool"] = sum(pooled) / 2  # as the released code averages its two views
+            if self.model.neighbourhood:
+                parts |= affinity.neighbourhood_affinity(
+                    one["lesion"] * there[:, :, None],
+                    one["features"],
+                    foreground=self.affinity.foreground,
+                    background=self.affinity.background,
+                    radius=self.affinity.radius,
+                )
+            for name, values in parts.items():
+                values = values.reshape(bags, count)
+                mean = jnp.sum(jnp.where(valid, values, 0.0), 1) / jnp.maximum(valid.sum(1), 1)
+                terms[name] = mean
+                total = total + getattr(weights, name) * mean
+        return jnp.mean(total), (state, {name: jnp.mean(v) for name, v in terms.items()})
+
+    def _view(self, variables, image: Array, rng: Array):
+        """One scale of n slices [n, h, w, 3] in training: `logits` [n], the maps at the image's
+        size as the published code has them, and NAM's inputs at the network's own."""
+        kept = {name: tree for name, tree in variables.items() if name != "batch_stats"}
+        out, changed = self.model.apply(
+            kept | {"batch_stats": variables["batch_stats"]},
+            image,
+            train=True,
+            train_norms=self.train_norms,
+            rngs={"dropout": rng},
+            mutable=["batch_stats"],
+        )
+        size = image.shape[1:3]
+        found = {"cam": resize_aligned(out["cam"], size)}
+        # p is the global average of the activation map [Eq. 1].
+        found["logits"] = jnp.mean(found["cam"][..., 1], axis=(1, 2))
+        if self.model.refine:
+            found["revised"] = resize_aligned(out["revised"], size)
+            found["lesion"] = out["revised"][..., 1]
+        if self.model.neighbourhood:
+            found["features"] = out["features"]
+        return found, changed
+
+    def predict(self, variables, batch):
+        """Of bags of one slice: `lesion_map` [B, H, W] 0..1 and `slice_prob` [B]."""
+        image = batch["image"][:, 0]
+        size = image.shape[1:3]
+        out = self.model.apply(variables, image, train=False)
+        prob = jax.nn.sigmoid(jnp.mean(resize_aligned(out["cam"], size)[..., 1], axis=(1, 2)))
+        if self.model.refine:
+            lesion_map = resize_aligned(out["revised"], size)[..., 1]
+        else:
+            maps = [out["cam"]] if self.scales == (1.0,) else self._scaled_maps(variables, image)
+            raw = sum(resize_aligned(jax.nn.relu(cam), size) for cam in maps) / len(maps)
+            lesion_map = pcm.normalize_cam(raw)[..., 1]
+        return {"lesion_map": lesion_map, "slice_prob": prob}
+
+    def _scaled_maps(self, variables, image: Array) -> list[Array]:
+        """Raw maps of every scale, of the image and of its mirror image (mirrored back)."""
+        maps = []
+        for scale in self.scales:
+            size = tuple(max(round(scale * side), 8) for side in image.shape[1:3])
+            scaled = resize_aligned(image, size)
+            for flip in (False, True):
+                seen = scaled[:, :, ::-1] if flip else scaled
+                cam = self.model.apply(variables, seen, train=False)["cam"]
+                maps.append(cam[:, :, ::-1] if flip else cam)
+        return maps
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedSegmentation(_Shared):
+    """The U-Net of Table 1, trained on the masks of labelled slices. See the module."""
+
+    model: UNet
+    bag: int
+    preprocess: Preprocess
+    augment: Augment
+    threshold: float
+    gate: str
+
+    masks_in_training: ClassVar[bool] = True
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"image", "slice_label", "lesion"})
+
+    def init(self, rng, batch):
+        return self.model.init(rng, batch["image"][:1, 0], train=False)
+
+    def loss(self, variables, batch, *, rng, step):
+        """Pixel cross-entropy and soft Dice of the lesion."""
+        del rng, step
+        logits, state = self.model.apply(
+            variables, batch["image"][:, 0], train=True, mutable=["batch_stats"]
+        )
+        target = (batch["lesion"] > 0)[..., None]
+        return jnp.mean(losses.mask_loss(logits, target)), (state, {})
+
+    def predict(self, variables, batch):
+        """`lesion_map` [B, H, W], and `slice_prob` [B], its highest value."""
+        logits = self.model.apply(variables, batch["image"][:, 0], train=False)
+        lesion_map = jax.nn.sigmoid(logits[..., 0])
+        return {"lesion_map": lesion_map, "slice_prob": jnp.max(lesion_map, axis=(1, 2))}
+
+
+def from_config(config: ml_collections.ConfigDict) -> Task:
+    """The task of `config.method`.
+
+    Raises:
+      InputError: an unknown method or gate, a setting that cannot be meant.
+    """
+    if config.method not in METHODS:
+        raise InputError(f"config.method={config.method!r}; expected one of {', '.join(METHODS)}")
+    if config.gate not in GATES:
+        raise InputError(f"config.gate={config.gate!r}; expected one of {', '.join(GATES)}")
+    if not 0 <= config.threshold < 1:
+        raise InputError(f"config.threshold={config.threshold}; it must lie in 0..1")
+    if config.extra.name:
+        raise InputError(
+            f"config.extra.name={config.extra.name!r}: this task trains on one data set; leave it "
+            "empty"
+        )
+    dtype = jnp.dtype(config.precision)
+    shared = dict(
+        bag=config.bag,
+        preprocess=Preprocess(**config.preprocess),
+        augment=Augment(**config.augment),
+        threshold=config.threshold,
+        gate=config.gate,
+    )
+    if config.method == "unet":
+        if config.bag != 1:
+            raise InputError(f"config.bag={config.bag}: the U-Net learns from slices; set it to 1")
+        model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
+        return SupervisedSegmentation(model=model, **shared)
+    if not 0 < config.small_scale < 1:
+        raise InputError(f"config.small_scale={config.small_scale}; it must lie between 0 and 1")
+    if config.affinity.radius < 1:
+        raise InputError(f"config.affinity.radius={config.affinity.radius}; it must be at least 1")
+    if not config.affinity.background < config.affinity.foreground:
+        raise InputError(
+            f"config.affinity.background={config.affinity.background} and foreground="
+            f"{config.affinity.foreground}; the first must be the smaller"
+        )
+    try:
+        scales = tuple(float(scale) for scale in config.scales)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.scales={config.scales}; expected positive numbers") from error
+    if not scales or min(scales) <= 0:
+        raise InputError(f"config.scales={scales}; expected positive numbers")
+    width = config.model.width
+    if width <= 0 or width * 64 % 1:
+        raise InputError(f"config.model.width={width}; expected a positive multiple of 1/64")
+    refine = config.method in ("seam", "seam_nam", "m_seam_nam")
+    return WeakSegmentation(
+        model=SEAM(
+            backbone=ResNet38(width=width, dtype=dtype),
+            refine=refine,
+            neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
+            width=width,
+            dropout=config.model.dropout,
+            dtype=dtype,
+        ),
+        small_scale=config.small_scale,
+        losses=Weights(**config.losses),
+        affinity=Affinity(**config.affinity),
+        scales=scales if config.method == "multiscale_cam" else (1.0,),
+        train_norms=config.train_norms,
+        freeze_stem=config.freeze_stem,
+        **shared,
+    )

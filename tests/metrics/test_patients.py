@@ -1,0 +1,116 @@
+"""Numbers per patient, against sums by hand."""
+
+import numpy as np
+import pytest
+
+from cxr_jax.metrics import patients
+
+
+def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0.5):
+    n = len(maps)
+    found = patients.slice_rows(
+        np.asarray(maps, np.float32),
+        np.ones(n, bool) if shown is None else np.asarray(shown),
+        np.asarray(lesions, np.uint8),
+        np.ones(n, np.float32) if area is None else np.asarray(area, np.float32),
+        threshold,
+    )
+    return {k: np.asarray(v) for k, v in found.items()} | {
+        "group": np.array(groups),
+        "id": np.array([f"{g}-{i}" for i, g in enumerate(groups)]),
+        "known": np.ones(n, bool),
+        "slice_prob": np.ones(n) if prob is None else np.asarray(prob),
+    }
+
+
+def square(*on):
+    grid = np.zeros((2, 2))
+    for y, x in on:
+        grid[y, x] = 1
+    return grid
+
+
+def test_slices_are_summed_before_the_ratio():
+    # a: found 1 of 2 and 2 of 1: both 1 + 1, found 1 + 2, true 2 + 1. b has no lesion.
+    maps = [square((0, 0)), square((0, 0), (1, 1)), square()]
+    lesions = [square((0, 0), (0, 1)), square((1, 1)), square()]
+    units = patients.per_patient(rows(maps, lesions, ["a", "a", "b"]))
+    assert units["id"].tolist() == ["a", "b"]
+    assert units["positive"].tolist() == [True, False]
+    np.testing.assert_allclose(units["dice"], [2 * 2 / (3 + 3), 1.0])
+    np.testing.assert_allclose(units["recall"], [2 / 3, np.nan])
+    np.testing.assert_allclose(units["precision"], [2 / 3, np.nan])
+
+
+def test_a_patient_without_a_lesion_scores_one_or_nothing():
+    maps = [square((0, 0)), square()]
+    units = patients.per_patient(rows(maps, [square(), square()], ["a", "b"]))
+    assert units["dice"].tolist() == [0.0, 1.0]
+
+
+def test_silence_about_a_lesion_has_no_precision():
+    units = patients.per_patient(rows([square()], [square((0, 0))], ["a"]))
+    assert (units["dice"][0], units["recall"][0], units["precision"][0]) == (0, 0, 0)
+
+
+def test_a_slice_that_is_not_shown_finds_nothing():
+    maps, lesions = [square((0, 0))] * 2, [square((0, 0))] * 2
+    units = patients.per_patient(rows(maps, lesions, ["a", "a"], shown=[True, False]))
+    np.testing.assert_allclose(units["recall"], [0.5])
+
+
+def test_areas_weigh_the_slices():
+    maps, lesions = [square((0, 0)), square()], [square((0, 0)), square((0, 0))]
+    units = patients.per_patient(rows(maps, lesions, ["a", "a"], area=[3, 1]))
+    np.testing.assert_allclose(units["recall"], [0.75])
+
+
+def test_thresholds_are_swept():
+    graded = np.array([[0.2, 0.45], [0.7, 0.99]])
+    units = patients.per_patient(rows([graded], [np.ones((2, 2))], ["a"]))
+    by_hand = [2 * (graded > t).sum() / ((graded > t).sum() + 4) for t in patients.THRESHOLDS]
+    np.testing.assert_allclose(units["dice_at"][0], by_hand)
+    np.testing.assert_allclose(units["dice"][0], 2 * 2 / 6)
+
+
+def test_the_histogram_counts_every_pixel_once():
+    graded = np.array([[0.0, 1.0], [0.5, 0.011]])
+    histogram = rows([graded], [square((0, 1))], ["a"])["histogram"][0]
+    assert histogram.sum() == 4
+    assert histogram[-1, 1] == 1  # the one pixel of 1.0 is the lesion
+    assert histogram[:, 0].nonzero()[0].tolist() == [0, 25]
+
+
+def test_the_report_is_mean_and_spread_over_patients():
+    maps = [square((0, 0)), square((0, 0)), square((0, 0)), square()]
+    lesions = [square((0, 0)), square((1, 1)), square(), square()]
+    units = patients.per_patient(rows(maps, lesions, list("abcd"), prob=[0.9, 0.1, 0.6, 0.2]))
+    report = patients.patients_report(units)
+    assert report["positive_dice"] == 0.5
+    assert report["negative_dice"] == 0.5
+    assert report["all_dice"] == 0.5
+    np.testing.assert_allclose(report["positive_dice_sd"], np.std([1, 0], ddof=1))
+    assert (report["slice_sensitivity"], report["slice_specificity"]) == (0.5, 0.5)
+    counts = patients.patients_counts(units)
+    assert (counts["positive_dice"], counts["negative_dice_sd"], counts["all_dice"]) == (2, 2, 4)
+    assert counts["slice_specificity"] == 2
+
+
+def test_unknown_truth_is_left_out():
+    found = rows([square()] * 2, [square()] * 2, ["a", "b"]) | {"known": np.array([True, False])}
+    assert patients.per_patient(found)["id"].tolist() == ["a"]
+    report = patients.patients_report(patients.per_patient(found | {"known": np.zeros(2, bool)}))
+    assert all(np.isnan(value) for value in report.values())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_order_of_the_slices_does_not_matter(count):
+    rng = np.random.default_rng(count)
+    maps, lesions = rng.random((6 * count, 5, 5)), rng.random((6 * count, 5, 5)) > 0.7
+    groups = [f"p{i % 3}" for i in range(6 * count)]
+    straight = rows(maps, lesions, groups)
+    order = rng.permutation(6 * count)
+    turned = {k: v[order] for k, v in straight.items()}
+    a, b = patients.per_patient(straight), patients.per_patient(turned)
+    for name in ("dice", "recall", "precision", "dice_at"):
+        np.testing.assert_allclose(a[name], b[name])
