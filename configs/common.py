@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
         decay_steps=1,
         decay_rate=1.0,
         clip_norm=0.0,  # 0: no clipping
+        accumulate=1,  # steps whose mean gradient makes one update
         frozen=(),  # patterns of parameter paths
         lr_factors=(),  # (pattern, factor) pairs
     )

@@ -106,6 +106,7 @@ def open_split(
     workdir: pathlib.Path,
     *,
     hidden: frozenset[str] = frozenset(),
+    training: bool = False,
 ) -> sources.Source:
     """A split of a data set with all the fields the task needs but the `hidden` ones; refused by
     name where one is missing."""
@@ -115,7 +116,7 @@ def open_split(
     needed = task.fields - hidden
     # What the task can add itself is checked after it has; the rest before that costs anything.
     pipeline.check_fields(source, needed - task.adds)
-    source = task.adapt(source, workdir / "cache")
+    source = task.adapt(source, workdir / "cache", training=training)
     pipeline.check_fields(source, needed)
     return source
 
@@ -139,7 +140,7 @@ def variable_shapes(task: Task, example: dict[str, np.ndarray]) -> Variables:
     except (ValueError, TypeError) as error:
         first = next(line for line in f"{error}\n?".splitlines() if line.strip())
         raise InputError(
-            f"config.model does not fit together or to images of {example['image'].shape[1]} px: "
+            f"config.model does not fit together or to images of {example['image'].shape[2]} px: "
             f"{first}"
         ) from error
     return shapes
@@ -184,10 +185,11 @@ def evaluate(
     if stop.received:
         return None
     rows = result.rows
+    units = task.units(rows)
     found = bootstrap(
         task.report,
-        rows,
-        rows["group"],
+        units,
+        units["group"],
         resamples=config.bootstrap,
         seed=config.seed,
         counts=task.counts,

@@ -38,6 +38,7 @@ THRESHOLD = 0.5  # of the contour and of the hard score
 
 _ROOM, _INK, _FAINT = "#141414", "#f2f2f2", "#a8a8a8"  # a dark reading room
 _OUTLINE = (0.62, 0.85, 1.0, 0.55)  # lungs and zones: pale, thin
+_CT_TRUTH = "#3aa0ff"  # blue on CT, as in Tang et al., Fig. 2: the heat is red
 _RIGHT_LUNG, _LEFT_LUNG = "#58a6ff", "#ff9e58"
 _MAP = matplotlib.colormaps["inferno"]
 _MAP_ALPHA = 0.65
@@ -337,6 +338,128 @@ def auc_chart(
         0.02, 1 - 0.12 / height, _printable(title), fontsize=12, weight="bold", va="top",
         family=_FONT, parse_math=False,
     )  # fmt: skip
+    return fig
+
+
+def slice_panel(
+    image: np.ndarray,
+    lesion_map: np.ndarray,
+    *,
+    slice_prob: float | None = None,
+    lesion_true: np.ndarray | None = None,
+    threshold: float = THRESHOLD,
+    title: str = "",
+) -> Figure:
+    """A CT slice, bare, and under its lesion map: heat in red, truth in blue (Tang et al., Fig. 2).
+
+    Args:
+        image: uint8 [H, W].
+        lesion_map: [H, W] 0..1.
+        slice_prob: the probability that a lesion is in the slice; shown under it.
+        lesion_true: [H, W], outlined in blue.
+        threshold: of the map; outlined in yellow.
+        title: one line, e.g. the slice's id.
+
+    Returns:
+        A figure of 6.7 inches height; its width follows the slice's aspect.
+
+    Raises:
+        ValueError: a map has another size than the slice.
+    """
+    lesion_map = np.asarray(lesion_map, np.float32)
+    image, heat, true = _fit(image, lesion_map=lesion_map, lesion_true=lesion_true)
+    width = _film_width(image)
+    fig = _figure(2 * width + 0.65, _FILM_HEIGHT + 1.1)
+    _heading(fig, title)
+    bare = _film_axes(fig, image, left=0.25, width=width)
+    ax = _film_axes(fig, image, left=0.4 + width, width=width)
+    red = np.zeros((*image.shape, 4), np.float32)
+    red[..., 0], red[..., 3] = 1.0, np.clip(heat, 0, 1) * _MAP_ALPHA
+    ax.imshow(red, interpolation="bilinear")
+    legend = [Patch(color=(1, 0, 0, _MAP_ALPHA), label="lesion map")]
+    if true is not None:
+        for axes in (bare, ax):
+            _contours(axes, true > 0, color=_CT_TRUTH, linewidth=1.5)
+        legend.append(_stroke(_CT_TRUTH, "truth" if true.any() else "truth: no lesion"))
+    # The contour is drawn at THRESHOLD of what it is given.
+    _contours(ax, heat - threshold + THRESHOLD, color=PREDICTION, linewidth=1.2)
+    legend.append(_stroke(PREDICTION, f"found, above {threshold:g}"))
+    _legend(ax, legend)
+    if slice_prob is not None:
+        _caption(bare, f"a lesion is in the slice: p = {slice_prob:.2f}")
+    return fig
+
+
+def threshold_chart(
+    thresholds: np.ndarray,
+    dice: Mapping[str, np.ndarray],
+    histogram: np.ndarray,
+    chosen: float,
+) -> Figure:
+    """What the maps hold, and what a threshold makes of it (Tang et al. 2021, Fig. 3).
+
+    Left, how many pixels have which value, inside lesions and outside. Right, the mean Dice of the
+    patients against the threshold. A threshold must not be chosen on a test split.
+
+    Args:
+        thresholds: [T] 0..1.
+        dice: name of the patients -> [T] their mean Dice, NaN where there is none.
+        histogram: [bins, 2] pixels outside and inside the truth, by value 0..1.
+        chosen: the threshold in use.
+
+    Returns:
+        A figure of 9.6 x 3.9 inches.
+    """
+    fig = Figure(figsize=(9.6, 3.9), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(fig)
+    left, right = fig.subplots(1, 2)
+    edges = np.linspace(0, 1, len(histogram) + 1)
+    for column, name, color in ((0, "outside lesions", "#7f8c8d"), (1, "in lesions", "#b03a2e")):
+        share = histogram[:, column] / max(histogram[:, column].sum(), 1)
+        left.stairs(share, edges, color=color, linewidth=1.6, label=name)
+    left.set(xlabel="value of the lesion map", ylabel="share of pixels", yscale="log", xlim=(0, 1))
+    left.legend(frameon=False, prop={"family": _FONT, "size": 9.5})
+    for name, values in dice.items():
+        if not np.isnan(values).all():
+            right.plot(thresholds, values, marker="o", markersize=3, linewidth=1.4, label=name)
+    right.axvline(chosen, color="#999999", linewidth=1, linestyle="--")
+    right.set(xlabel="threshold", ylabel="mean Dice", xlim=(0, 1), ylim=(0, 1.02))
+    right.legend(frameon=False, prop={"family": _FONT, "size": 9.5})
+    for ax in (left, right):
+        ax.grid(color="#e2e2e2", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout(pad=1.0)
+    return fig
+
+
+def setting_chart(
+    values: Mapping[float, Sequence[float]], setting: str, metric: str, title: str = ""
+) -> Figure:
+    """A metric against a setting of the config: one dot a run, a line through the means.
+
+    Args:
+        values: setting -> the metric of each run with it.
+        setting: its name, e.g. 'affinity.foreground'.
+        metric: its name.
+        title: one line.
+
+    Returns:
+        A figure of 5.2 x 3.9 inches.
+    """
+    fig = Figure(figsize=(5.2, 3.9), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(fig)
+    ax = fig.add_subplot()
+    settings = sorted(values)
+    ax.plot(settings, [np.mean(values[s]) for s in settings], color="#1f5fa8", linewidth=1.6)
+    for s in settings:
+        ax.plot([s] * len(values[s]), values[s], "o", color="#1f5fa8", markersize=4, alpha=0.6)
+    ax.set(xlabel=_printable(setting), ylabel=_printable(metric))
+    ax.set_title(_printable(title), fontsize=10.5, family=_FONT, parse_math=False)
+    ax.grid(color="#e2e2e2", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout(pad=1.0)
     return fig
 
 

@@ -43,11 +43,10 @@ def binary_cross_entropy_from_log_probs(
 
 
 def segmentation_loss(logits: Array, labels: Array) -> Array:
-    """Pixel cross-entropy plus soft Dice loss for the right and the left lung.
+    """`mask_loss` of the right and the left lung.
 
-    mean over pixels and lungs of BCE, plus mean over the lungs that the film has of
-    1 - (2 sum p t + 1) / (sum p + sum t + 1). A lung that is absent from the truth is left to the
-    cross-entropy: its Dice is 0 for any prediction, whatever the network does.
+    A lung that is absent from the truth is left to the cross-entropy: its Dice is 0 for any
+    prediction, whatever the network does.
 
     Args:
         logits: [B, H, W, 2] before the sigmoid; channel 0 right lung, channel 1 left lung.
@@ -64,8 +63,24 @@ def segmentation_loss(logits: Array, labels: Array) -> Array:
             f"logits are {logits.shape} and labels {labels.shape}; "
             "expected [B, H, W, 2] (right, left) and [B, H, W]."
         )
+    return mask_loss(logits, jnp.stack([labels == 1, labels == 2], axis=-1))
+
+
+def mask_loss(logits: Array, target: Array) -> Array:
+    """Pixel cross-entropy plus soft Dice loss of K masks that may overlap.
+
+    mean over pixels and masks of BCE, plus mean over the masks that are not empty of
+    1 - (2 sum p t + 1) / (sum p + sum t + 1). An empty mask is left to the cross-entropy.
+
+    Args:
+        logits: [B, H, W, K] before the sigmoid.
+        target: [B, H, W, K] bool or 0/1.
+
+    Returns:
+        [B] float32, nats per pixel plus a Dice loss in 0..1.
+    """
     logits = jnp.asarray(logits, jnp.float32)
-    target = jnp.stack([labels == 1, labels == 2], axis=-1).astype(jnp.float32)
+    target = jnp.asarray(target, jnp.float32)
     bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, target), axis=(1, 2, 3))
 
     probs = jax.nn.sigmoid(logits)

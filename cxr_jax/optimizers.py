@@ -73,7 +73,8 @@ def make_optimizer(
 
     Order: global-norm clipping over the trainable part, the optimizer, weight decay (coupled for
     SGD and Adam as in PyTorch, decoupled for AdamW; never on biases and norms, which have one
-    axis), the per-part factor, the schedule.
+    axis), the per-part factor, the schedule. With `accumulate` k the mean gradient of k steps makes
+    one update, after the k-th; steps left over at the end make none.
 
     Args:
       params: parameter pytree or its shapes.
@@ -109,10 +110,13 @@ def make_optimizer(
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.lr_factors:
         parts.append(_scale_by_path(config.lr_factors, params))
-    parts.append(optax.scale_by_learning_rate(schedule))
-    tx = optax.partition(
-        {True: optax.chain(*parts), False: optax.set_to_zero()}, param_labels=trainable
-    )
+    every = config.accumulate
+    parts.append(optax.scale_by_learning_rate(lambda update: schedule(update * every)))
+    chain = optax.chain(*parts)
+    if every > 1:
+        # Inside the partition: no sum is kept for what is frozen.
+        chain = optax.MultiSteps(chain, every).gradient_transformation()
+    tx = optax.partition({True: chain, False: optax.set_to_zero()}, param_labels=trainable)
     return tx, trainable
 
 

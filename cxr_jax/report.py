@@ -3,11 +3,14 @@
     python -m cxr_jax.report DIR DIR DIR [--split=test]      runs that differ in the seed
     python -m cxr_jax.report --pool DIR DIR ... --split=val  folds: their films are pooled
     python -m cxr_jax.report A=DIR A=DIR B=DIR B=DIR         kinds of run side by side, any task
+    python -m cxr_jax.report --against=affinity.foreground --metrics=all_dice --figure=F.png DIR ...
 
 Reads each run's rows-SPLIT.npz (written by cxr_jax.main). For severity it adds the second reader,
 where the data set has one, and the constant predictor of the training mean, on the same films.
 Intervals are 95% bootstrap intervals over patients; +- is the standard deviation over runs.
-Kinds of run are compared with the first named, run by run in the order given (the same seeds).
+Kinds of run are compared with the first named, run by run in the order given (the same seeds); of
+volumes also by Wilcoxon's signed-rank test over the patients, each with the mean of its runs.
+--against draws a metric against a field of the config in which the runs differ.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 
 from cxr_jax.cli import run_command
 from cxr_jax.errors import InputError
@@ -41,7 +45,15 @@ def main() -> int:
     parser.add_argument("--metrics", default="", help="columns of named runs, e.g. mse,mean_auc")
     parser.add_argument("--pool", action="store_true", help="the runs are folds of one data set")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--against", default="", help="a field of the config, e.g. affinity.radius")
+    parser.add_argument("--figure", type=pathlib.Path, help="where --against draws")
     args = parser.parse_args()
+    if bool(args.against) != bool(args.figure) or (args.against and not args.metrics):
+        raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
+    if args.against:
+        folders = [pathlib.Path(text) for text in args.workdirs]
+        print(against(folders, args.split, args.against, args.metrics, args.figure))
+        return 0
     named = [text.partition("=") for text in args.workdirs]
     if all(equals for _, equals, _ in named) and not args.pool:
         groups: dict[str, list[pathlib.Path]] = {}
@@ -70,7 +82,7 @@ def compare(
     """
     from cxr_jax.tasks import make_task
 
-    reports, films, lines = {}, None, {}
+    reports, films, lines, paired = {}, None, {}, {}
     for name, workdirs in groups.items():
         task = make_task(_same_config(workdirs)[0])
         rows = [read_rows(workdir, split) for workdir in workdirs]
@@ -78,9 +90,15 @@ def compare(
             films = r["id"] if films is None else films
             if not np.array_equal(films, r["id"]):
                 raise InputError(f"{workdir} was scored on other films than the runs before it")
-        reports[name] = [task.report(r) for r in rows]
+        units = [task.units(r) for r in rows]
+        reports[name] = [task.report(u) for u in units]
         lines[name] = _mean_and_sd(reports[name])
+        if task.compared:
+            paired[name] = np.mean([u[task.compared] for u in units], axis=0)
     first, *others = reports
+    for name in others:
+        if first in paired and name in paired:
+            lines[name]["Wilcoxon p"] = _wilcoxon(paired[name], paired[first])
     for name in others:
         if len(reports[name]) == len(reports[first]):
             pairs = zip(reports[name], reports[first])
@@ -89,8 +107,46 @@ def compare(
     known = list(reports[first][0])
     if unknown := [name for name in metrics if name not in known]:
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
-    names = metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known
-    return _table(lines, names)
+    names = list(metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known)
+    return _table(lines, [*names, *(["Wilcoxon p"] if paired and others else [])])
+
+
+def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
+    """p of the two-sided signed-rank test of paired numbers; 1 where all are equal."""
+    if np.array_equal(a, b):
+        return "1"
+    p = float(scipy.stats.wilcoxon(a, b).pvalue)
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def against(
+    workdirs: list[pathlib.Path], split: str, field: str, metric: str, output: pathlib.Path
+) -> str:
+    """Draws `metric` against a field of the config, and gives the numbers as Markdown.
+
+    Raises:
+      InputError: runs that differ in more than the field and the seed, a field that is not a
+        number, an unknown metric.
+    """
+    from cxr_jax.figures import save, setting_chart
+    from cxr_jax.tasks import make_task
+
+    configs = _same_config(workdirs, field)
+    values: dict[float, list[float]] = {}
+    for workdir, config in zip(workdirs, configs):
+        setting = flatten(config).get(field)
+        if isinstance(setting, bool) or not isinstance(setting, int | float):
+            raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
+        task = make_task(config)
+        numbers = task.report(task.units(read_rows(workdir, split)))
+        if metric not in numbers:
+            raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(numbers)}")
+        values.setdefault(setting, []).append(numbers[metric])
+    save(setting_chart(values, field, f"{split}/{metric}"), output)
+    lines = {
+        f"{field} = {s:g}": _mean_and_sd([{metric: v} for v in values[s]]) for s in sorted(values)
+    }
+    return f"{_table(lines, [metric])}\n{output}"
 
 
 def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: int) -> str:
@@ -123,24 +179,25 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     return _table(lines)
 
 
-def _same_config(workdirs: list[pathlib.Path]) -> list:
-    """The configs of runs that are repetitions of one another; InputError where they are not."""
+def _same_config(workdirs: list[pathlib.Path], *free: str) -> list:
+    """The configs of runs that are repetitions of one another but for the fields `free`;
+    InputError where they are not."""
     configs = [read_config(workdir) for workdir in workdirs]
     for workdir, config in zip(workdirs, configs):
-        if (name := _difference(configs[0], config)) is not None:
+        if (name := _difference(configs[0], config, free)) is not None:
             raise InputError(
                 f"{workdir} differs from {workdirs[0]} in config.{name}; runs of one kind may "
-                f"differ in {', '.join(MAY_DIFFER)} only. Compare kinds as A={workdirs[0]} "
-                f"B={workdir}"
+                f"differ in {', '.join((*MAY_DIFFER, *free))} only. Compare kinds as "
+                f"A={workdirs[0]} B={workdir}"
             )
     return configs
 
 
-def _difference(a, b) -> str | None:
+def _difference(a, b, free: tuple[str, ...]) -> str | None:
     """The first field in which two configs differ and may not."""
     left, right = flatten(a), flatten(b)
     for name in sorted(left.keys() | right.keys()):
-        if name not in MAY_DIFFER and left.get(name) != right.get(name):
+        if name not in (*MAY_DIFFER, *free) and left.get(name) != right.get(name):
             return name
     return None
 

@@ -80,7 +80,7 @@ def train(
 
 def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path):
     """The training films of `config.data`, and those of `config.extra` behind them."""
-    source = open_split(task, config.data, "train", workdir)
+    source = open_split(task, config.data, "train", workdir, training=True)
     if not config.extra.name:
         return source
     if config.extra.labels not in ("given", "hidden"):
@@ -92,7 +92,7 @@ def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathl
             "both alike"
         )
     hidden = task.labels if config.extra.labels == "hidden" else frozenset()
-    extra = open_split(task, config.extra, "train", workdir, hidden=hidden)
+    extra = open_split(task, config.extra, "train", workdir, hidden=hidden, training=True)
     if (extra.name, extra.version, len(extra)) == (source.name, source.version, len(source)):
         raise InputError(
             f"config.extra names the films of config.data ({source.name!r}, {source.version}); "
@@ -150,7 +150,7 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
                 if validate is not None and (step % config.eval_every == 0 or last):
                     rows = validate([train_state.variables], stop=stop).rows
                     if not stop.received:
-                        values = task.report(rows)
+                        values = task.report(task.units(rows))
                         writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
                 # After the validation: a run that is killed between the two repeats both.
                 if saves:
@@ -188,6 +188,11 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
                 f"config.eval_steps={tuple(config.eval_steps)}: step {step} is not in "
                 f"1..config.total_steps={config.total_steps}"
             )
+    if not 1 <= config.optimizer.accumulate <= config.total_steps:
+        raise InputError(
+            f"config.optimizer.accumulate={config.optimizer.accumulate}; it must lie in "
+            f"1..config.total_steps={config.total_steps}"
+        )
     if config.precision not in ("float32", "bfloat16"):
         raise InputError(f"config.precision={config.precision!r}; expected float32 or bfloat16")
 

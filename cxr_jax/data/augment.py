@@ -5,7 +5,7 @@ of a lesion), although with it on the sides of every label are exchanged too.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -56,9 +56,10 @@ class Augment:
         """Changes one example; the input is left as it is.
 
         Args:
-            example: `image` uint8 [H, W]; of the masks `lungs`, `zones`, `lesion`, `lesion_type`
-                those there are, uint8 [H, W] of the same size; of the tables [3, 2] in
-                `SIDED_TABLES` those there are; anything else is passed on.
+            example: `image` uint8 [H, W], or slices [S, H, W] that move together; of the masks
+                `lungs`, `zones`, `lesion`, `lesion_type` those there are, uint8 [H, W] of the same
+                size; of the tables [3, 2] in `SIDED_TABLES` those there are; anything else is
+                passed on.
             rng: the numbers drawn depend on it alone, and as many are drawn for every setting.
 
         Returns:
@@ -76,9 +77,10 @@ class Augment:
         masks = [name for name in MASKS if name in out]
         for name in ["image", *masks]:
             array = out[name]
-            if array.ndim != 2 or array.dtype != np.uint8 or array.shape != image.shape:
+            planes = array.ndim == 2 or (name == "image" and array.ndim == 3)
+            if not planes or array.dtype != np.uint8 or array.shape[-2:] != image.shape[-2:]:
                 raise ValueError(
-                    f"{name!r} is {array.dtype} {array.shape}; expected uint8 {image.shape[:2]}"
+                    f"{name!r} is {array.dtype} {array.shape}; expected uint8 {image.shape[-2:]}"
                 )
         moves = bool(self.rotate_deg or self.shift or self.scale)
         if moves or self.flip:
@@ -88,9 +90,11 @@ class Augment:
         if mirror:
             self._mirror(out, masks)
         if moves:
-            matrix = self._matrix(draws[:4], image.shape)
-            size = image.shape[::-1]
-            out["image"] = cv2.warpAffine(out["image"], matrix, size, flags=cv2.INTER_LINEAR)
+            matrix = self._matrix(draws[:4], image.shape[-2:])
+            size = image.shape[:-3:-1]
+            out["image"] = _each(
+                out["image"], lambda x: cv2.warpAffine(x, matrix, size, flags=cv2.INTER_LINEAR)
+            )
             for name in masks:
                 out[name] = cv2.warpAffine(out[name], matrix, size, flags=cv2.INTER_NEAREST)
             if "zones" in masks and "zone_valid" in out:
@@ -118,7 +122,7 @@ class Augment:
     def _mirror(self, out: dict[str, Any], masks: list[str]) -> None:
         """Mirrors the arrays of `out` (replaced, not written to) and exchanges the sides."""
         for name in ["image", *masks]:
-            flipped = cv2.flip(out[name], 1)
+            flipped = _each(out[name], lambda x: cv2.flip(x, 1))
             out[name] = cv2.LUT(flipped, _FLIPPED[name]) if name in _FLIPPED else flipped
         for name in SIDED_TABLES:
             if name in out:
@@ -126,8 +130,14 @@ class Augment:
 
     def _expose(self, image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
         """Contrast about the mean grey, then brightness, clipped and rounded; by a table."""
-        mean = cv2.mean(image)[0]
+        mean = cv2.mean(image.reshape(-1, image.shape[-1]))[0]
         levels = np.arange(256, dtype=np.float64)
         levels = (levels - mean) * (1.0 + self.contrast * contrast) + mean
         levels += 255.0 * self.brightness * brightness
-        return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        return _each(image, lambda x: cv2.LUT(x, table))
+
+
+def _each(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`change` of a plane [H, W], or of every plane of a stack [S, H, W]."""
+    return change(image) if image.ndim == 2 else np.stack([change(plane) for plane in image])

@@ -12,17 +12,18 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     Raises:
       InputError: an unknown task, a setting that cannot be meant, or a config that lacks a field.
     """
-    from cxr_jax.tasks import findings, lungs, severity
+    from cxr_jax.tasks import findings, lungs, seam, severity
 
     tasks = {
-        "findings": findings.Findings,
-        "lungs": lungs.Lungs,
-        "severity": severity.Severity,
+        "findings": findings.Findings.from_config,
+        "lungs": lungs.Lungs.from_config,
+        "seam": seam.from_config,
+        "severity": severity.Severity.from_config,
     }
     if config.task not in tasks:
         raise InputError(f"config.task={config.task!r}; expected one of {', '.join(tasks)}")
     try:
-        return tasks[config.task].from_config(config)
+        return tasks[config.task](config)
     except AttributeError as error:
         if not (error.args and isinstance(error.args[0], KeyError)):
             raise  # no missing field, but a bug of ours

@@ -64,9 +64,10 @@ class Task(abc.ABC):
     def transforms(self) -> Transforms:
         """How a record becomes an example. Labels are optional: `predict` has none."""
 
-    def adapt(self, source: Source, cache_dir: pathlib.Path) -> Source:
-        """Adds what the records lack, e.g. lung masks from another trained model."""
-        del cache_dir
+    def adapt(self, source: Source, cache_dir: pathlib.Path, *, training: bool = False) -> Source:
+        """Adds what the records lack, e.g. lung masks from another trained model, or makes of them
+        what is trained on, e.g. bags of slices."""
+        del cache_dir, training
         return source
 
     @abc.abstractmethod
@@ -92,17 +93,28 @@ class Task(abc.ABC):
     def score(self, outputs: Outputs, batch: Batch) -> dict[str, Array]:
         """Rows [B, ...]: one an example, nothing averaged."""
 
+    def units(self, rows: Rows) -> Rows:
+        """What `report` and its intervals count, from the rows of a whole split: the rows
+        themselves, or one for each volume of slices. Has `id` and `group`."""
+        return rows
+
     def finish_rows(self, rows: Rows) -> Rows:
         """Host work on the rows of one batch (post-processing) before they are kept."""
         return rows
 
     @abc.abstractmethod
     def report(self, rows: Rows) -> dict[str, float]:
-        """Numbers over the rows of a whole split; NaN where one is not defined."""
+        """Numbers over the `units` of a whole split; NaN where one is not defined."""
 
     def counts(self, rows: Rows) -> dict[str, int]:
         """How many films, zones, ... each number of `report` is computed from."""
         return {name: len(rows["id"]) for name in self.report(rows)}
+
+    @property
+    def compared(self) -> str:
+        """The number of each of the `units` by which runs are compared in pairs (Wilcoxon); '' for
+        none."""
+        return ""
 
     def summary_figures(self, rows: Rows) -> dict[str, Figure]:
         """Pictures of a whole split, by file stem."""

@@ -127,7 +127,9 @@ class Findings(Task):
         """bool [10]: the outputs that mean something."""
         return np.array([name not in self.untrained for name in FINDINGS])
 
-    def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+    def adapt(
+        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
+    ) -> sources.Source:
         """Leaves out films of which no finding is known; gives lung masks if they are used."""
         source = sources.only_with(source, {"findings"})
         return self.lungs.apply(source, cache_dir) if self.lungs else source

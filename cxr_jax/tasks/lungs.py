@@ -168,7 +168,9 @@ class Lungs(Task):
     def transforms(self) -> Transforms:
         return Transforms(example=self._example, finish=self._finish)
 
-    def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+    def adapt(
+        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
+    ) -> sources.Source:
         """Leaves out films without a mask, but where all masks are hidden."""
         return sources.only_with(source, self.fields)
 

@@ -215,7 +215,9 @@ class Severity(Task):
     def transforms(self) -> Transforms:
         return Transforms(example=self._example, finish=self._finish)
 
-    def adapt(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+    def adapt(
+        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
+    ) -> sources.Source:
         return self.lungs.apply(source, cache_dir)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
