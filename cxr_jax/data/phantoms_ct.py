@@ -188,65 +188,50 @@ def _along_z(heights, values) -> PchipInterpolator:
 
 
 # Lateral centre and radius, sagittal centre and radius of either lung (superellipses).
+# fmt: off
 _LUNG = _along_z(
     [-0.15, 0.0, 0.08, 0.18, 0.32, 0.45, 0.60, 0.80, 1.00, 1.20],
-    [
-        [0.105, 0.085, 0.030, 0.080],
-        [0.105, 0.090, 0.030, 0.090],
-        [0.113, 0.100, 0.025, 0.108],
-        [0.135, 0.124, 0.015, 0.145],
-        [0.158, 0.148, 0.005, 0.175],
-        [0.166, 0.157, 0.002, 0.190],
-        [0.172, 0.163, 0.000, 0.199],
-        [0.176, 0.167, 0.000, 0.204],
-        [0.176, 0.167, 0.004, 0.202],
-        [0.174, 0.165, 0.006, 0.198],
-    ],
+    [[0.105, 0.085, 0.030, 0.080], [0.105, 0.090, 0.030, 0.090], [0.113, 0.100, 0.025, 0.108],
+     [0.135, 0.124, 0.015, 0.145], [0.158, 0.148, 0.005, 0.175], [0.166, 0.157, 0.002, 0.190],
+     [0.172, 0.163, 0.000, 0.199], [0.176, 0.167, 0.000, 0.204], [0.176, 0.167, 0.004, 0.202],
+     [0.174, 0.165, 0.006, 0.198]],
 )
-_LUNG_POWER = 2.3
+_LUNG_POWER = 2.15
 # Half width, half depth and centre of the skin.
 _SKIN = _along_z(
     [-0.15, 0.05, 0.20, 0.40, 0.60, 0.85, 1.20],
-    [
-        [0.440, 0.190, 0.050],
-        [0.440, 0.222, 0.035],
-        [0.428, 0.248, 0.024],
-        [0.412, 0.268, 0.022],
-        [0.402, 0.278, 0.022],
-        [0.396, 0.280, 0.020],
-        [0.392, 0.272, 0.018],
-    ],
+    [[0.440, 0.190, 0.050], [0.440, 0.222, 0.035], [0.428, 0.248, 0.024], [0.412, 0.268, 0.022],
+     [0.402, 0.278, 0.022], [0.396, 0.280, 0.020], [0.392, 0.272, 0.018]],
 )
-# Outline of the mediastinum with the spine: from its front, round the patient's left, behind the
-# vertebrae, and back up the right.
-_MEDIASTINUM = _along_z(
-    [-0.15, 0.02, 0.18, 0.30, 0.42, 0.52, 0.66, 0.82, 0.95, 1.20],
-    np.array(
-        [
-            [-50, -140, 50, -140, 75, -60, 70, 0, 65, 70, 55, 140, 70, 240,
-             -70, 240, -55, 140, -65, 70, -70, 0, -75, -60],
-            [-40, -140, 40, -140, 68, -60, 66, 0, 62, 70, 53, 140, 68, 240,
-             -68, 240, -53, 140, -62, 70, -66, 0, -68, -60],
-            [-30, -140, 30, -140, 55, -85, 62, -15, 58, 60, 50, 130, 66, 240,
-             -66, 240, -50, 130, -46, 60, -54, -15, -50, -85],
-            [-12, -160, 14, -160, 42, -105, 74, -30, 80, 60, 54, 130, 64, 240,
-             -64, 240, -46, 130, -38, 60, -54, -20, -45, -95],
-            [-9, -175, 11, -175, 46, -105, 72, -40, 76, 70, 58, 130, 64, 240,
-             -64, 240, -44, 130, -36, 70, -64, -10, -50, -100],
-            [-10, -180, 14, -180, 64, -115, 92, -30, 80, 72, 58, 132, 64, 240,
-             -64, 240, -42, 130, -46, 62, -90, 0, -66, -95],
-            [-14, -186, 22, -186, 104, -138, 146, -42, 84, 72, 58, 134, 64, 240,
-             -64, 240, -40, 130, -42, 56, -92, -20, -74, -120],
-            [-18, -190, 32, -190, 138, -146, 166, -55, 84, 64, 57, 134, 64, 240,
-             -64, 240, -40, 130, -42, 58, -86, -20, -74, -130],
-            [-22, -190, 32, -190, 126, -156, 146, -78, 80, 55, 56, 134, 64, 240,
-             -64, 240, -40, 130, -46, 52, -72, -20, -64, -138],
-            [-22, -190, 32, -190, 110, -156, 120, -78, 76, 55, 56, 134, 64, 240,
-             -64, 240, -40, 130, -46, 52, -66, -20, -60, -138],
-        ]
-    ).reshape(10, 12, 2)
-    / 1000,
-)  # fmt: skip
+# Outline of the mediastinum with the spine, thousandths: from its front, round the patient's left,
+# behind the vertebrae, and back up the right.
+_MEDIASTINUM_AT = [-0.15, 0.02, 0.18, 0.30, 0.42, 0.52, 0.66, 0.82, 0.95, 1.20]
+_MEDIASTINUM_POINTS = np.array(
+    [[-50, -140, 50, -140, 75, -60, 70, 0, 65, 70, 55, 140, 70, 240,
+      -70, 240, -55, 140, -65, 70, -70, 0, -75, -60],
+     [-40, -140, 40, -140, 68, -60, 66, 0, 62, 70, 53, 140, 68, 240,
+      -68, 240, -53, 140, -62, 70, -66, 0, -68, -60],
+     [-30, -140, 30, -140, 55, -85, 62, -15, 58, 60, 50, 130, 66, 240,
+      -66, 240, -50, 130, -46, 60, -54, -15, -50, -85],
+     [-12, -160, 14, -160, 42, -105, 74, -30, 80, 60, 54, 130, 64, 240,
+      -64, 240, -46, 130, -38, 60, -54, -20, -45, -95],
+     [-9, -175, 11, -175, 46, -105, 72, -40, 76, 70, 58, 130, 64, 240,
+      -64, 240, -44, 130, -36, 70, -64, -10, -50, -100],
+     [-10, -180, 14, -180, 64, -115, 92, -30, 80, 72, 58, 132, 64, 240,
+      -64, 240, -42, 130, -46, 62, -90, 0, -66, -95],
+     [-14, -186, 22, -186, 104, -138, 146, -42, 84, 72, 58, 134, 64, 240,
+      -64, 240, -40, 130, -42, 56, -92, -20, -74, -120],
+     [-18, -190, 32, -190, 138, -146, 166, -55, 84, 64, 57, 134, 64, 240,
+      -64, 240, -40, 130, -42, 58, -86, -20, -74, -130],
+     [-22, -190, 32, -190, 126, -156, 146, -78, 80, 55, 56, 134, 64, 240,
+      -64, 240, -40, 130, -46, 52, -72, -20, -64, -138],
+     [-22, -190, 32, -190, 110, -156, 120, -78, 76, 55, 56, 134, 64, 240,
+      -64, 240, -40, 130, -46, 52, -66, -20, -60, -138]]
+).reshape(10, 12, 2) / 1000
+# fmt: on
+_MEDIASTINUM = _along_z(_MEDIASTINUM_AT, _MEDIASTINUM_POINTS)
+# Its half width at the level of the hila, right and left.
+_INNER = _along_z(_MEDIASTINUM_AT, np.abs(_MEDIASTINUM_POINTS[:, [10, 3], 0]))
 _VERTEBRA_Y = _along_z([-0.15, 0.1, 0.5, 0.9, 1.2], [0.125, 0.138, 0.156, 0.150, 0.140])
 _TRACHEA = np.array([[0.0, 0.028, -0.25], [0.0, 0.030, 0.10], [-0.004, 0.022, 0.39]])
 _ROOTS = np.array([[-0.078, 0.005, 0.50], [0.086, 0.012, 0.475]])  # of arteries and bronchi
@@ -378,6 +363,8 @@ class _Volume:
         turn = order * angle + self.wobble_z[side][:, None] * z
         a, b = self.wobble[side].T[..., None]
         wave = 1 + np.sum(a * np.cos(turn) + b * np.sin(turn), axis=0) * share
+        # The front falls back towards the side, so that both lungs make one oval chest.
+        y = y * (1 - np.where(y < 0, 0.15, 0.07) * x)
         x = cx + x * wave * (rx * share + grow)
         y = cy + y * wave * (ry * share + grow)
         return np.stack([_SIDES[side] * np.maximum(x, 0.008 - grow), y], axis=1)
@@ -422,26 +409,26 @@ class _Volume:
 
     def _grow_trees(self, rng: np.random.Generator) -> None:
         """Tubes of this patient: starts, ends [n, 3] and radii [n] of short straight pieces."""
-        ends = self._inside(rng, 384)
-        arteries = _tree(rng, _ROOTS, ends[:, :256], 0.40)
-        veins = _tree(rng, _VEIN_ROOTS, ends[:, 256:], 0.40)
-        self.blood = _pieces(rng, [(a, b, 0.00150 * n**0.41) for a, b, n in arteries + veins])
+        ends = self._inside(rng, 768)
+        arteries = _tree(rng, _ROOTS, ends[:, :512], 0.42)
+        veins = _tree(rng, _VEIN_ROOTS, ends[:, 512:], 0.42)
+        self.blood = _pieces(rng, [(a, b, 0.00095 * n**0.45) for a, b, n in arteries + veins])
         bronchi = []
-        for level, (start, end, n) in enumerate(arteries[:7]):
+        for level, (start, end, n) in enumerate(arteries[:8]):
             # Beside its artery, by about the sum of the radii.
-            beside = 0.0030 * n**0.36 * np.array([0.8, -0.6, 0.0])
+            beside = 0.0024 * n**0.36 * np.array([0.8, -0.6, 0.0])
             if level == 0:
                 start_at = start.copy()
             else:
-                start_at = start + 0.0030 * (2 * n) ** 0.36 * np.array([0.8, -0.6, 0.0])
-            bronchi.append((start_at, end + beside, 0.00115 * n**0.40))
+                start_at = start + 0.0024 * (2 * n) ** 0.36 * np.array([0.8, -0.6, 0.0])
+            bronchi.append((start_at, end + beside, 0.00090 * n**0.40))
         main = [(_CARINA[None].repeat(2, 0), _ROOTS, np.array([0.0150, 0.0135]))]
-        self.airways = _pieces(rng, main + bronchi[:5])
-        self.small_airways = _pieces(rng, bronchi[4:])
+        self.airways = _pieces(rng, main + bronchi[:6])
+        self.small_airways = _pieces(rng, bronchi[5:])
 
     def _inside(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """[2, count, 3] points in the lungs, where the smallest vessels end."""
-        n = 3 * count
+        n = 2 * count
         z = rng.uniform(0.03, 1.0, (2, n))
         angle, out = rng.uniform(0, 2 * np.pi, (2, n)), np.sqrt(rng.random((2, n))) * 0.95
         cx, rx, cy, ry = np.moveaxis(_LUNG(z), -1, 0)
@@ -449,8 +436,7 @@ class _Volume:
         share = np.sqrt(1 - (1 - t) ** 2)
         ux, uy = _superellipse(angle)
         x, y = cx + rx * share * out * ux, cy + ry * share * out * uy
-        middle = _MEDIASTINUM(z)
-        inner = np.where(np.array([[True], [False]]), -middle[..., 10, 0], middle[..., 3, 0])
+        inner = np.stack([_INNER(z[side])[:, side] for side in range(2)])
         inner = np.where((y > 0.08) | (y < -0.12), 0.055, inner)
         height = np.maximum((z - self.dome[:, None]) / self.dome_slope, 0)
         dx = (x - self.dome_centre[:, 1:]) / (1.1 * rx)
@@ -593,7 +579,7 @@ def _pieces(rng, generations: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.n
     end = np.concatenate([b for _, b, _ in generations])
     radius = np.concatenate([np.broadcast_to(r, len(a)) for a, _, r in generations])
     length = np.linalg.norm(end - start, axis=1)[:, None]
-    bend = np.clip(rng.standard_normal((2, len(start), 3)), -2, 2) * (0.07 * length)
+    bend = np.clip(rng.standard_normal((2, len(start), 3)), -2, 2) * (0.05 * length)
     one, two = start + (end - start) / 3 + bend[0], start + (end - start) * 2 / 3 + bend[1]
     starts, ends = np.concatenate([start, one, two]), np.concatenate([one, two, end])
     order = np.argsort(np.tile(radius, 3), kind="stable")
@@ -712,10 +698,6 @@ def _tissue(pen: _Pen, volume: _Volume, z: float) -> np.ndarray:
     def fill(outline, hu):
         pen.fill(layer, outline, _code(hu))
 
-    def line(path, width, hu):
-        pen.line(layer, path, width, 255)
-        del hu
-
     width, depth, middle = _SKIN(z)
     cx, rx, cy, ry = _LUNG(z)
     front = min(cy - ry + 0.012, -0.13)
@@ -732,7 +714,7 @@ def _tissue(pen: _Pen, volume: _Volume, z: float) -> np.ndarray:
                 fill(_ellipse(np.array(centre) + [0, 0.004], (0.06 * b, 0.05 * b), 20), -20)
     round_skin = np.stack([skin[0] * sx, middle + skin[1] * sy], axis=1)
     fill(round_skin, -10)
-    fill(round_skin * (1 - 0.006 / skin) + [0, 0.0], _FAT)
+    fill(round_skin * (1 - 0.006 / skin), _FAT)
     _muscles(pen, volume, z, layer)
     for side in range(2):
         fill(volume.lung(side, z, grow=0.030, least=0.55), _MUSCLE)
@@ -791,8 +773,10 @@ def _muscles(pen: _Pen, volume: _Volume, z: float, layer: np.ndarray) -> None:
             x = 0.84 * wall + 0.035
             ellipse(x, cy + 0.80 * ry + 0.035, 0.105, 0.020 + 0.030 * high, -36)
             ellipse(x - 0.06, cy + ry + 0.042, 0.10, 0.016 + 0.012 * high, -20)
-        ellipse(wall + 0.030, cy + 0.10 + 0.03 * high, 0.022, 0.080, -14)  # latissimus, serratus
-        ellipse(wall + 0.018, cy - 0.03, 0.016, 0.090, 8)
+        # Serratus and latissimus follow the ribs.
+        path = volume.lung(side, z, grow=0.041, least=0.6)[np.arange(-12, 15)]
+        bulk = np.sin(np.linspace(0.1, np.pi - 0.1, 27)) ** 0.5
+        pen.fill(layer, _ring(path, (0.006 + 0.005 * high) * bulk), _code(_MUSCLE))
         if z < 0.14:  # shoulder girdle
             share = float(_smooth((0.14 - z) / 0.12))
             ellipse(0.30, 0.04, 0.11 * share, 0.07 * share, -12)
