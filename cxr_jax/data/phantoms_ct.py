@@ -41,7 +41,7 @@ import cv2
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from cxr_jax.data.phantoms import _at_size, _ellipse, _grain, _Pen, _ring, _smooth
+from cxr_jax.data.phantoms import _ellipse, _grain, _Pen, _ring, _smooth
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 
@@ -219,12 +219,12 @@ _MEDIASTINUM_POINTS = np.array(
       -64, 240, -44, 130, -36, 70, -64, -10, -50, -100],
      [-10, -180, 14, -180, 64, -115, 92, -30, 80, 72, 58, 132, 64, 240,
       -64, 240, -42, 130, -46, 62, -90, 0, -66, -95],
-     [-14, -186, 22, -186, 104, -138, 146, -42, 84, 72, 58, 134, 64, 240,
-      -64, 240, -40, 130, -42, 56, -92, -20, -74, -120],
-     [-18, -190, 32, -190, 138, -146, 166, -55, 84, 64, 57, 134, 64, 240,
-      -64, 240, -40, 130, -42, 58, -86, -20, -74, -130],
+     [-14, -186, 22, -186, 110, -142, 150, -48, 84, 72, 58, 134, 64, 240,
+      -64, 240, -40, 130, -42, 56, -84, -12, -62, -112],
+     [-18, -190, 32, -190, 148, -150, 172, -66, 84, 64, 57, 134, 64, 240,
+      -64, 240, -40, 130, -42, 58, -74, -14, -56, -118],
      [-22, -190, 32, -190, 126, -156, 146, -78, 80, 55, 56, 134, 64, 240,
-      -64, 240, -40, 130, -46, 52, -72, -20, -64, -138],
+      -64, 240, -40, 130, -46, 52, -66, -16, -52, -126],
      [-22, -190, 32, -190, 110, -156, 120, -78, 76, 55, 56, 134, 64, 240,
       -64, 240, -40, 130, -46, 52, -66, -20, -60, -138]]
 ).reshape(10, 12, 2) / 1000
@@ -282,10 +282,18 @@ class _Lesion:
     bronchograms: bool = False
 
 
-_NOISE_Z, _NOISE = 9, 12
+_NOISE_Z, _NOISE = 7, 9
 _RAGGED, _MOST_RAGGED = 0.42, 1.3  # by how much noise moves a lesion's edge, in radii and sigmas
 _FAR = 1 + _RAGGED * _MOST_RAGGED + 0.01  # beyond this many radii a lesion has no opacity
-_RIMS = {GROUND_GLASS: 0.40, CONSOLIDATION: 0.28}
+_RIMS = {GROUND_GLASS: 0.45, CONSOLIDATION: 0.38}  # how wide they are, in radii
+
+
+class _Tubes(NamedTuple):
+    """Straight pieces of tubes in the patient's frame, thick ones last."""
+
+    start: np.ndarray  # [k, 3]
+    end: np.ndarray  # [k, 3]
+    radius: np.ndarray  # [k]
 
 
 class _Opacity(NamedTuple):
@@ -322,7 +330,7 @@ class _Volume:
         self.dome_centre = rng.uniform([-0.07, 0.15], [-0.03, 0.185], (2, 2))
         self.dome_slope = rng.uniform(0.19, 0.25)
         self.rib_start = -0.10 + 0.086 * np.arange(13) + rng.normal(0, 0.004, (2, 13))
-        self.rib_drop = rng.uniform(0.24, 0.36)
+        self.rib_drop = rng.uniform(0.28, 0.42)
         self.rib_width = rng.uniform(0.0085, 0.0115)
         self.disc = rng.uniform(0, 2 * np.pi)
         self.aorta = rng.uniform(0.85, 1.2)
@@ -343,7 +351,6 @@ class _Volume:
         self.round_view = bool(rng.random() < 0.35)
         self.table = rng.uniform(0.004, 0.03)
         self.vessels = rng.uniform(0.85, 1.15)
-        self._grow_trees(rng)
         self.pen = _Pen(_LATTICE, self.pose)
         self.lesions: list[_Lesion] = []
         if positive:
@@ -407,24 +414,34 @@ class _Volume:
 
     # Trees ------------------------------------------------------------------------------------
 
-    def _grow_trees(self, rng: np.random.Generator) -> None:
-        """Tubes of this patient: starts, ends [n, 3] and radii [n] of short straight pieces."""
-        ends = self._inside(rng, 768)
-        arteries = _tree(rng, _ROOTS, ends[:, :512], 0.42)
-        veins = _tree(rng, _VEIN_ROOTS, ends[:, 512:], 0.42)
-        self.blood = _pieces(rng, [(a, b, 0.00095 * n**0.45) for a, b, n in arteries + veins])
+    # Trees are grown when a picture needs them: labels do not. Two threads would grow the same.
+
+    @functools.cached_property
+    def blood(self) -> "_Tubes":
+        """Arteries and veins."""
+        arteries, veins = self._trees
+        rng = np.random.default_rng([self.seed, self.number, 4])
+        return _pieces(rng, [(a, b, 0.00088 * n**0.43) for a, b, n in arteries + veins])
+
+    @functools.cached_property
+    def airways(self) -> tuple["_Tubes", "_Tubes"]:
+        """Main bronchi and the bronchi that show; those that show in consolidation only."""
+        beside = np.array([0.8, -0.6, 0.0])  # beside the artery, by about the sum of the radii
         bronchi = []
-        for level, (start, end, n) in enumerate(arteries[:8]):
-            # Beside its artery, by about the sum of the radii.
-            beside = 0.0024 * n**0.36 * np.array([0.8, -0.6, 0.0])
-            if level == 0:
-                start_at = start.copy()
-            else:
-                start_at = start + 0.0024 * (2 * n) ** 0.36 * np.array([0.8, -0.6, 0.0])
-            bronchi.append((start_at, end + beside, 0.00090 * n**0.40))
-        main = [(_CARINA[None].repeat(2, 0), _ROOTS, np.array([0.0150, 0.0135]))]
-        self.airways = _pieces(rng, main + bronchi[:6])
-        self.small_airways = _pieces(rng, bronchi[5:])
+        for level, (start, end, n) in enumerate(self._trees[0][:8]):
+            before = 0.0024 * (2 * n) ** 0.36 if level else 0.0
+            bronchi.append(
+                (start + before * beside, end + 0.0024 * n**0.36 * beside, 0.0009 * n**0.4)
+            )
+        main = (np.repeat(_CARINA[None], 2, axis=0), _ROOTS, np.array([0.0150, 0.0135]))
+        rng = np.random.default_rng([self.seed, self.number, 5])
+        return _pieces(rng, [main, *bronchi[:6]], 0.02), _pieces(rng, bronchi[4:], 0.03)
+
+    @functools.cached_property
+    def _trees(self) -> tuple[list, list]:
+        rng = np.random.default_rng([self.seed, self.number, 3])
+        ends = self._inside(rng, 512 + 256)
+        return _tree(_ROOTS, ends[:, :512], 0.42), _tree(_VEIN_ROOTS, ends[:, 512:], 0.42)
 
     def _inside(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """[2, count, 3] points in the lungs, where the smallest vessels end."""
@@ -544,7 +561,7 @@ def _pose(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([turn, offset[:, None]], axis=1)
 
 
-def _tree(rng, roots: np.ndarray, ends: np.ndarray, pull: float) -> list[tuple]:
+def _tree(roots: np.ndarray, ends: np.ndarray, pull: float) -> list[tuple]:
     """Binary trees that share out their ends.
 
     Args:
@@ -555,7 +572,7 @@ def _tree(rng, roots: np.ndarray, ends: np.ndarray, pull: float) -> list[tuple]:
     Returns:
       Of each generation (starts [k, 3], ends [k, 3], number of ends that a branch feeds).
     """
-    m, n, _ = ends.shape
+    m = len(ends)
     parent, clusters, levels = roots[:, None], ends[:, None], []
     while True:
         k, left = clusters.shape[1:3]
@@ -573,17 +590,17 @@ def _tree(rng, roots: np.ndarray, ends: np.ndarray, pull: float) -> list[tuple]:
         parent = np.repeat(node, 2, axis=1)
 
 
-def _pieces(rng, generations: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bends branches: (starts [k, 3], ends [k, 3], radii [k]) of their pieces, thick ones last."""
+def _pieces(rng, generations: list[tuple], bend: float = 0.05) -> _Tubes:
+    """Bends branches (starts [n, 3], ends [n, 3], radius) into three pieces each."""
     start = np.concatenate([a for a, _, _ in generations])
     end = np.concatenate([b for _, b, _ in generations])
     radius = np.concatenate([np.broadcast_to(r, len(a)) for a, _, r in generations])
     length = np.linalg.norm(end - start, axis=1)[:, None]
-    bend = np.clip(rng.standard_normal((2, len(start), 3)), -2, 2) * (0.05 * length)
-    one, two = start + (end - start) / 3 + bend[0], start + (end - start) * 2 / 3 + bend[1]
+    off = np.clip(rng.standard_normal((2, len(start), 3)), -2, 2) * (bend * length)
+    one, two = start + (end - start) / 3 + off[0], start + (end - start) * 2 / 3 + off[1]
     starts, ends = np.concatenate([start, one, two]), np.concatenate([one, two, end])
     order = np.argsort(np.tile(radius, 3), kind="stable")
-    return starts[order], ends[order], np.tile(radius, 3)[order]
+    return _Tubes(starts[order], ends[order], np.tile(radius, 3)[order])
 
 
 def _add(lesion: _Lesion, z: float, fields: _Opacity) -> None:
@@ -699,20 +716,24 @@ def _tissue(pen: _Pen, volume: _Volume, z: float) -> np.ndarray:
         pen.fill(layer, outline, _code(hu))
 
     width, depth, middle = _SKIN(z)
-    cx, rx, cy, ry = _LUNG(z)
+    _, _, cy, ry = _LUNG(z)
     front = min(cy - ry + 0.012, -0.13)
     _table(pen, volume, layer)
     _, sx, sy = _angles(80)
     extra = 0.030 * volume.fat
     skin = np.array([width + extra, depth + 0.8 * extra])
+    background, body = layer.copy(), pen.layer()
     if volume.breast:
         b = volume.breast * float(_smooth((z - 0.22) / 0.2) * _smooth((0.85 - z) / 0.2))
         if b > 0.05:
             for sign in _SIDES:
-                centre = [sign * (0.20 + 0.02 * b), middle - depth + 0.030 - 0.025 * b]
-                fill(_ellipse(np.array(centre), (0.13, 0.03 + 0.065 * b), 40), _FAT)
-                fill(_ellipse(np.array(centre) + [0, 0.004], (0.06 * b, 0.05 * b), 20), -20)
+                centre = np.array([sign * (0.19 + 0.02 * b), middle - depth + 0.060])
+                breast = _ellipse(centre, (0.150, 0.055 + 0.055 * b), 48)
+                pen.fill(body, breast)
+                fill(breast, _FAT)
+                fill(_ellipse(centre - [0, 0.03], (0.06 * b, 0.04 * b), 20), -20)
     round_skin = np.stack([skin[0] * sx, middle + skin[1] * sy], axis=1)
+    pen.fill(body, round_skin)
     fill(round_skin, -10)
     fill(round_skin * (1 - 0.006 / skin), _FAT)
     _muscles(pen, volume, z, layer)
@@ -730,6 +751,7 @@ def _tissue(pen: _Pen, volume: _Volume, z: float) -> np.ndarray:
         share = float(_smooth((z - volume.dome[0] - 0.04) / 0.16))
         fill(_ellipse(np.array([-0.02, -0.085]), np.array([0.13, 0.10]) * share, 32), _LIVER)
     _bones(pen, volume, z, layer, front)
+    np.copyto(layer, background, where=body < 128)  # nothing sticks out of the skin
     return cv2.LUT(layer, _HU_TABLE)
 
 
@@ -901,7 +923,7 @@ def _bones(pen: _Pen, volume: _Volume, z: float, layer: np.ndarray, front: float
             [sign * (cx + (rx * share + 0.015) * x), cy + (ry * share + 0.015) * yy], axis=1
         )
         height = volume.rib_start[side][:, None] + volume.rib_drop * (1 - np.cos(np.pi * u)) / 2
-        off = np.abs(z - height) / 0.019
+        off = np.abs(z - height) / 0.0165
         end = 0.95 - 0.06 * np.maximum(np.arange(13) - 7, 0)[:, None]
         seen = (off < 1) & (u < end)
         segments = np.stack([wall[:-1], wall[1:]], axis=1)
@@ -1004,7 +1026,7 @@ def _net(volume: _Volume, z: float) -> np.ndarray:
 
 def _fissures(pen: _Pen, volume: _Volume, z: float, toward) -> None:
     """The great fissures: faint lines that move forward from slice to slice."""
-    cx, rx, cy, ry = _LUNG(z)
+    cx, rx = _LUNG(z)[:2]
     layer = pen.fine_layer()
     for side, sign in enumerate(_SIDES):
         if not volume.fissure[side] or not 0.2 < z < 0.9:
@@ -1052,9 +1074,10 @@ def _airways(pen, volume: _Volume, z: float, hu: np.ndarray, lung: np.ndarray, s
         share *= np.float32(target) - hu
         hu += share
 
-    wall = pen.shadow(_cut(pen, volume.airways, z, volume.slab, grow=0.0022))
+    airways, small = volume.airways
+    wall = pen.shadow(_cut(pen, airways, z, volume.slab, grow=0.0017))
     toward(0, 0.8 * wall)
-    lumen = pen.shadow(_cut(pen, volume.airways, z, volume.slab))
+    lumen = pen.shadow(_cut(pen, airways, z, volume.slab))
     toward(-980, 0.97 * lumen)
     if z < 0.42:
         at = np.array([np.interp(z, _TRACHEA[:, 2], _TRACHEA[:, k]) for k in range(2)])
@@ -1065,7 +1088,7 @@ def _airways(pen, volume: _Volume, z: float, hu: np.ndarray, lung: np.ndarray, s
             pen.fill(layer, _ellipse(at, (wide + grow, (0.019 + grow) * open_), 28))
             toward(target, pen.shadow(layer))
     if sick is not None and sick.bronchograms.any():
-        open_ = pen.shadow(_cut(pen, volume.small_airways, z, 1.5 * volume.slab, scale=1.15))
+        open_ = pen.shadow(_cut(pen, small, z, 1.5 * volume.slab, scale=1.5))
         solid = cv2.resize(sick.bronchograms, (pen.size, pen.size), interpolation=cv2.INTER_LINEAR)
         toward(-900, 0.85 * open_ * solid * lung)
 
