@@ -344,7 +344,7 @@ class _Volume:
         self.stomach = rng.uniform([0.03, -0.10, 0.4], [0.08, -0.05, 1.0])
         self.fields = rng.standard_normal((4, 9, 9), np.float32)
         self.grain = rng.standard_normal((2, 48, 48), np.float32)
-        self.seeds = rng.uniform(0, 2 * np.pi, (2, 44, 44))
+        self.seeds = rng.uniform(0, 2 * np.pi, (2, 38, 38))
         self.noise_hu = rng.uniform(14, 42)
         self.kernel = rng.uniform(0.35, 0.75)  # of the reconstruction, px at 256
         self.sharpen = rng.uniform(0, 0.6)
@@ -1005,7 +1005,7 @@ def _filling(volume: _Volume, z: float, sick: _Opacity, size: int) -> np.ndarray
         share = cv2.resize(sick.net, (size, size), interpolation=cv2.INTER_LINEAR)
         share *= net
         share *= 1 - filled
-        filled += 0.34 * share
+        filled += 0.48 * share
     return filled
 
 
@@ -1020,7 +1020,7 @@ def _net(volume: _Volume, z: float) -> np.ndarray:
     points[y, x] = 0
     _, cell = cv2.distanceTransformWithLabels(points, cv2.DIST_L2, 3)
     cell = cell.astype(np.float32)
-    edge = cv2.dilate(cell, np.ones((2, 2), np.uint8)) != cell
+    edge = cv2.morphologyEx(cell, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     return cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 0.6)
 
 
