@@ -470,10 +470,10 @@ class _Volume:
         count = 1 + int(rng.choice(6, p=[0.16, 0.20, 0.22, 0.18, 0.14, 0.10]))
         for k in range(count):
             kind, large = rng.random(2)
-            grown = rng.uniform([0.030, 0.048, 0.080], [0.048, 0.080, 0.125])
-            size = float(grown[np.searchsorted([0.45, 0.87], large)])
-            if k and size > 0.08:
-                size *= 0.75
+            grown = rng.uniform([0.030, 0.048, 0.080], [0.048, 0.080, 0.190])
+            size = float(grown[np.searchsorted([0.45, 0.86], large)])
+            if k:  # one large lesion is enough
+                size = min(size, 0.095)
             centre, z, angle = self._place(rng)
             stretch = rng.uniform(1.0, 1.5)
             noise = rng.standard_normal((2, _NOISE_Z, _NOISE, _NOISE)).astype(np.float32)
