@@ -8,8 +8,8 @@ of arteries, veins and airways are curves in space that are cut by a slab, ribs 
 chest wall, the domes of the diaphragm are paraboloids, all else is outlines that change smoothly
 with z. The slice is drawn in approximate Hounsfield units and windowed,
 
-    hu = tissue + lung * (air - tissue),
-    air = parenchyma, then opacity, then vessels and the walls and lumina of airways upon it,
+    hu = tissue + lung * (air - tissue), then the walls and lumina of the airways upon it,
+    air = parenchyma, then opacity, then fissures and vessels upon it,
     image = 255 * clip((hu + noise - centre) / width + 1/2, 0, 1).
 
 Exact truth. Masks are taken from the very fields that are drawn:
@@ -25,6 +25,11 @@ Exact truth. Masks are taken from the very fields that are drawn:
 * A slice has a lesion if and only if the mask on a fixed lattice of 256 x 256 holds a full square
   of 5 x 5 cells; a slice with less is cleared of opacity. So the label of a slice can be had
   without its picture, and agrees with its mask at every size.
+
+A positive volume has one to six lesions: plain ground glass, crazy paving or consolidation (some
+with a halo of ground glass, some with air bronchograms). Each is an ellipsoid with a ragged edge
+(a smooth random field in space), clipped to the lungs, of 8 mm to about a third of a lung, more
+often low, at the back and near the pleura, and cut by at least one slice.
 
 What is not true to life: the shapes are simple, the noise is not a scanner's, lesions stand at
 slices that were taken and do not follow lobes, there is no other disease of the lungs.
@@ -666,7 +671,7 @@ def _draw(volume: _Volume, index: int, size: int, show_lesions: bool) -> Slice:
         lesion, kind = np.zeros((2, size, size), np.uint8)
 
     hu = _tissue(pen, volume, z)
-    air = _parenchyma(pen, volume, z, sick if show_lesions else None, layer)
+    air = _parenchyma(pen, volume, z, sick if show_lesions else None)
     # An enlarged lattice has wide edges: they are made as sharp as the picture can show.
     sharp = max(1.0, size / _LATTICE)
     share = cv2.LUT(at_size, _edge_table(sharp))
@@ -954,9 +959,7 @@ def _scapula(pen: _Pen, volume: _Volume, z: float, layer: np.ndarray, side: int)
         pen.fill(layer, _ring(np.stack([root, tip]) * [sign, 1], [0.009, 0.006]), bone)
 
 
-def _parenchyma(
-    pen: _Pen, volume: _Volume, z: float, sick: _Opacity | None, lung: np.ndarray
-) -> np.ndarray:
+def _parenchyma(pen: _Pen, volume: _Volume, z: float, sick: _Opacity | None) -> np.ndarray:
     """What the lungs would look like if they filled the picture, HU float32 [size, size]."""
     size = pen.size
     at = (np.arange(_COARSE, dtype=np.float32) + 0.5) / _COARSE
@@ -973,10 +976,6 @@ def _parenchyma(
     hu += volume.dependent_hu * near * np.clip(0.75 + 0.45 * ragged, 0, 1.6)
     hu = cv2.resize(hu.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
-    def toward(target: float, share: np.ndarray) -> None:
-        nonlocal hu
-        hu += share * (np.float32(target) - hu)
-
     dome = pen.layer(128)  # partial volume: the dome of the diaphragm is in part of the slab
     for part, value in ((1.0, 60), (0.5, 120)):
         for side in range(2):
@@ -984,13 +983,13 @@ def _parenchyma(
             if shape is not None:
                 pen.fill(dome, shape, value)
     if dome.any():
-        toward(40, cv2.resize(dome, (size, size)).astype(np.float32) / 255)
+        _mix(hu, 40, cv2.resize(dome, (size, size)).astype(np.float32) / 255)
 
     if sick is not None:
-        toward(35, _filling(volume, z, sick, size))
-    _fissures(pen, volume, z, toward)
+        _mix(hu, 35, _filling(volume, z, sick, size))
+    _fissures(pen, volume, z, hu)
     blood = _cut(pen, volume.blood, z, volume.slab, scale=volume.vessels)
-    toward(40, pen.shadow(blood))
+    _mix(hu, 40, pen.shadow(blood))
     return hu
 
 
@@ -1024,8 +1023,13 @@ def _net(volume: _Volume, z: float) -> np.ndarray:
     return cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 0.6)
 
 
-def _fissures(pen: _Pen, volume: _Volume, z: float, toward) -> None:
-    """The great fissures: faint lines that move forward from slice to slice."""
+def _mix(hu: np.ndarray, target: float, share: np.ndarray) -> None:
+    """Moves `hu` towards `target` by `share` of the way, in place."""
+    hu += share * (np.float32(target) - hu)
+
+
+def _fissures(pen: _Pen, volume: _Volume, z: float, hu: np.ndarray) -> None:
+    """The great fissures, in place: faint lines that move forward from slice to slice."""
     cx, rx = _LUNG(z)[:2]
     layer = pen.fine_layer()
     for side, sign in enumerate(_SIDES):
@@ -1041,11 +1045,11 @@ def _fissures(pen: _Pen, volume: _Volume, z: float, toward) -> None:
         )
         pen.line(layer, np.stack([sign * x, y], axis=1), 0.0035, 110 * volume.fissure[side])
     if layer.any():
-        toward(-300, pen.shadow(layer, 0.0012))
+        _mix(hu, -300, pen.shadow(layer, 0.0012))
 
 
-def _cut(pen: _Pen, tubes, z: float, slab: float, scale: float = 1.0, grow: float = 0.0, n=None):
-    """Layer of the tubes between z - slab and z + slab."""
+def _cut(pen: _Pen, tubes: _Tubes, z: float, slab: float, scale: float = 1.0, grow: float = 0.0):
+    """Fine layer of the tubes between z - slab and z + slab; radii scaled, then `grow` wider."""
     start, end, radius = tubes
     reach = slab + 0.7 * radius / _HEIGHT
     rise = end[:, 2] - start[:, 2]
@@ -1053,7 +1057,7 @@ def _cut(pen: _Pen, tubes, z: float, slab: float, scale: float = 1.0, grow: floa
     one, two = (z - reach - start[:, 2]) / rise, (z + reach - start[:, 2]) / rise
     low, high = np.maximum(np.minimum(one, two), 0), np.minimum(np.maximum(one, two), 1)
     seen = np.flatnonzero(low < high)
-    layer = pen.fine_layer() if n is None else pen.layer(n)
+    layer = pen.fine_layer()
     if not len(seen):
         return layer
     at, along = start[seen, :2], (end - start)[seen, :2]
@@ -1066,19 +1070,15 @@ def _cut(pen: _Pen, tubes, z: float, slab: float, scale: float = 1.0, grow: floa
     return layer
 
 
-def _airways(pen, volume: _Volume, z: float, hu: np.ndarray, lung: np.ndarray, sick) -> None:
+def _airways(
+    pen: _Pen, volume: _Volume, z: float, hu: np.ndarray, lung: np.ndarray, sick: _Opacity | None
+) -> None:
     """Trachea, bronchi and air bronchograms: bright walls, dark lumina; in place."""
-
-    def toward(target: float, share: np.ndarray) -> None:
-        nonlocal hu
-        share *= np.float32(target) - hu
-        hu += share
-
     airways, small = volume.airways
     wall = pen.shadow(_cut(pen, airways, z, volume.slab, grow=0.0017))
-    toward(0, 0.8 * wall)
+    _mix(hu, 0, 0.8 * wall)
     lumen = pen.shadow(_cut(pen, airways, z, volume.slab))
-    toward(-980, 0.97 * lumen)
+    _mix(hu, -980, 0.97 * lumen)
     if z < 0.42:
         at = np.array([np.interp(z, _TRACHEA[:, 2], _TRACHEA[:, k]) for k in range(2)])
         open_ = float(_smooth((0.42 - z) / 0.03))
@@ -1086,11 +1086,11 @@ def _airways(pen, volume: _Volume, z: float, hu: np.ndarray, lung: np.ndarray, s
         for grow, target in ((0.003, 30), (0.0, -990)):
             layer = pen.layer()
             pen.fill(layer, _ellipse(at, (wide + grow, (0.019 + grow) * open_), 28))
-            toward(target, pen.shadow(layer))
+            _mix(hu, target, pen.shadow(layer))
     if sick is not None and sick.bronchograms.any():
         open_ = pen.shadow(_cut(pen, small, z, 1.5 * volume.slab, scale=1.5))
         solid = cv2.resize(sick.bronchograms, (pen.size, pen.size), interpolation=cv2.INTER_LINEAR)
-        toward(-900, 0.85 * open_ * solid * lung)
+        _mix(hu, -900, 0.85 * open_ * solid * lung)
 
 
 def _outside(volume: _Volume, hu: np.ndarray, size: int) -> None:
