@@ -16,10 +16,11 @@ Exact truth. Masks are taken from the very fields that are drawn:
 
 * `lungs`: inside the pleura, less the mediastinum and what lies under the diaphragm. Vessels,
   airways and lesions in a lung belong to it, as a reader outlines it.
-* `lesion`: pixels of the lungs where a lesion's opacity is at least 35% of its peak. Around that
-  lies its rim, where the opacity falls to exactly 0; elsewhere it is 0. Vessels, airways, fissures,
-  the dense dependent lung and the blurred dome of the diaphragm are drawn in positive and negative
-  volumes alike and are never lesion; a vessel inside a lesion belongs to it.
+* `lesion`: pixels of the lungs where a lesion's opacity is at least 35% of its peak, which is what
+  its middle has before a slice or the edge of the lung cuts it. Around that lies its rim, where the
+  opacity falls to exactly 0; elsewhere it is 0. Vessels, airways, fissures, the dense dependent
+  lung and the blurred dome of the diaphragm are drawn in positive and negative volumes alike and
+  are never lesion; a vessel inside a lesion belongs to it.
 * `lesion_type`: 1 ground glass, 2 consolidation. Crazy paving is ground glass with a net of septa
   and has type 1. Where both overlap, consolidation.
 * A slice has a lesion if and only if the mask on a fixed lattice of 256 x 256 holds a full square
@@ -28,8 +29,8 @@ Exact truth. Masks are taken from the very fields that are drawn:
 
 A positive volume has one to six lesions: plain ground glass, crazy paving or consolidation (some
 with a halo of ground glass, some with air bronchograms). Each is an ellipsoid with a ragged edge
-(a smooth random field in space), clipped to the lungs, of 8 mm to about a third of a lung, more
-often low, at the back and near the pleura, and cut by at least one slice.
+(a smooth random field in space), clipped to the lungs, from about 1 cm to a third of a lung, more
+often low, at the back and near the pleura. At least one of them is seen in some slice.
 
 What is not true to life: the shapes are simple, the noise is not a scanner's, lesions stand at
 slices that were taken and do not follow lobes, there is no other disease of the lungs.
@@ -507,7 +508,7 @@ class _Volume:
                     )
                     self.lesions.append(around)
                 lesion.radii = 0.85 * lesion.radii
-                lesion.strength = 0.86 + 0.4 * (lesion.strength - 0.20) * 2
+                lesion.strength = 0.86 + 0.8 * (lesion.strength - 0.20)
             elif lesion.net:
                 lesion.strength *= 0.9
             self.lesions.append(lesion)
@@ -536,9 +537,8 @@ class _Volume:
         cell = int(np.searchsorted(total, rng.random() * total[-1]))
         row, column = divmod(min(cell, total.size - 1), _COARSE)
         centre = (np.array([column, row]) + 0.5) / _COARSE
-        x, y, w, h = cv2.boundingRect(
-            (mask * (np.arange(_COARSE) // 32 == column // 32)).astype("u1")
-        )
+        half = np.arange(_COARSE) // (_COARSE // 2)
+        x, y, w, h = cv2.boundingRect(mask * (half == half[column]).astype(np.uint8))  # this lung
         out = centre * _COARSE - [x + w / 2, y + h / 2]
         return centre, float(z), float(np.arctan2(out[0] * h, -out[1] * w))
 
@@ -595,7 +595,7 @@ def _tree(roots: np.ndarray, ends: np.ndarray, pull: float) -> list[tuple]:
         parent = np.repeat(node, 2, axis=1)
 
 
-def _pieces(rng, generations: list[tuple], bend: float = 0.05) -> _Tubes:
+def _pieces(rng: np.random.Generator, generations: list[tuple], bend: float = 0.05) -> _Tubes:
     """Bends branches (starts [n, 3], ends [n, 3], radius) into three pieces each."""
     start = np.concatenate([a for a, _, _ in generations])
     end = np.concatenate([b for _, b, _ in generations])
