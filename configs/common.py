@@ -49,7 +49,10 @@ def get_config() -> ml_collections.ConfigDict:
         diseased=0.65,  # 0..1, phantoms: share with an infection of the lungs
         test_diseased=-1.0,  # of the val and test phantoms; -1: as diseased
         first=0,  # number of the first training phantom
-        train=2048,  # phantoms a split
+        slices=32,  # phantom_ct: of a volume
+        positive=0.6,  # 0..1, phantom_ct: share of volumes with lesions
+        label_every=4,  # phantom_ct: of the slices with a lesion, which training labels; 1: all
+        train=2048,  # phantoms a split; phantom_ct: volumes
         val=128,
         test=256,
         fold=-1,  # 0..4: this fold of the training part validates; -1: none does

@@ -67,11 +67,12 @@ def open_source(data: Any, split: str) -> Source:
     Args:
       data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`,
         `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
-        `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`, `min_severity` and
-        `max_severity`, the global scores 0..18 between which its training films are taken; brixia
-        the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert: these two,
-        `uncertain` and `blank`; nih_cxr14: these two and `split_by`; cxr_3class: these two and
-        `leave_out_overlap`. ct_lesions: `data_dir`, `fold` and `halves`; covid19_ct_seg:
+        `val`, `test`. phantom_ct: `seed`, `size`, `slices`, `positive`, `label_every` and the
+        number of volumes `train`, `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`,
+        `min_severity` and `max_severity`, the global scores 0..18 between which its training films
+        are taken; brixia the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert:
+        these two, `uncertain` and `blank`; nih_cxr14: these two and `split_by`; cxr_3class: these
+        two and `leave_out_overlap`. ct_lesions: `data_dir`, `fold` and `halves`; covid19_ct_seg:
         `data_dir` and `fold`. manifest: `path`, the CSV file; ct_volume: `path`, the folder that
         `prepare ct_volume` made of one.
       split: 'train', 'val' or 'test'.
@@ -81,6 +82,7 @@ def open_source(data: Any, split: str) -> Source:
     """
     openers = {
         "phantom_cxr": _phantom_cxr,
+        "phantom_ct": _phantom_ct,
         "brixia_cohen": _brixia_cohen,
         "manifest": _manifest,
         "chexpert": _chexpert,
@@ -157,6 +159,21 @@ def _phantom_cxr(data: Any, split: str) -> Source:
         heavy=data.test_heavy if test and data.test_heavy >= 0 else data.heavy,
         diseased=data.test_diseased if test and data.test_diseased >= 0 else data.diseased,
         first=0 if test else data.first,
+    )
+
+
+def _phantom_ct(data: Any, split: str) -> Source:
+    from cxr_jax.data.sources import phantom_ct
+
+    counts = {"train": data.train, "val": data.val, "test": data.test}
+    return phantom_ct.PhantomCT(
+        split=split,
+        count=counts[split],
+        seed=data.seed,
+        size=data.size,
+        slices=data.slices,
+        positive=data.positive,
+        label_every=data.label_every,
     )
 
 

@@ -1,0 +1,129 @@
+"""Phantom CT volumes as a data set of slices: a slice depends on its volume's number and the
+options only.
+
+Nothing is stored.
+"""
+
+import math
+
+import numpy as np
+
+from cxr_jax.data import phantoms_ct
+from cxr_jax.data.records import CT_FIELDS, Record
+from cxr_jax.data.sources.slices import SliceTable
+from cxr_jax.errors import InputError
+
+VERSION = "1.0.0"  # changes when the phantoms change
+
+# Each split has its own range of volume numbers, so that no patient is in two, whatever the counts.
+RANGE = 1_000_000
+FIRST = {"train": 0, "val": RANGE, "test": 2 * RANGE}
+
+
+class PhantomCT:
+    """The slices of `count` phantom volumes of one split; slices of a volume lie in a row.
+
+    Positive volumes (with lesions) and negative ones alternate, so that the first n volumes hold
+    the share `positive` of positive ones for every n, to within one volume. Masks are exact in all
+    splits. In the training split `slice_label` is what the paper's readers gave: they marked every
+    fourth or fifth slice with a lesion, so of a positive volume the first lesion-bearing slice from
+    above, and every `label_every`-th after it, is 1; its other slices are NaN, unknown, be there a
+    lesion or not. Negative volumes are 0 throughout. With `label_every` 1, and in the other
+    splits, every label is known.
+
+    Args:
+      split: 'train', 'val' or 'test'.
+      count: number of volumes, one patient each.
+      seed: of the phantoms.
+      size: height and width in pixels, 64..512.
+      slices: of a volume, 8..512.
+      positive: 0..1, share of positive volumes.
+      label_every: 1 or more.
+
+    Raises:
+      InputError: an argument outside its range.
+    """
+
+    name = "phantom_ct"
+    fields = CT_FIELDS | {"image", "id", "group", "lungs", "lesion", "lesion_type"}
+    partial = frozenset()
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        count: int,
+        seed: int,
+        size: int,
+        slices: int = 32,
+        positive: float = 0.6,
+        label_every: int = 4,
+    ):
+        if not 0 <= count <= RANGE:
+            raise InputError(f"data.{split}={count} phantom volumes; expected 0 .. {RANGE:,}")
+        if seed < 0:
+            raise InputError(f"data.seed={seed} must not be negative")
+        least, most = phantoms_ct.MIN_SIZE, phantoms_ct.MAX_SIZE
+        if not least <= size <= most:
+            raise InputError(f"data.size={size} px; CT phantoms have {least}..{most}")
+        least, most = phantoms_ct.MIN_SLICES, phantoms_ct.MAX_SLICES
+        if not least <= slices <= most:
+            raise InputError(f"data.slices={slices} a volume; expected {least}..{most}")
+        if not 0 <= positive <= 1:
+            raise InputError(f"data.positive={positive}; expected 0..1")
+        if label_every < 1:
+            raise InputError(f"data.label_every={label_every}; expected 1 or more")
+        self.split, self.count, self.seed, self.size = split, count, seed, size
+        self.slices, self.positive = slices, positive
+        self.label_every = label_every if split == "train" else 1
+        # Labels by volume, made when first asked for. Threads that ask at once write the same.
+        self._labels: dict[int, np.ndarray] = {}
+        self.version = f"{VERSION}+seed{seed},{size}px,{slices}slices,positive{positive:g}"
+        self.version += f",label{label_every}" if self.label_every > 1 else ""
+
+    def __len__(self) -> int:
+        return self.count * self.slices
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"slice {index} of {len(self)}")
+        volume, position = divmod(index, self.slices)
+        record = phantoms_ct.ct_slice(
+            self.seed,
+            FIRST[self.split] + volume,
+            position,
+            self.size,
+            slices=self.slices,
+            positive=self._is_positive(volume),
+        )
+        if self.label_every > 1:
+            record["slice_label"] = self._volume_labels(volume)[position]
+        return record
+
+    def slice_table(self) -> SliceTable:
+        """Draws the lesions of every positive volume on a small lattice, once: about 40 ms each."""
+        labels = [self._volume_labels(volume) for volume in range(self.count)]
+        return SliceTable(
+            volume=np.repeat(np.arange(self.count), self.slices),
+            position=np.tile(np.arange(self.slices), self.count),
+            label=np.concatenate([np.zeros(0, np.float32), *labels]),
+        )
+
+    def _is_positive(self, volume: int) -> bool:
+        # A hair less, so that 15 * 0.2, which is a little over 3, counts as 3.
+        before, after = (math.ceil(n * self.positive - 1e-9) for n in (volume, volume + 1))
+        return after > before
+
+    def _volume_labels(self, volume: int) -> np.ndarray:
+        """float32 [slices]: 1, 0 or NaN."""
+        if not self._is_positive(volume):
+            return np.zeros(self.slices, np.float32)
+        if volume not in self._labels:
+            number = FIRST[self.split] + volume
+            lesion = phantoms_ct.lesion_slices(self.seed, number, slices=self.slices)
+            labels = lesion.astype(np.float32)
+            if self.label_every > 1:
+                labels[:] = np.nan
+                labels[np.flatnonzero(lesion)[:: self.label_every]] = 1
+            self._labels[volume] = labels
+        return self._labels[volume]
