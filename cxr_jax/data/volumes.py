@@ -141,8 +141,8 @@ def read_nifti(path: str | Path, *, like: Outline | None = None) -> Volume:
 
     Args:
       path: the file; a fourth axis of length 1 is dropped.
-      like: for a mask, that of its volume: the shape must be the same, and a mask whose header does not
-        say where its axes point has them as the volume's file.
+      like: for a mask, that of its volume: the shape must be the same, and a mask whose header
+        does not say where its axes point has them as the volume's file.
 
     Returns:
       The volume; slope and intercept of the header are applied.
@@ -212,16 +212,21 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 def _read_header(stream: BinaryIO) -> _Header:
     block = stream.read(4)
-    sizes = {struct.unpack(f"{order}i", block)[0] for order in "<>"} if len(block) == 4 else set()
-    kind = _HEADERS.get(next(iter(sizes & set(_HEADERS)), 0))
-    if kind is None:
+    # The header's first field is its own size; whichever order makes it one is the file's.
+    found = [
+        (order, _HEADERS[size])
+        for order in "<>"
+        if len(block) == 4 and (size := struct.unpack(f"{order}i", block)[0]) in _HEADERS
+    ]
+    if not found:
         raise _Bad("not a NIfTI file; expected a volume as .nii or .nii.gz")
+    order, kind = found[0]
     block += stream.read(kind.sizeof_hdr - 4)
     if len(block) < kind.sizeof_hdr:
         raise _Bad("the file is truncated inside its header; copy it again")
     try:
         # Not `from_fileobj`, which would read the extensions, of any size, into memory.
-        header = kind(block, check=False)
+        header = kind(block, endianness=order, check=False)
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         quatern = header.get_qform(coded=True)[0] is not None
@@ -232,7 +237,12 @@ def _read_header(stream: BinaryIO) -> _Header:
     if bytes(header["magic"].item())[:2] != b"n+":
         raise _Bad("the header of a .hdr/.img pair, or no NIfTI; save the volume as one .nii file")
     count = int(header["dim"][0])
-    sides = [int(side) for side in header["dim"][1 : max(count, 0) + 1]]
+    if not 1 <= count <= 7 or np.isinf([header["scl_slope"], header["scl_inter"]]).any():
+        raise _Bad(
+            f"the NIfTI header makes no sense ({count} dimensions, slope {header['scl_slope']:g}, "
+            f"intercept {header['scl_inter']:g}); convert the scan again"
+        )
+    sides = [int(side) for side in header["dim"][1 : count + 1]]
     while len(sides) > 3 and sides[-1] == 1:
         sides.pop()
     if len(sides) == 2 and min(sides) > 0:
@@ -284,7 +294,9 @@ def _read_values(stream: BinaryIO, header: _Header) -> np.ndarray:
         filled += read
     if filled < size:
         raise _Bad(_short(filled, size))
-    stream.read(1)  # at the end of a .gz its checksum is compared
+    # At the end of a .gz its checksum is compared.
+    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**20)) == 2**20:
+        raise _Bad("the file goes on far behind its values; it is damaged: copy it again")
     return values.astype(header.dtype.newbyteorder("="), copy=False)
 
 

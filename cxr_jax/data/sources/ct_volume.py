@@ -36,6 +36,7 @@ Volumes are heavy: a table is prepared once, to DATA_DIR/ct_volume/NAME_OF_THE_C
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 
@@ -230,7 +231,7 @@ def _ranges(row: tables.Row, label: int | None) -> list[tuple[int, int]]:
             raise row.error("ranges", f"{part.strip()!r}: slices are counted from 1")
         ranges.append((first, last))
     ranges.sort()
-    for before, after in zip(ranges, ranges[1:]):
+    for before, after in itertools.pairwise(ranges):
         if after[0] <= before[1]:
             raise row.error(
                 "ranges", f"{before[0]}-{before[1]} and {after[0]}-{after[1]} overlap; join them"
