@@ -216,9 +216,7 @@ def _ranges(row: tables.Row, label: int | None) -> list[tuple[int, int]]:
     if not cell:
         return []
     if label != 1:
-        raise row.error(
-            "ranges", f"ranges are of volumes with label 1, this one has {row['label']!r}"
-        )
+        raise row.error("ranges", f"ranges need label 1, this volume has {row['label']!r}")
     ranges = []
     for part in cell.split(";"):
         match = _RANGE.fullmatch(part.strip())
