@@ -229,8 +229,8 @@ def _read_header(stream: BinaryIO) -> _Header:
         header = kind(block, endianness=order, check=False)
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
-        quatern = header.get_qform(coded=True)[0] is not None
-        affine = header.get_best_affine() if quatern or int(header["sform_code"]) > 0 else None
+        stated = max(int(header["qform_code"]), int(header["sform_code"])) > 0
+        affine = header.get_best_affine() if stated else None
     except (HeaderDataError, ValueError, KeyError, np.linalg.LinAlgError) as error:
         reason = " ".join(str(error).split())[:100]
         raise _Bad(f"the NIfTI header makes no sense ({reason}); convert the scan again") from error
@@ -273,7 +273,11 @@ def _read_header(stream: BinaryIO) -> _Header:
         slope=float(slope),
         intercept=float(intercept),
         affine=affine,
-        zooms=tuple(float(zoom) for zoom in np.abs(header["pixdim"][1:4])),
+        zooms=tuple(
+            np.abs(header["pixdim"][1:4]).tolist()
+            if affine is None
+            else np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        ),
     )
 
 
@@ -289,7 +293,7 @@ def _read_values(stream: BinaryIO, header: _Header) -> np.ndarray:
     while left > 0 and (skipped := len(stream.read(min(left, 2**20)))):
         left -= skipped
     values = np.empty(count, header.dtype)
-    view, filled = memoryview(values).cast("B"), 0
+    view, filled = values.view(np.uint8), 0
     while filled < size and (read := stream.readinto(view[filled : filled + 2**20])):
         filled += read
     if filled < size:

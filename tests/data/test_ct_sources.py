@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from fake_sets import edit, run_prepare, write_csv
+from fake_sets import edit, make_manifest, run_prepare, write_csv
 from fake_volumes import (
     COVID19_VOLUMES,
     CT_ROWS,
@@ -486,6 +486,10 @@ def test_opening_own_volumes_wrongly(own_set, tmp_path):
     folder = tmp_path / "ct_volume" / "volumes" / prepared.VERSION
     check_line(opened(folder, "test"), "no split 'test'")
     assert len(opened(folder)()) == 6
+    films = make_manifest(tmp_path / "films")
+    run_prepare("manifest", films, tmp_path)
+    folder = tmp_path / "manifest" / "films" / prepared.VERSION
+    check_line(opened(folder), "this is no prepared set 'ct_volume'")
 
 
 TABLE_ERRORS = [

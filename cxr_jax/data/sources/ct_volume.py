@@ -135,7 +135,9 @@ def open_split(path: str, split: str) -> prepared.PreparedSlices:
             f"data.path={path} is a file; volumes are prepared first: "
             f"{_COMMAND.replace('VOLUMES.csv', str(path))}"
         )
-    return prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
+    opened = prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
+    opened.slice_table()  # another set's folder should show now
+    return opened
 
 
 def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
