@@ -37,13 +37,14 @@ def draw_chest(slices: int = 6, side: int = 40, seed: int = 0, lesions=(2, 3)):
 
 
 def write_nifti(
-    path: pathlib.Path, values: np.ndarray, axes: str = "LPS", spacing=SPACING
+    path: pathlib.Path, values: np.ndarray, axes: str = "LPS", spacing=SPACING, place=(0, 0, 0)
 ) -> pathlib.Path:
-    """Canonical [S, H, W] -> a file whose axes point to `axes`."""
+    """Canonical [S, H, W] -> a file whose axes point to `axes`; mm of its first voxel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Columns run to the left, rows to the back, slices to the head: L, P, S.
-    image = nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([*spacing[::-1], 1.0]))
-    image = nibabel.Nifti1Image(image.dataobj, np.diag([-spacing[2], -spacing[1], spacing[0], 1]))
+    affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1])
+    affine[:3, 3] = place
+    image = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)
     start = nibabel.orientations.axcodes2ornt("LPS")
     to = nibabel.orientations.axcodes2ornt(axes)
     image = image.as_reoriented(nibabel.orientations.ornt_transform(start, to))
@@ -178,7 +179,8 @@ def make_ct_volumes(root: pathlib.Path, only=tuple(CT_ROWS)) -> pathlib.Path:
         if drawn:
             write_nifti(root / drawn, lesion)
         if lung_file:
-            write_nifti(root / lung_file, np.minimum(lungs, 1))
+            # Where `write_slice` puts the series, in mm to the right, front and head.
+            write_nifti(root / lung_file, np.minimum(lungs, 1), "RPI", place=(10, 20, 100))
     write_csv(root / "volumes.csv", [CT_HEADER, *(CT_ROWS[name] for name in only)])
     return root / "volumes.csv"
 

@@ -286,6 +286,26 @@ def test_masks_are_held_against_their_volume(tmp_path, chest):
     check_line(file, "5x40x40", "6x40x40", read=lambda p: volumes.read_mask(p, like))
 
 
+def test_a_mask_of_other_axes_lies_where_its_volume_does(tmp_path, chest):
+    """A mask saved with an identity matrix beside a volume of other axes is mirrored in silence."""
+    like = volumes.outline(write_nifti(tmp_path / "v.nii", chest, "LAS", place=(90, 80, -300)))
+    mask = (chest > 0).astype(np.uint8)
+    file = write_nifti(tmp_path / "m.nii", mask, "RPI", place=(90, 80, -300))
+    np.testing.assert_array_equal(volumes.read_mask(file, like), mask)
+    # The same axes need no place: only the order of the voxels counts.
+    write_nifti(file, mask, "LAS")
+    np.testing.assert_array_equal(volumes.read_mask(file, like), mask)
+    stored = mask[:, ::-1].transpose(2, 1, 0)  # in the order of the volume's file
+    raw_nifti(file, stored, np.eye(4))
+    words = "the mask's axes are not its volume's", "(90, 80, -300) mm"
+    check_line(file, *words, read=lambda p: volumes.read_mask(p, like))
+    np.testing.assert_array_equal(volumes.read_mask(file, like, as_stored=True), mask)
+    write_series(tmp_path / "s", chest)
+    lie = volumes.outline(tmp_path / "s")
+    np.testing.assert_allclose(lie.place, [10, 20, 100])
+    check_line(file, "save the mask with", read=lambda p: volumes.read_mask(p, lie))
+
+
 def test_lungs_get_sides_from_the_picture():
     _, lungs, _ = draw_chest()
     theirs = np.array([0, 7, 3], np.uint8)[lungs]

@@ -28,7 +28,8 @@ of train do not, so that a method of weak labels never sees what the mask knows.
 A volume must be in HU: one without a value below -200 (air is -1000) is refused, unless the row
 states its window; with 127.5 and 255, values 0..255 are taken as they are.
 
-`lungs` may have two labels, a lung each, or one: which lung is which is told from the picture.
+`lungs` may have two labels, a lung each, or one: which lung is which is told from the picture. A
+mask whose axes are not its volume's is turned, if its header puts it where the volume lies.
 
 Volumes are heavy: a table is prepared once, to DATA_DIR/ct_volume/NAME_OF_THE_CSV/1.0.0, and
 `data.path` is that folder.
