@@ -587,9 +587,11 @@ def read_hounsfield(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.nda
                 value not in (None, "") for value in rescale
             ):
                 raise _Bad("no RescaleSlope and RescaleIntercept: its values are not in HU")
-            table = _GreyTable.of(dataset, header)
-        values = np.where(table.padding, _AIR, table.modality).astype(np.float32)
-        return values[table.index(_stored_values(dataset, header))]
+            stored = _stored_table(header)
+            modality = _modality(dataset, header, stored)
+            padding = _padding(dataset, header, stored)
+        values = np.where(padding, _AIR, modality).astype(np.float32)
+        return values[_table_index(_stored_values(dataset, header), header)]
 
 
 class _Header(NamedTuple):
@@ -701,6 +703,40 @@ def _check_rle(frame: bytes, expected: int) -> None:
             )
 
 
+def _stored_table(header: _Header) -> np.ndarray:
+    """int [2^bits]: the stored value of each bit pattern."""
+    stored = np.arange(2**header.bits)
+    if header.signed:
+        stored = np.where(stored < 2 ** (header.bits - 1), stored, stored - 2**header.bits)
+    return stored
+
+
+def _table_index(stored: np.ndarray, header: _Header) -> np.ndarray:
+    """Stored values [H, W] -> where they are in tables of [2^bits]."""
+    # As unsigned, cut to the stored bits: the rest may hold an overlay, or copies of the sign.
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    return stored.view(f"u{stored.dtype.itemsize}") & (2**header.bits - 1)
+
+
+def _modality(dataset: pydicom.Dataset, header: _Header, stored: np.ndarray) -> np.ndarray:
+    """float64 [2^bits]: what each stored value measures."""
+    if luts := dataset.get("ModalityLUTSequence"):
+        little = dataset.original_encoding[1] is not False
+        return _Lut.of(luts[0], header.signed, little, "modality").look_up(stored)
+    slope = _number(dataset, "RescaleSlope", 1.0)
+    return slope * stored + _number(dataset, "RescaleIntercept", 0.0)
+
+
+def _padding(dataset: pydicom.Dataset, header: _Header, stored: np.ndarray) -> np.ndarray:
+    """bool [2^bits]: the stored value stands for no tissue."""
+    if dataset.get("PixelPaddingValue") is None:
+        return np.zeros(stored.shape, bool)
+    ends = [_padding_value(dataset, "PixelPaddingValue", header)] * 2
+    if dataset.get("PixelPaddingRangeLimit") is not None:
+        ends[1] = _padding_value(dataset, "PixelPaddingRangeLimit", header)
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
 class _GreyTable(NamedTuple):
     """How each stored value is shown.
 
@@ -715,18 +751,10 @@ class _GreyTable(NamedTuple):
 
     @classmethod
     def of(cls, dataset: pydicom.Dataset, header: _Header) -> "_GreyTable":
-        stored = np.arange(2**header.bits)
-        if header.signed:
-            stored = np.where(stored < 2 ** (header.bits - 1), stored, stored - 2**header.bits)
+        stored = _stored_table(header)
+        modality = _modality(dataset, header, stored)
+        rescaled = bool(dataset.get("ModalityLUTSequence")) or not np.array_equal(modality, stored)
         little = dataset.original_encoding[1] is not False
-        rescaled = True
-        if luts := dataset.get("ModalityLUTSequence"):
-            modality = _Lut.of(luts[0], header.signed, little, "modality").look_up(stored)
-        else:
-            slope = _number(dataset, "RescaleSlope", 1.0)
-            intercept = _number(dataset, "RescaleIntercept", 0.0)
-            modality = slope * stored + intercept
-            rescaled = (slope, intercept) != (1.0, 0.0)
         window = _window(dataset)
         if luts := dataset.get("VOILUTSequence"):
             lut = _Lut.of(luts[0], bool(modality.min() < 0), little, "VOI")
@@ -739,23 +767,11 @@ class _GreyTable(NamedTuple):
             shown = stored / 255.0
         else:
             shown = None
-        padding = np.zeros(stored.shape, bool)
-        if dataset.get("PixelPaddingValue") is not None:
-            ends = [_padding_value(dataset, "PixelPaddingValue", header)] * 2
-            if dataset.get("PixelPaddingRangeLimit") is not None:
-                ends[1] = _padding_value(dataset, "PixelPaddingRangeLimit", header)
-            padding = (stored >= min(ends)) & (stored <= max(ends))
-        return cls(shown, modality, padding, header)
-
-    def index(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values [H, W] -> where they are in the tables."""
-        # As unsigned, cut to the stored bits: the rest may hold an overlay, or copies of the sign.
-        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        return stored.view(f"u{stored.dtype.itemsize}") & (2**self.header.bits - 1)
+        return cls(shown, modality, _padding(dataset, header, stored), header)
 
     def film(self, stored: np.ndarray) -> np.ndarray:
         """Stored values [H, W] -> uint8 [H, W]."""
-        index, shown = self.index(stored), self.shown
+        index, shown = _table_index(stored, self.header), self.shown
         if shown is None:
             there = np.zeros(self.modality.shape, bool)
             there[index] = True

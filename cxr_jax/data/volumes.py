@@ -43,6 +43,7 @@ _GZIP = b"\x1f\x8b"
 _ONE_SLICE = "one slice is no volume; export the whole series"
 # Of the step between slices: more than this many steps, and a slice is missing in between.
 _GAP, _OVERLAP = 1.5, 0.67
+_APART = 10.0  # mm: a mask of other axes that begins further from its volume is not its mask
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
@@ -73,11 +74,14 @@ class Outline(NamedTuple):
         in the order of the file, as ITK-SNAP counts. Of a series: in the order of InstanceNumber,
         as radiology viewers count; None where files lack it or share one.
       axes: how the axes of a NIfTI file lie (nibabel's orientation); None of a series.
+      place: float [3], where voxel [0, 0, 0] lies, mm to the right, front and head; None
+        where a mask's header does not say it.
     """
 
     shape: tuple[int, int, int]
     numbers: np.ndarray | None
     axes: np.ndarray | None
+    place: np.ndarray | None
 
 
 class _Bad(Exception):
@@ -115,7 +119,7 @@ def outline(path: str | Path) -> Outline:
     if path.is_dir():
         return _series(path).outline()
     with _naming(path), _open(path) as stream:
-        return _outline(_read_header(stream), None)
+        return _outline(_read_header(stream), None, as_stored=False)
 
 
 def read(path: str | Path) -> Volume:
@@ -136,13 +140,16 @@ _NO_AXES = (
 )
 
 
-def read_nifti(path: str | Path, *, like: Outline | None = None) -> Volume:
+def read_nifti(path: str | Path, *, like: Outline | None = None, as_stored: bool = False) -> Volume:
     """Reads a volume or a mask from a NIfTI-1 or NIfTI-2 file (.nii or .nii.gz, told by content).
 
     Args:
       path: the file; a fourth axis of length 1 is dropped.
-      like: for a mask, that of its volume: the shape must be the same, and a mask whose header does not
-        say where its axes point has them as the volume's file.
+      like: for a mask, that of its volume: the shape must be the same. A mask whose header does
+        not say where its axes point has them as the volume's file; one whose axes are others must
+        lie at the same place.
+      as_stored: the voxels of mask and volume are in the same order in their files, whatever the
+        mask's header says.
 
     Returns:
       The volume; slope and intercept of the header are applied.
@@ -150,13 +157,13 @@ def read_nifti(path: str | Path, *, like: Outline | None = None) -> Volume:
     Raises:
       InputError: missing, not NIfTI, truncated or damaged, too large, not three-dimensional, of
         one slice, of a type that is no number, with values that are no numbers, without an
-        orientation, or of another shape than `like`.
+        orientation, or of another shape or at another place than `like`.
     """
     path = Path(path)
     with _naming(path):
         with _open(path) as stream:
             header = _read_header(stream)
-            lie = _outline(header, like)
+            lie = _outline(header, like, as_stored=as_stored)
             stored = _read_values(stream, header)
         values = _scaled(stored, header).reshape(header.shape, order="F")
         return Volume(
@@ -212,27 +219,37 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 def _read_header(stream: BinaryIO) -> _Header:
     block = stream.read(4)
-    sizes = {struct.unpack(f"{order}i", block)[0] for order in "<>"} if len(block) == 4 else set()
-    kind = _HEADERS.get(next(iter(sizes & set(_HEADERS)), 0))
-    if kind is None:
+    # The header's first field is its own size; whichever order makes it one is the file's.
+    found = [
+        (order, _HEADERS[size])
+        for order in "<>"
+        if len(block) == 4 and (size := struct.unpack(f"{order}i", block)[0]) in _HEADERS
+    ]
+    if not found:
         raise _Bad("not a NIfTI file; expected a volume as .nii or .nii.gz")
+    order, kind = found[0]
     block += stream.read(kind.sizeof_hdr - 4)
     if len(block) < kind.sizeof_hdr:
         raise _Bad("the file is truncated inside its header; copy it again")
     try:
         # Not `from_fileobj`, which would read the extensions, of any size, into memory.
-        header = kind(block, check=False)
+        header = kind(block, endianness=order, check=False)
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
-        quatern = header.get_qform(coded=True)[0] is not None
-        affine = header.get_best_affine() if quatern or int(header["sform_code"]) > 0 else None
+        stated = max(int(header["qform_code"]), int(header["sform_code"])) > 0
+        affine = header.get_best_affine() if stated else None
     except (HeaderDataError, ValueError, KeyError, np.linalg.LinAlgError) as error:
         reason = " ".join(str(error).split())[:100]
         raise _Bad(f"the NIfTI header makes no sense ({reason}); convert the scan again") from error
     if bytes(header["magic"].item())[:2] != b"n+":
         raise _Bad("the header of a .hdr/.img pair, or no NIfTI; save the volume as one .nii file")
     count = int(header["dim"][0])
-    sides = [int(side) for side in header["dim"][1 : max(count, 0) + 1]]
+    if not 1 <= count <= 7 or np.isinf([header["scl_slope"], header["scl_inter"]]).any():
+        raise _Bad(
+            f"the NIfTI header makes no sense ({count} dimensions, slope {header['scl_slope']:g}, "
+            f"intercept {header['scl_inter']:g}); convert the scan again"
+        )
+    sides = [int(side) for side in header["dim"][1 : count + 1]]
     while len(sides) > 3 and sides[-1] == 1:
         sides.pop()
     if len(sides) == 2 and min(sides) > 0:
@@ -263,7 +280,11 @@ def _read_header(stream: BinaryIO) -> _Header:
         slope=float(slope),
         intercept=float(intercept),
         affine=affine,
-        zooms=tuple(float(zoom) for zoom in np.abs(header["pixdim"][1:4])),
+        zooms=tuple(
+            np.abs(header["pixdim"][1:4]).tolist()
+            if affine is None
+            else np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        ),
     )
 
 
@@ -279,12 +300,14 @@ def _read_values(stream: BinaryIO, header: _Header) -> np.ndarray:
     while left > 0 and (skipped := len(stream.read(min(left, 2**20)))):
         left -= skipped
     values = np.empty(count, header.dtype)
-    view, filled = memoryview(values).cast("B"), 0
+    view, filled = values.view(np.uint8), 0
     while filled < size and (read := stream.readinto(view[filled : filled + 2**20])):
         filled += read
     if filled < size:
         raise _Bad(_short(filled, size))
-    stream.read(1)  # at the end of a .gz its checksum is compared
+    # At the end of a .gz its checksum is compared.
+    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**20)) == 2**20:
+        raise _Bad("the file goes on far behind its values; it is damaged: copy it again")
     return values.astype(header.dtype.newbyteorder("="), copy=False)
 
 
@@ -326,9 +349,9 @@ def _axes(header: _Header) -> np.ndarray | None:
     return None if np.isnan(axes).any() else axes.astype(int)
 
 
-def _outline(header: _Header, like: Outline | None) -> Outline:
-    axes = _axes(header)
-    if axes is None and like is not None:
+def _outline(header: _Header, like: Outline | None, *, as_stored: bool) -> Outline:
+    stated = axes = _axes(header)
+    if like is not None and like.axes is not None and (as_stored or stated is None):
         axes = like.axes
     if axes is None:
         raise _Bad(_NO_AXES)
@@ -339,7 +362,26 @@ def _outline(header: _Header, like: Outline | None) -> Outline:
             f"the mask is {_by(shape)} (slices x rows x columns), its volume {_by(like.shape)}; "
             "draw it on the volume's own grid"
         )
-    return Outline(shape, _numbers(axes, shape[0]), axes)
+    place = None if stated is None else _place(header.affine, axes, header.shape)
+    turned = like is not None and not np.array_equal(axes, like.axes)
+    if turned and like.place is not None and np.linalg.norm(place - like.place) > _APART:
+        raise _Bad(
+            f"the mask's axes are not its volume's, and its first voxel is at {_mm(place)} mm, "
+            f"that of its volume at {_mm(like.place)} mm; save the mask with the volume's header"
+        )
+    return Outline(shape, _numbers(axes, shape[0]), axes, place)
+
+
+def _place(affine: np.ndarray, axes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where voxel [0, 0, 0] of [S, H, W] lies, by the matrix of the file's own order."""
+    # The right, the front and the feet: where nibabel's x and y end and its z begins.
+    at_end = [(world == 2) != (flip > 0) for world, flip in axes]
+    voxel = [side - 1 if end else 0 for side, end in zip(shape, at_end)]
+    return (affine @ np.array([*voxel, 1.0]))[:3]
+
+
+def _mm(place: np.ndarray) -> str:
+    return f"({', '.join(f'{number:.0f}' for number in place)})"
 
 
 def _order(axes: np.ndarray) -> list[int]:
@@ -417,15 +459,16 @@ class _Series(NamedTuple):
     headers: list[readers.SliceHeader]
     step: float  # mm
     axes: np.ndarray  # of the array [W, H, S]
+    place: np.ndarray  # as `Outline`'s
 
     def outline(self) -> Outline:
         shape = (len(self.files), *self.headers[0].size)
         numbers = [header.number for header in self.headers]
         if None in numbers or len(set(numbers)) < len(numbers):
-            return Outline(shape, None, None)
+            return Outline(shape, None, None, self.place)
         ranks = np.argsort(np.argsort(numbers)) + 1
         ascending = self.axes[2, 1] > 0
-        return Outline(shape, ranks if ascending else ranks[::-1].copy(), None)
+        return Outline(shape, ranks if ascending else ranks[::-1].copy(), None, self.place)
 
 
 def _series(folder: Path) -> _Series:
@@ -466,14 +509,15 @@ def _series(folder: Path) -> _Series:
             axis=1,
         )
         affine = np.eye(4)
-        affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ columns
+        affine[:3] = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([columns, headers[0].position])
         axes = orientations.io_orientation(affine).astype(int)
         if axes[2, 0] != 2:
             raise _Bad(
                 f"the slices are not axial (their normal is {np.round(normal, 2).tolist()}); give "
                 "the axial series"
             )
-        return _Series(files, headers, step, axes)
+        place = _place(affine, axes, (first.size[1], first.size[0], len(files)))
+        return _Series(files, headers, step, axes, place)
 
 
 def _is_slice(file: Path) -> bool:
@@ -576,13 +620,16 @@ def sided_lungs(masks: np.ndarray) -> np.ndarray:
     return lungs
 
 
-def read_mask(path: str | Path, like: Outline, *, most: int = 255) -> np.ndarray:
+def read_mask(
+    path: str | Path, like: Outline, *, most: int = 255, as_stored: bool = False
+) -> np.ndarray:
     """Reads a mask of small whole numbers.
 
     Args:
       path: a NIfTI file.
       like: of its volume.
       most: the highest label.
+      as_stored: as in `read_nifti`.
 
     Returns:
       uint8 [S, H, W], values 0 .. `most`.
@@ -590,7 +637,7 @@ def read_mask(path: str | Path, like: Outline, *, most: int = 255) -> np.ndarray
     Raises:
       InputError: as in `read_nifti`; or a value that is no label.
     """
-    values = read_nifti(path, like=like).values
+    values = read_nifti(path, like=like, as_stored=as_stored).values
     for row, mask in enumerate(values):
         wrong = (mask < 0) | (mask > most) | (mask != np.rint(mask))
         if wrong.any():

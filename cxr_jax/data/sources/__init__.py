@@ -57,6 +57,7 @@ class SliceSubset(Subset):
     """Some slices of a CT source; see `slices.SliceSource`."""
 
     def slice_table(self) -> Any:
+        """The rows of the source's `SliceTable` that are chosen here."""
         table = self.source.slice_table()
         return type(table)(*(column[self.indices] for column in table))
 

@@ -13,6 +13,9 @@ Values: the coronacases volumes are in HU and shown in the lung window; the radi
 mapped to 0..255 before they were published, nobody says by which window, and are taken as they are.
 Which is which is told from the values: lowest at least 0 and highest at most 255.
 
+The axes are those of the volume's header; its masks are in the same order, whatever theirs say (so
+everybody reads this set).
+
 `slice_label` is 1 where the infection mask has a pixel, else 0. Lungs are 1 (left) and 2 (right) in
 the files; here 1 is the right lung, the one further left in the picture.
 
@@ -161,7 +164,7 @@ def read_index(folder: pathlib.Path) -> list[Scan]:
                 )
             files[field] = by_name[name]
         outline = volumes.outline(files["image"])
-        mask = volumes.read_mask(files["lesion"], outline)
+        mask = volumes.read_mask(files["lesion"], outline, as_stored=True)
         pixels = np.array([np.count_nonzero(plane) for plane in mask])
         scans.append(Scan(files, name, match[1], number, outline, pixels))
     if not {scan.group for scan in scans} & TEST_PATIENTS:
@@ -204,8 +207,9 @@ def _read_scan(scan: Scan) -> _Pictures:
     how = "as they are" if as_they_are else "through the lung window"
     logging.info("%s: values %g..%g, taken %s", scan.volume, lowest, highest, how)
     del volume
-    lungs = volumes.read_mask(scan.files["lungs"], scan.outline, most=2)
-    lesion = (volumes.read_mask(scan.files["lesion"], scan.outline) > 0).astype(np.uint8)
+    lungs = volumes.read_mask(scan.files["lungs"], scan.outline, most=2, as_stored=True)
+    drawn = volumes.read_mask(scan.files["lesion"], scan.outline, as_stored=True)
+    lesion = (drawn > 0).astype(np.uint8)
     sided = volumes.sided_lungs(lungs)
     if ((lungs == 1) & (sided == 1)).sum() > ((lungs == 1) & (sided == 2)).sum():
         logging.warning(

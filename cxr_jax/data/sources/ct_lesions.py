@@ -70,7 +70,7 @@ class Half:
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """One slice; `number` is its volume's number in volumes.csv, `halves` as `SIDES`."""
+    """One slice; `number` is its volume's number in volumes.csv, in the order of its rows."""
 
     files: dict[str, pathlib.Path]  # field -> picture
     volume: str
@@ -81,7 +81,7 @@ class Slice:
     upside_down: bool
     lesion_pixels: int
     share: float
-    halves: tuple[Half, Half]
+    halves: dict[str, Half]  # by side
 
 
 class CTLesions(prepared.RecordBuilder, skip_registration=True):
@@ -129,8 +129,8 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CTLesions:
         },
         notes=[
             f"{len({s.volume for s in index})} volumes of {len({s.group for s in index})} patients",
-            f"{sum(h.label for s in index for h in s.halves)} of {2 * len(index)} halves have a "
-            "lesion",
+            f"{sum(h.label for s in index for h in s.halves.values())} of {2 * len(index)} halves "
+            "have a lesion",
         ],
     )
 
@@ -261,8 +261,14 @@ def read_index(folder: pathlib.Path) -> list[Slice]:
     _, rows = tables.read_table(table, (*columns, "split"))
     if twice := splits.repeated(row["slice"] for row in rows):
         raise InputError(f"{table}: slice {twice!r} is listed twice; leave one row")
+    index = [_slice(row, listed) for row in rows]
     halves = _read_halves(_halves(folder), {row["slice"]: row["volume"] for row in rows})
-    index = [_slice(row, listed, halves) for row in rows]
+    for k, row in enumerate(rows):
+        for side in SIDES:
+            if (row["slice"], side) not in halves:
+                raise row.error("slice", f"halves.csv has no {side} half of it")
+        both = {side: halves[row["slice"], side] for side in SIDES}
+        index[k] = dataclasses.replace(index[k], halves=both)
     for (volume, position), count in collections.Counter(
         (s.volume, s.position) for s in index
     ).items():
@@ -277,11 +283,8 @@ def read_index(folder: pathlib.Path) -> list[Slice]:
     return sorted(index, key=lambda s: (s.number, s.position))
 
 
-def _slice(
-    row: tables.Row,
-    listed: dict[str, tuple[int, tables.Row]],
-    halves: dict[tuple[str, str], Half],
-) -> Slice:
+def _slice(row: tables.Row, listed: dict[str, tuple[int, tables.Row]]) -> Slice:
+    """Checks one row; its halves are still to come."""
     if row["volume"] not in listed:
         raise row.error("volume", "volumes.csv has no such volume")
     number, volume = listed[row["volume"]]
@@ -293,9 +296,6 @@ def _slice(
         files[field] = row.path.parent / name / row.text("slice")
         if not files[field].is_file():
             raise row.error("slice", f"there is no file {files[field]}")
-    for side in SIDES:
-        if (row["slice"], side) not in halves:
-            raise row.error("slice", f"halves.csv has no {side} half of it")
     return Slice(
         files=files,
         volume=row["volume"],
@@ -306,7 +306,7 @@ def _slice(
         upside_down=volume.choice("spine_at", ("bottom", "top")) == "top",
         lesion_pixels=_count(row, "lesion_pixels"),
         share=row.real("lesion_fraction_of_lung", 0.0, 1.0),
-        halves=tuple(halves[row["slice"], side] for side in SIDES),
+        halves={},
     )
 
 
@@ -354,10 +354,10 @@ def _columns(part: list[Slice]) -> dict[str, list[int]]:
         [float(s.lesion_pixels > 0) for s in part],
     )
     columns["upside_down"] = [int(s.upside_down) for s in part]
-    for k, side in enumerate(SIDES):
+    for side in SIDES:
         for at, name in enumerate(_BOX):
-            columns[f"{side}_{name}"] = [s.halves[k].box[at] for s in part]
-        columns[f"{side}_label"] = [s.halves[k].label for s in part]
+            columns[f"{side}_{name}"] = [s.halves[side].box[at] for s in part]
+        columns[f"{side}_label"] = [s.halves[side].label for s in part]
     return columns
 
 
@@ -373,7 +373,7 @@ def _read_slice(source: Slice, max_side: int) -> Record:
         )
     lesion = readers.read_mask(path, image.shape)
     lungs = readers.read_mask(source.files["lungs"], image.shape)
-    for side, half in zip(SIDES, source.halves):
+    for side, half in source.halves.items():
         x0, y0, x1, y1 = half.box
         if x1 > width or y1 > height:
             raise InputError(

@@ -28,7 +28,8 @@ of train do not, so that a method of weak labels never sees what the mask knows.
 A volume must be in HU: one without a value below -200 (air is -1000) is refused, unless the row
 states its window; with 127.5 and 255, values 0..255 are taken as they are.
 
-`lungs` may have two labels, a lung each, or one: which lung is which is told from the picture.
+`lungs` may have two labels, a lung each, or one: which lung is which is told from the picture. A
+mask whose axes are not its volume's is turned, if its header puts it where the volume lies.
 
 Volumes are heavy: a table is prepared once, to DATA_DIR/ct_volume/NAME_OF_THE_CSV/1.0.0, and
 `data.path` is that folder.
@@ -36,6 +37,7 @@ Volumes are heavy: a table is prepared once, to DATA_DIR/ct_volume/NAME_OF_THE_C
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 
@@ -134,7 +136,9 @@ def open_split(path: str, split: str) -> prepared.PreparedSlices:
             f"data.path={path} is a file; volumes are prepared first: "
             f"{_COMMAND.replace('VOLUMES.csv', str(path))}"
         )
-    return prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
+    opened = prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
+    opened.slice_table()  # another set's folder should show now
+    return opened
 
 
 def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
@@ -215,9 +219,7 @@ def _ranges(row: tables.Row, label: int | None) -> list[tuple[int, int]]:
     if not cell:
         return []
     if label != 1:
-        raise row.error(
-            "ranges", f"ranges are of volumes with label 1, this one has {row['label']!r}"
-        )
+        raise row.error("ranges", f"ranges need label 1, this volume has {row['label']!r}")
     ranges = []
     for part in cell.split(";"):
         match = _RANGE.fullmatch(part.strip())
@@ -230,7 +232,7 @@ def _ranges(row: tables.Row, label: int | None) -> list[tuple[int, int]]:
             raise row.error("ranges", f"{part.strip()!r}: slices are counted from 1")
         ranges.append((first, last))
     ranges.sort()
-    for before, after in zip(ranges, ranges[1:]):
+    for before, after in itertools.pairwise(ranges):
         if after[0] <= before[1]:
             raise row.error(
                 "ranges", f"{before[0]}-{before[1]} and {after[0]}-{after[1]} overlap; join them"

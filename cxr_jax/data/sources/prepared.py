@@ -482,6 +482,11 @@ class PreparedSlices(Prepared):
     def columns(self, *names: str) -> dict[str, np.ndarray]:
         """int64 [N] by name: what lies beside the records, of the records of this split."""
         columns = self._columns()
+        if absent := [name for name in names if name not in columns]:
+            raise InputError(
+                f"{self.folder}: this is no prepared set {self.name!r} (it has no {absent[0]!r} "
+                "beside its records); give the folder that `prepare` printed for it"
+            )
         return {name: np.asarray(columns[name], np.int64)[self._indices] for name in names}
 
 

@@ -25,4 +25,6 @@ class SliceTable(NamedTuple):
 class SliceSource(Source, Protocol):
     """A source of slices: its records have `volume`, `slice` and `slice_label`."""
 
-    def slice_table(self) -> SliceTable: ...
+    def slice_table(self) -> SliceTable:
+        """Where the records lie, in their order."""
+        ...
