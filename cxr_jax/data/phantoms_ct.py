@@ -343,7 +343,9 @@ class _Volume:
         self.scapula = rng.uniform(-0.02, 0.03, 2)
         self.air_hu = rng.uniform(-885, -815)
         self.gradient_hu = rng.uniform(20, 80)  # back minus front
-        self.dependent_hu = rng.uniform(30, 90) + (rng.random() < 0.3) * rng.uniform(80, 220)
+        dense = rng.random() < 0.3  # as hazy as ground glass at the back
+        self.dependent_hu = rng.uniform(30, 90) + dense * rng.uniform(120, 270)
+        self.dependent_depth = rng.uniform(0.016, 0.026) + dense * rng.uniform(0.006, 0.020)
         self.mosaic_hu = rng.uniform(8, 28)
         self.fissure = rng.uniform(0.35, 1.0) * (rng.random((2,)) < 0.8)
         self.fissure_at = rng.normal(0, 0.015, 2)
@@ -971,7 +973,7 @@ def _parenchyma(pen: _Pen, volume: _Volume, z: float, sick: _Opacity | None) -> 
     bottom = cy + ry * (1 - across**_LUNG_POWER) ** (1 / _LUNG_POWER)
     mosaic = cv2.resize(volume.field(0, z, 9.0), (_COARSE, _COARSE), interpolation=cv2.INTER_CUBIC)
     ragged = cv2.resize(volume.field(1, z, 16.0), (_COARSE, _COARSE), interpolation=cv2.INTER_CUBIC)
-    near = np.exp(-np.maximum(bottom - y, 0) / 0.022)
+    near = np.exp(-np.maximum(bottom - y, 0) / np.float32(volume.dependent_depth))
     hu = volume.air_hu + volume.gradient_hu * (y / 0.4) + volume.mosaic_hu * mosaic
     hu += volume.dependent_hu * near * np.clip(0.75 + 0.45 * ragged, 0, 1.6)
     hu = cv2.resize(hu.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
