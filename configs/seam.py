@@ -33,7 +33,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "seam"
     config.method = method = options["method"]
     config.bag = options["bag"] or (BAG if method == "m_seam_nam" else 1)
-    config.model = dict(width=1.0, dropout=0.5)  # dropout before the classifier: SEAM's code
+    # Dropout of b6, of b7 [PAPERS, 3], and before the classifier [SEAM's code].
+    config.model = dict(width=1.0, dropout=(0.3, 0.5, 0.5))
     config.unet = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
     config.small_scale = 0.3  # [PAPERS, 3]
     config.losses = dict(er=1.0, ecr=1.0, nfs=1.0, nbs=1.0, nfbd=0.5)  # [paper, Eq. 8]

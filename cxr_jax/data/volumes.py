@@ -21,7 +21,7 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -130,6 +130,42 @@ def read(path: str | Path) -> Volume:
     """
     path = Path(path)
     return read_dicom_series(path) if path.is_dir() else read_nifti(path)
+
+
+def volumes_in(paths: Iterable[str | Path]) -> list[Path]:
+    """Expands folders to the volumes in them.
+
+    Args:
+      paths: NIfTI files; folders with a DICOM series; folders with NIfTI files.
+
+    Raises:
+      InputError: a path that does not exist, or a folder without a file.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; check the path")
+        files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else []
+        if path.is_dir() and not files:
+            raise InputError(f"{path}: no file in this folder; give a folder with one series")
+        scans = [f for f in files if f.name.lower().endswith((".nii", ".nii.gz"))]
+        found += scans or [path]
+    return list(dict.fromkeys(found))
+
+
+def write_mask(path: str | Path, mask: np.ndarray, volume: Volume) -> None:
+    """Writes a mask uint8 [S, H, W] of `volume` as NIfTI, in the volume's place.
+
+    Where the volume's header does not say where it lies, its first voxel is put at 0, 0, 0.
+    """
+    slices, rows, columns = volume.spacing_mm
+    # Of [W, H, S]: columns run to the left, rows to the back, slices to the head.
+    affine = np.diag([-columns, -rows, slices, 1.0])
+    if volume.outline.place is not None:
+        affine[:3, 3] = volume.outline.place
+    image = nibabel.Nifti1Image(np.ascontiguousarray(mask.transpose(2, 1, 0)), affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
 
 
 # NIfTI

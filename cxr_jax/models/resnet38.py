@@ -88,10 +88,12 @@ class ResNet38(nn.Module):
     Attributes:
       width: a factor on all channels; 1 is the published network (105 M parameters), a small one
         must leave whole numbers: a multiple of 1/64.
+      dropout: of b6 and b7.
       dtype: of the computation; parameters and batch statistics stay float32.
     """
 
     width: float = 1.0
+    dropout: tuple[float, float] = (0.3, 0.5)
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -132,10 +134,10 @@ class ResNet38(nn.Module):
         x, conv4 = unit(x, "b5", 512, 1024, dilations=(1, 2))
         x, _ = unit(x, "b5_1", 512, 1024, dilations=(2, 2))
         x, _ = unit(x, "b5_2", 512, 1024, dilations=(2, 2))
-        x, conv5 = BottleneckUnit(round(2048 * self.width), 0.3, self.dtype, name="b6")(
+        x, conv5 = BottleneckUnit(round(2048 * self.width), self.dropout[0], self.dtype, name="b6")(
             x, train=train, train_norms=train_norms
         )
-        x, _ = BottleneckUnit(round(4096 * self.width), 0.5, self.dtype, name="b7")(
+        x, _ = BottleneckUnit(round(4096 * self.width), self.dropout[1], self.dtype, name="b7")(
             x, train=train, train_norms=train_norms
         )
         conv6 = nn.relu(layers.BatchNorm(dtype=self.dtype, name="bn7")(x, train=train_norms))

@@ -27,6 +27,7 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
+    volumes: ClassVar[bool] = False  # its examples are slices of CT volumes and not films
 
     @property
     @abc.abstractmethod

@@ -92,6 +92,7 @@ class _Shared(Task):
     """What the weak methods and the U-Net share: the data, the numbers and the pictures."""
 
     name: ClassVar[str] = "seam"
+    volumes: ClassVar[bool] = True
     bag: int
     preprocess: Preprocess
     augment: Augment
@@ -216,10 +217,29 @@ class _Shared(Task):
         return heat if shown else np.zeros_like(heat)
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        found = self._shown_map(outputs, outputs["lesion_map"].shape) > self.threshold
+        found = self.mask(outputs, outputs["lesion_map"].shape)
         return {
             "slice_prob": round(float(outputs["slice_prob"]), 4),
             "lesion_area_share": round(float(found.mean()), 4),
+        }
+
+    def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """What is found on a slice of `shape`: uint8 [H, W], 1 lesion."""
+        return (self._shown_map(outputs, shape) > self.threshold).astype(np.uint8)
+
+    def describe_volume(
+        self,
+        outputs: list[dict[str, np.ndarray]],
+        mask: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, Any]:
+        """A volume's prediction as plain JSON: its slices, from the feet, and what was found."""
+        slices = mask.sum((1, 2), dtype=np.int64)
+        return {
+            "slices": len(mask),
+            "slices_with_lesion": np.flatnonzero(slices).tolist(),
+            "slice_probs": [round(float(out["slice_prob"]), 4) for out in outputs],
+            "lesion_ml": round(float(slices.sum() * np.prod(spacing_mm) / 1000), 3),
         }
 
 
@@ -448,11 +468,11 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
     refine = config.method in ("seam", "seam_nam", "m_seam_nam")
     return WeakSegmentation(
         model=SEAM(
-            backbone=ResNet38(width=width, dtype=dtype),
+            backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
             refine=refine,
             neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
             width=width,
-            dropout=config.model.dropout,
+            dropout=config.model.dropout[2],
             dtype=dtype,
         ),
         small_scale=config.small_scale,
