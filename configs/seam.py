@@ -92,4 +92,4 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     config.unet.features = (4, 8)
     config.bag = min(config.bag, 3)
     config.optimizer.warmup_steps = 0
-    config.data.update(size=64, slices=8, train=2, val=2, test=2)
+    config.data.update(size=64, slices=8, positive=0.5, train=2, val=2, test=2)
