@@ -74,14 +74,14 @@ class Outline(NamedTuple):
         in the order of the file, as ITK-SNAP counts. Of a series: in the order of InstanceNumber,
         as radiology viewers count; None where files lack it or share one.
       axes: how the axes of a NIfTI file lie (nibabel's orientation); None of a series.
-      place: float [3], where voxel [0, 0, 0] lies, mm to the right, front and head; None
-        where a mask's header does not say it.
+      matrix: float [4, 4], voxel (s, h, w, 1) -> its place in mm to the right, front and head;
+        None where a mask's header does not say it.
     """
 
     shape: tuple[int, int, int]
     numbers: np.ndarray | None
     axes: np.ndarray | None
-    place: np.ndarray | None
+    matrix: np.ndarray | None
 
 
 class _Bad(Exception):
@@ -159,10 +159,10 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: Volume) -> None:
     Where the volume's header does not say where it lies, its first voxel is put at 0, 0, 0.
     """
     slices, rows, columns = volume.spacing_mm
-    # Of [W, H, S]: columns run to the left, rows to the back, slices to the head.
+    # Of [W, H, S], the usual order: columns run to the left, rows to the back, slices to the head.
     affine = np.diag([-columns, -rows, slices, 1.0])
-    if volume.outline.place is not None:
-        affine[:3, 3] = volume.outline.place
+    if volume.outline.matrix is not None:
+        affine = volume.outline.matrix[:, [2, 1, 0, 3]]
     image = nibabel.Nifti1Image(np.ascontiguousarray(mask.transpose(2, 1, 0)), affine)
     image.header.set_xyzt_units("mm")
     image.to_filename(path)
@@ -398,26 +398,33 @@ def _outline(header: _Header, like: Outline | None, *, as_stored: bool) -> Outli
             f"the mask is {_by(shape)} (slices x rows x columns), its volume {_by(like.shape)}; "
             "draw it on the volume's own grid"
         )
-    place = None if stated is None else _place(header.affine, axes, header.shape)
+    matrix = None if stated is None else _matrix(header.affine, axes, header.shape)
     turned = like is not None and not np.array_equal(axes, like.axes)
-    if turned and like.place is not None and np.linalg.norm(place - like.place) > _APART:
+    if (
+        turned
+        and like.matrix is not None
+        and np.linalg.norm((matrix - like.matrix)[:3, 3]) > _APART
+    ):
         raise _Bad(
-            f"the mask's axes are not its volume's, and its first voxel is at {_mm(place)} mm, "
-            f"that of its volume at {_mm(like.place)} mm; save the mask with the volume's header"
+            f"the mask's axes are not its volume's, and its first voxel is at {_mm(matrix)} mm, "
+            f"that of its volume at {_mm(like.matrix)} mm; save the mask with the volume's header"
         )
-    return Outline(shape, _numbers(axes, shape[0]), axes, place)
+    return Outline(shape, _numbers(axes, shape[0]), axes, matrix)
 
 
-def _place(affine: np.ndarray, axes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Where voxel [0, 0, 0] of [S, H, W] lies, by the matrix of the file's own order."""
-    # The right, the front and the feet: where nibabel's x and y end and its z begins.
-    at_end = [(world == 2) != (flip > 0) for world, flip in axes]
-    voxel = [side - 1 if end else 0 for side, end in zip(shape, at_end)]
-    return (affine @ np.array([*voxel, 1.0]))[:3]
+def _matrix(affine: np.ndarray, axes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`Outline.matrix`, from the matrix of the file's own order."""
+    matrix = np.array(affine, np.float64)
+    for axis, ((world, flip), side) in enumerate(zip(axes, shape)):
+        # Ours begin at the right, the front and the feet: where x and y end and z begins.
+        if (world == 2) != (flip > 0):
+            matrix[:, 3] += matrix[:, axis] * (side - 1)
+            matrix[:, axis] *= -1
+    return matrix[:, [*_order(axes), 3]]
 
 
-def _mm(place: np.ndarray) -> str:
-    return f"({', '.join(f'{number:.0f}' for number in place)})"
+def _mm(matrix: np.ndarray) -> str:
+    return f"({', '.join(f'{number:.0f}' for number in matrix[:3, 3])})"
 
 
 def _order(axes: np.ndarray) -> list[int]:
@@ -495,16 +502,16 @@ class _Series(NamedTuple):
     headers: list[readers.SliceHeader]
     step: float  # mm
     axes: np.ndarray  # of the array [W, H, S]
-    place: np.ndarray  # as `Outline`'s
+    matrix: np.ndarray  # as `Outline`'s
 
     def outline(self) -> Outline:
         shape = (len(self.files), *self.headers[0].size)
         numbers = [header.number for header in self.headers]
         if None in numbers or len(set(numbers)) < len(numbers):
-            return Outline(shape, None, None, self.place)
+            return Outline(shape, None, None, self.matrix)
         ranks = np.argsort(np.argsort(numbers)) + 1
         ascending = self.axes[2, 1] > 0
-        return Outline(shape, ranks if ascending else ranks[::-1].copy(), None, self.place)
+        return Outline(shape, ranks if ascending else ranks[::-1].copy(), None, self.matrix)
 
 
 def _series(folder: Path) -> _Series:
@@ -552,8 +559,8 @@ def _series(folder: Path) -> _Series:
                 f"the slices are not axial (their normal is {np.round(normal, 2).tolist()}); give "
                 "the axial series"
             )
-        place = _place(affine, axes, (first.size[1], first.size[0], len(files)))
-        return _Series(files, headers, step, axes, place)
+        matrix = _matrix(affine, axes, (first.size[1], first.size[0], len(files)))
+        return _Series(files, headers, step, axes, matrix)
 
 
 def _is_slice(file: Path) -> bool:

@@ -302,7 +302,7 @@ def test_a_mask_of_other_axes_lies_where_its_volume_does(tmp_path, chest):
     np.testing.assert_array_equal(volumes.read_mask(file, like, as_stored=True), mask)
     write_series(tmp_path / "s", chest)
     lie = volumes.outline(tmp_path / "s")
-    np.testing.assert_allclose(lie.place, [10, 20, 100])
+    np.testing.assert_allclose(lie.matrix[:3, 3], [10, 20, 100])
     check_line(file, "save the mask with", read=lambda p: volumes.read_mask(p, lie))
 
 
@@ -454,3 +454,37 @@ def test_only_the_latest_volume_is_kept():
     for key in "aabbba":
         latest(key)
     assert read == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("turn", ["plain", "flipped", "oblique"])
+def test_a_written_mask_lies_where_the_volume_lies(turn, tmp_path):
+    """Read back as any program reads it: by the matrix of its header."""
+    affine = np.array([[2.0, 0, 0, -30], [0, 1.5, 0, 10], [0, 0, 4, 7], [0, 0, 0, 1]])
+    if turn == "flipped":
+        affine[0, 0], affine[2, 2] = -2.0, -4.0
+    if turn == "oblique":
+        c, s = np.cos(0.2), np.sin(0.2)
+        affine = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]]) @ affine
+    values = np.full((6, 7, 5), -1000, np.int16)
+    values[1, 2, 3] = 500
+    nibabel.Nifti1Image(values, affine).to_filename(tmp_path / "scan.nii.gz")
+    scan = volumes.read(tmp_path / "scan.nii.gz")
+    volumes.write_mask(tmp_path / "mask.nii.gz", (scan.values > 0).astype(np.uint8), scan)
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    (voxel,) = np.argwhere(np.asanyarray(mask.dataobj))
+    # 1e-3 mm: the header's float32.
+    np.testing.assert_allclose(mask.affine @ [*voxel, 1], affine @ [1, 2, 3, 1], atol=1e-3)
+
+
+def test_volumes_are_found_in_folders(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in ("b.nii", "a.nii.gz", "notes.txt"):
+        (tmp_path / "scans" / name).write_bytes(b"x")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"x")
+    found = volumes.volumes_in([tmp_path / "series", tmp_path / "scans"])
+    assert [path.name for path in found] == ["series", "a.nii.gz", "b.nii"]
+    (tmp_path / "empty").mkdir()
+    for bad in ("empty", "gone"):
+        with pytest.raises(InputError, match=bad):
+            volumes.volumes_in([tmp_path / bad])
