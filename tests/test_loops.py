@@ -14,10 +14,11 @@ import sys
 import time
 
 import jax
+import nibabel
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, state, train
+from cxr_jax import checkpoints, evaluate, predict, state, train
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from cxr_jax.parallel import Parallel
@@ -76,7 +77,7 @@ def smoke_run(request, tmp_path_factory):
 
 
 def test_there_are_configs():
-    assert {p.stem for p in CONFIGS} >= {"severity", "lungs"}
+    assert {p.stem for p in CONFIGS} >= {"severity", "lungs", "findings", "seam"}
 
 
 def test_every_config_trains_and_reports(smoke_run):
@@ -90,13 +91,41 @@ def test_every_config_trains_and_reports(smoke_run):
     for key in ("seed", "data", "precision", "device", "wall_s", "code_version", "steps"):
         assert key in results
     assert results["metrics"].keys() == metrics.keys()
-    assert results["trained_on"]["train"] == config.data.train
+    volumes = make_task(config).volumes
+    if volumes:  # bags: at least one of each kind
+        assert results["trained_on"]["train"] >= 2
+    else:
+        assert results["trained_on"]["train"] == config.data.train
     for metric in results["metrics"].values():
         assert metric.keys() == {"value", "low", "high", "n"}
     assert len(list((workdir / "figures").glob("test-0*.png"))) == config.figures
     assert (workdir / "figures" / "training.png").stat().st_size > 0
     with np.load(workdir / "rows-test.npz") as rows:
-        assert len(rows["id"]) == config.data.test
+        slices = config.data.slices if volumes else 1
+        assert len(rows["id"]) == config.data.test * slices == results["data"]["examples"]
+
+
+def test_a_volume_is_predicted_where_it_lies(smoke_run, tmp_path):
+    config, workdir, _ = smoke_run
+    if not make_task(config).volumes:
+        pytest.skip("its examples are films")
+    affine = np.diag([-0.7, -0.7, 5.0, 1.0])
+    values = np.full((64, 48, 11), -900, np.int16)
+    values[20:30, 10:30] = 40
+    nibabel.Nifti1Image(values, affine).to_filename(tmp_path / "scan.nii.gz")
+    (tmp_path / "broken.nii").write_bytes(b"no volume")
+    out = tmp_path / "out"
+    inputs = [tmp_path / "scan.nii.gz", tmp_path / "broken.nii"]
+    assert predict.predict(inputs, workdir, out, window=(-600, 1500)) == 0
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").open()]
+    scan, broken = lines
+    assert "not a NIfTI file" in broken["error"]
+    assert scan["slices"] == len(scan["slice_probs"]) == 11
+    mask = nibabel.load(out / scan["mask"])
+    assert mask.shape == values.shape
+    voxels = int(np.asanyarray(mask.dataobj).sum())
+    np.testing.assert_allclose(scan["lesion_ml"], voxels * 0.7 * 0.7 * 5 / 1000, atol=1e-3)
+    assert (out / scan["picture"]).stat().st_size > 0
 
 
 def test_a_mistake_does_not_claim_the_work_directory(smoke_run, tmp_path):
