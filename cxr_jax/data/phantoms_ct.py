@@ -97,6 +97,7 @@ def ct_slice(
     *,
     slices: int = 32,
     positive: bool = True,
+    heavy: float = 0.0,
     window_hu: tuple[float, float] = WINDOW_HU,
 ) -> Record:
     """Draws slice `index` of volume `number` of the phantom data set `seed`.
@@ -112,6 +113,7 @@ def ct_slice(
       size: height and width, 64..512 px.
       slices: of the volume, 8..512; they span the same chest, so more lie closer together.
       positive: whether the volume has lesions: then at least one slice has.
+      heavy: 0..1, how much wider and longer lesions are: at 1 twice.
       window_hu: centre and width of the window.
 
     Returns:
@@ -126,12 +128,14 @@ def ct_slice(
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InputError(f"CT phantom size={size} px must lie in {MIN_SIZE}..{MAX_SIZE}")
     _check_slices(slices)
+    if not 0 <= heavy <= 1:
+        raise InputError(f"heavy={heavy}; expected 0..1")
     if not 0 <= index < slices:
         raise InputError(f"slice {index} of a volume of {slices}; expected 0..{slices - 1}")
     centre, width = window_hu
     if not width > 0:
         raise InputError(f"window_hu={window_hu}: the width must be positive")
-    drawn = draw_slice(seed, number, index, size, slices=slices, positive=positive)
+    drawn = draw_slice(seed, number, index, size, slices=slices, positive=positive, heavy=heavy)
     scale = 255 / width
     image = cv2.addWeighted(drawn.hu, scale, drawn.hu, 0, 127.5 - centre * scale)
     volume = f"ct-{seed}-{number:07d}"
@@ -149,12 +153,14 @@ def ct_slice(
     }
 
 
-def lesion_slices(seed: int, number: int, *, slices: int = 32, positive: bool = True) -> np.ndarray:
+def lesion_slices(
+    seed: int, number: int, *, slices: int = 32, positive: bool = True, heavy: float = 0.0
+) -> np.ndarray:
     """bool [slices]: which slices of the volume have a lesion. Draws no picture."""
     _check_slices(slices)
     if not positive:
         return np.zeros(slices, bool)
-    volume = _volume(seed, number, slices, positive)
+    volume = _volume(seed, number, slices, positive, heavy)
     return np.array([volume.lesions_at(volume.z[k]) is not None for k in range(slices)])
 
 
@@ -171,17 +177,18 @@ def draw_slice(
     *,
     slices: int = 32,
     positive: bool = True,
+    heavy: float = 0.0,
     show_lesions: bool = True,
 ) -> Slice:
     """The slice in HU; with `show_lesions` False its picture lacks them, all else equal."""
-    volume = _volume(seed, number, slices, positive)
+    volume = _volume(seed, number, slices, positive, heavy)
     return _draw(volume, index, size, show_lesions)
 
 
 # A volume is some 300 kB and takes milliseconds; neighbouring slices are mostly read in a row.
 @functools.lru_cache(maxsize=8)
-def _volume(seed: int, number: int, slices: int, positive: bool) -> "_Volume":
-    return _Volume(seed, number, slices, positive)
+def _volume(seed: int, number: int, slices: int, positive: bool, heavy: float) -> "_Volume":
+    return _Volume(seed, number, slices, positive, heavy)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -315,8 +322,8 @@ class _Opacity(NamedTuple):
 class _Volume:
     """The numbers of one patient and scan. Not changed after construction: threads may share it."""
 
-    def __init__(self, seed: int, number: int, slices: int, positive: bool):
-        self.seed, self.number = seed, number
+    def __init__(self, seed: int, number: int, slices: int, positive: bool, heavy: float):
+        self.seed, self.number, self.heavy = seed, number, heavy
         rng = np.random.default_rng([seed, number, 0])
         self.female = bool(rng.random() < 0.5)
         self.fat = rng.uniform(0, 1) ** 1.3
@@ -482,6 +489,7 @@ class _Volume:
             size = float(grown[np.searchsorted([0.45, 0.86], large)])
             if k:  # one large lesion is enough
                 size = min(size, 0.095)
+            size *= 1 + self.heavy
             centre, z, angle = self._place(rng)
             stretch = rng.uniform(1.0, 1.5)
             noise = rng.standard_normal((2, _NOISE_Z, _NOISE, _NOISE)).astype(np.float32)

@@ -183,7 +183,7 @@ def test_lesions_span_slices(whole):
 
 
 def test_every_kind_of_lesion_occurs():
-    lesions = [x for v in range(40) for x in phantoms_ct._volume(1, v, 16, True).lesions]
+    lesions = [x for v in range(40) for x in phantoms_ct._volume(1, v, 16, True, 0.0).lesions]
     kinds = {(x.kind, x.net) for x in lesions}
     assert kinds == {(1, False), (1, True), (2, False)}
     assert {x.bronchograms for x in lesions if x.kind == 2} == {False, True}
@@ -338,7 +338,16 @@ def test_a_source_pickles():
 
 def test_a_config_opens_it():
     data = ml_collections.ConfigDict(
-        dict(name="phantom_ct", seed=3, size=64, slices=10, positive=0.5, label_every=2)
+        dict(
+            name="phantom_ct",
+            seed=3,
+            size=64,
+            slices=10,
+            positive=0.5,
+            label_every=2,
+            heavy=0.0,
+            test_heavy=-1.0,
+        )  # fmt: skip
     )
     data.update(train=4, val=2, test=1)
     for split, count in (("train", 4), ("val", 2), ("test", 1)):
@@ -366,3 +375,17 @@ def test_bad_options_are_named(options, message):
     with pytest.raises(InputError, match=message) as error:
         opened(**options)
     assert "\n" not in str(error.value)
+
+
+def test_heavy_lesions_are_larger_and_lie_in_the_same_anatomy():
+    def areas(heavy):
+        drawn = [ct_slice(5, 0, k, 64, heavy=heavy) for k in range(0, 32, 4)]
+        return sum(int(d["lesion"].sum()) for d in drawn), drawn
+
+    mild, heavy = areas(0.0), areas(1.0)
+    assert heavy[0] > 2 * mild[0] > 0
+    for a, b in zip(mild[1], heavy[1]):
+        np.testing.assert_array_equal(a["lungs"], b["lungs"])
+        assert not (b["lesion"] & (b["lungs"] == 0)).any()
+    with pytest.raises(InputError, match="heavy=2"):
+        ct_slice(5, 0, 0, 64, heavy=2.0)

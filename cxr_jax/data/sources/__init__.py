@@ -68,7 +68,7 @@ def open_source(data: Any, split: str) -> Source:
     Args:
       data: the config's `data`: `name` and what that data set reads. phantom_cxr: `seed`, `size`,
         `appearance`, `heavy`, `diseased`, their `test_` forms and the number of films `train`,
-        `val`, `test`. phantom_ct: `seed`, `size`, `slices`, `positive`, `label_every` and the
+        `val`, `test`. phantom_ct: `seed`, `size`, `heavy`, `slices`, `positive`, `label_every`, the
         number of volumes `train`, `val`, `test`. brixia_cohen: `data_dir` (may be empty), `fold`,
         `min_severity` and `max_severity`, the global scores 0..18 between which its training films
         are taken; brixia the same. jsrt_scr, montgomery, shenzhen: `data_dir` and `fold`. chexpert:
@@ -174,6 +174,7 @@ def _phantom_ct(data: Any, split: str) -> Source:
         size=data.size,
         slices=data.slices,
         positive=data.positive,
+        heavy=data.test_heavy if split != "train" and data.test_heavy >= 0 else data.heavy,
         label_every=data.label_every,
     )
 

@@ -38,6 +38,7 @@ class PhantomCT:
       size: height and width in pixels, 64..512.
       slices: of a volume, 8..512.
       positive: 0..1, share of positive volumes.
+      heavy: 0..1, how much wider and longer lesions are: at 1 twice.
       label_every: 1 or more.
 
     Raises:
@@ -57,6 +58,7 @@ class PhantomCT:
         size: int,
         slices: int = 32,
         positive: float = 0.6,
+        heavy: float = 0.0,
         label_every: int = 4,
     ):
         if not 0 <= count <= RANGE:
@@ -71,14 +73,17 @@ class PhantomCT:
             raise InputError(f"data.slices={slices} a volume; expected {least}..{most}")
         if not 0 <= positive <= 1:
             raise InputError(f"data.positive={positive}; expected 0..1")
+        if not 0 <= heavy <= 1:
+            raise InputError(f"data.heavy={heavy}; expected 0..1")
         if label_every < 1:
             raise InputError(f"data.label_every={label_every}; expected 1 or more")
         self.split, self.count, self.seed, self.size = split, count, seed, size
-        self.slices, self.positive = slices, positive
+        self.slices, self.positive, self.heavy = slices, positive, heavy
         self.label_every = label_every if split == "train" else 1
         # Labels by volume, made when first asked for. Threads that ask at once write the same.
         self._labels: dict[int, np.ndarray] = {}
         self.version = f"{VERSION}+seed{seed},{size}px,{slices}slices,positive{positive:g}"
+        self.version += f",heavy{heavy:g}" if heavy else ""
         self.version += f",label{label_every}" if self.label_every > 1 else ""
 
     def __len__(self) -> int:
@@ -95,6 +100,7 @@ class PhantomCT:
             self.size,
             slices=self.slices,
             positive=self._is_positive(volume),
+            heavy=self.heavy,
         )
         if self.label_every > 1:
             record["slice_label"] = self._volume_labels(volume)[position]
@@ -120,7 +126,9 @@ class PhantomCT:
             return np.zeros(self.slices, np.float32)
         if volume not in self._labels:
             number = FIRST[self.split] + volume
-            lesion = phantoms_ct.lesion_slices(self.seed, number, slices=self.slices)
+            lesion = phantoms_ct.lesion_slices(
+                self.seed, number, slices=self.slices, heavy=self.heavy
+            )
             labels = lesion.astype(np.float32)
             if self.label_every > 1:
                 labels[:] = np.nan
