@@ -347,7 +347,7 @@ def test_a_config_opens_it():
             label_every=2,
             heavy=0.0,
             test_heavy=-1.0,
-        )  # fmt: skip
+        )
     )
     data.update(train=4, val=2, test=1)
     for split, count in (("train", 4), ("val", 2), ("test", 1)):
