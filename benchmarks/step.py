@@ -38,12 +38,14 @@ def main() -> None:
     config = load_config(args.config)
     config.batch_size = args.batch_size or config.batch_size
     config.precision = args.precision or config.precision
+    task, parallel = make_task(config), Parallel.create(config.parallel)
     # The step does not care whose films they are, and phantoms are always there.
-    config.data.update(name="phantom_cxr", train=max(config.data.train, config.batch_size))
+    name = "phantom_ct" if task.volumes else "phantom_cxr"
+    config.data.update(name=name, train=max(8, config.batch_size))
     if "lungs" in config:
         config.lungs.masks = "record"
-    task, parallel = make_task(config), Parallel.create(config.parallel)
-    source = sources.open_source(config.data, "train")
+        task = make_task(config)
+    source = task.adapt(sources.open_source(config.data, "train"), pathlib.Path(), training=True)
     example = evaluate.example_batch(task, source)
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
     tx, trainable = optimizers.make_optimizer(
@@ -52,8 +54,9 @@ def main() -> None:
     create = functools.partial(state.create, task, tx, seed=0)
     train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
     batches = pipeline.train_batches(
-        source, task.transforms, batch_size=config.batch_size, seed=0, threads=0
-    )
+        source, task.transforms, batch_size=config.batch_size, seed=0, threads=0,
+        stages=task.stages[:1],
+    )  # fmt: skip
     batch = parallel.shard_batch(next(batches))
     batches.close()
     step = parallel.compile_train_step(state.make_train_step(task, tx, trainable))
