@@ -13,7 +13,9 @@ r"""M-SEAM-NAM: lesions of chest CT from labels of slices (Tang et al., MICCAI 2
 
 Options: `method=cam|multiscale_cam|seam|seam_nam|m_seam_nam|unet` (see `cxr_jax/tasks/seam.py`);
 `bag=8` trains another method than m_seam_nam on bags of eight: the CAM that m_seam_nam starts from.
-The paper's order: CAM first, then each of the others with `--config.init_from` of its run.
+The paper's order: CAM first, then each of the others with `--config.init_from` of its run. Alone,
+the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its
+frozen stem, `--config.init_from`, imported ResNet-38 weights.
 """
 
 import ml_collections
@@ -35,6 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.bag = options["bag"] or (BAG if method == "m_seam_nam" else 1)
     # Dropout of b6, of b7 [PAPERS, 3], and before the classifier [SEAM's code].
     config.model = dict(width=1.0, dropout=(0.3, 0.5, 0.5))
+    config.model.shared = False  # True: NAM as the released code wires it
     config.unet = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
     config.small_scale = 0.3  # [PAPERS, 3]
     config.losses = dict(er=1.0, ecr=1.0, nfs=1.0, nbs=1.0, nfbd=0.5)  # [paper, Eq. 8]
@@ -45,11 +48,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train_norms = False  # [PAPERS, 3]
     config.freeze_stem = True  # [PAPERS, 3]
     config.threshold = 0.5  # [PAPERS, 3]
+    config.normalize_map = False  # True: D divided by its maximum, as SEAM's code does
     config.gate = "slice"  # ours: see the task
     config.data.name = "ct_volume"
     config.preprocess.update(size=448, order=("resize",))  # [paper]
-    # Shift, rotation, flip, brightness, crop [paper, which gives no sizes].
-    config.augment.update(rotate_deg=10.0, shift=0.05, scale=0.1, brightness=0.1, flip=True)
+    # Shift, rotation, flip, brightness, crop (here a zoom) [paper, which gives no sizes].
+    config.augment.update(rotate_deg=10.0, shift=0.05, scale=0.1, flip=True)
+    config.augment.update(brightness=0.1, contrast=0.0)
+    # Momentum 0.9 is ours: neither the paper nor SEAM's give one.
     config.optimizer.update(name="sgd", lr=1e-3, schedule="linear", weight_decay=5e-4)
     if method == "unet":
         epochs = 100
@@ -60,6 +66,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     bags = 2 * POSITIVE_SLICES * epochs
     if config.bag > 1:
         config.batch_size, config.optimizer.accumulate, config.total_steps = 1, 8, bags
+        # Bags come in turns, positive and negative: an odd number shows both kinds in the log.
+        config.log_every, config.checkpoint_every = 51, 4000
     else:
         config.batch_size, config.total_steps = 8, bags // 8
     config.eval_batch_size = 8

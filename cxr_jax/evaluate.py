@@ -186,14 +186,17 @@ def evaluate(
         return None
     rows = result.rows
     units = task.units(rows)
-    found = bootstrap(
-        task.report,
-        units,
-        units["group"],
-        resamples=config.bootstrap,
-        seed=config.seed,
-        counts=task.counts,
-    )
+    # None where the split has no truth at all: then there are predictions and no numbers.
+    found = {}
+    if len(units["group"]):
+        found = bootstrap(
+            task.report,
+            units,
+            units["group"],
+            resamples=config.bootstrap,
+            seed=config.seed,
+            counts=task.counts,
+        )
     # n = 0: the data set has no such truth (no lesion masks, say), so there is no such metric.
     metrics = {f"{label}/{name}": m for name, m in found.items() if m.n}
     evaluation = {

@@ -381,8 +381,7 @@ def slice_panel(
         for axes in (bare, ax):
             _contours(axes, true > 0, color=_CT_TRUTH, linewidth=1.5)
         legend.append(_stroke(_CT_TRUTH, "truth" if true.any() else "truth: no lesion"))
-    # The contour is drawn at THRESHOLD of what it is given.
-    _contours(ax, heat - threshold + THRESHOLD, color=PREDICTION, linewidth=1.2)
+    _contours(ax, heat > threshold, color=PREDICTION, linewidth=1.2)
     legend.append(_stroke(PREDICTION, f"found, above {threshold:g}"))
     _legend(ax, legend)
     if slice_prob is not None:

@@ -6,8 +6,9 @@
 Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), and OUT/NAME.png, the
 film with the prediction drawn on it. A film that cannot be read has an `error` in its line; the
 others go on. A volume is a NIfTI file or a folder with one DICOM series; of it there are the
-slices with the largest finds in OUT/NAME.png and the mask in OUT/NAME-lesions.nii.gz, which lies
-where the volume lies.
+slice with the largest find in OUT/NAME.png and the mask in OUT/NAME-lesions.nii.gz, which lies
+where the volume lies. Slices are numbered from 1 as a viewer shows them where the files say how,
+else from the feet.
 Tasks that need lung masks take them from the `lungs` run that the model was trained with, from
 --lungs=DIR (another such run), or from --masks=FOLDER (PNG masks of the films' names and sizes).
 """
@@ -86,6 +87,12 @@ def predict(
 
     config = read_config(workdir)
     task = make_task(config)
+    if task.volumes and (lungs or masks):
+        raise InputError(
+            f"{workdir}: this model reads CT volumes; --lungs and --masks are of films"
+        )
+    if window and not task.volumes:
+        raise InputError(f"{workdir}: this model reads films; --window is of CT volumes")
     paths = (volumes.volumes_in if task.volumes else readers.films_in)(films)
     segmenter = None
     if "lungs" in task.inputs and masks is None:
@@ -124,8 +131,8 @@ def predict(
                     record = _read(path, masks, segmenter)
                     (outputs,) = forward([record])
                     found, figure = task.describe(outputs), task.figure(record, outputs)
-                stem = path.name.removesuffix(".gz").removesuffix(".nii")
-                stem = stem if task.volumes else path.stem
+                name = path.resolve().name
+                stem = re.sub(r"\.nii(\.gz)?$", "", name, flags=re.I) if task.volumes else path.stem
                 picture = _unused(re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:80], names)
                 save(figure, output / picture)
                 line |= {"picture": picture, **found}
@@ -169,29 +176,39 @@ def _volume(path: pathlib.Path, task, forward, window: tuple[float, float] | Non
     from cxr_jax.data import volumes
 
     scan = volumes.read(path)
+    if window is None:
+        volumes.check_hounsfield(scan, path, "give --window=CENTRE,WIDTH")
     images = volumes.pictures(scan, *(window or volumes.LUNG_WINDOW))
-    count = len(images)
+    count, name = len(images), path.resolve().name
+    numbers = scan.outline.numbers
+    numbers = np.arange(1, count + 1) if numbers is None else numbers
     mask = np.zeros(images.shape, np.uint8)
-    records = [
-        {
+
+    def record(k: int) -> dict:
+        around = [images[min(max(k + d, 0), count - 1)] for d in (-1, 0, 1)]
+        return {
             "image": images[k],
-            "slices": [{"image": images[min(max(k + d, 0), count - 1)]} for d in (-1, 0, 1)],
-            "id": f"{path.name}, slice {k + 1} of {count} from the feet",
-            "group": path.name,
+            "slices": [{"image": image} for image in around],
+            "id": f"{name}, slice {numbers[k]} of {count}",
+            "group": name,
         }
-        for k in range(count)
-    ]
-    outputs = []
+
+    probs, largest, shown = [], -1, (count // 2, None)
     for start in range(0, count, _SLICES_AT_ONCE):
-        some = records[start : start + _SLICES_AT_ONCE]
+        some = range(start, min(start + _SLICES_AT_ONCE, count))
         # One shape, one compilation.
-        filled = some + [some[0]] * (_SLICES_AT_ONCE - len(some))
-        outputs += forward(filled)[: len(some)]
-    for k, out in enumerate(outputs):
-        mask[k] = task.mask(out, images[k].shape)
-    line = task.describe_volume(outputs, mask, scan.spacing_mm)
-    largest = int(np.argmax(mask.sum((1, 2), dtype=np.int64))) if mask.any() else count // 2
-    figure = task.figure(records[largest], outputs[largest])
+        filled = [*some, *[start] * (_SLICES_AT_ONCE - len(some))]
+        for k, out in zip(some, forward([record(n) for n in filled])):
+            mask[k] = task.mask(out, images[k].shape)
+            probs.append(float(out["slice_prob"]))
+            area = int(mask[k].sum(dtype=np.int64))
+            if area > max(largest, 0) or (shown[1] is None and k == count // 2):
+                largest, shown = area, (k, out)
+    line = {
+        "window": list(window or volumes.LUNG_WINDOW),
+        **task.describe_volume(probs, mask, numbers, scan.spacing_mm),
+    }
+    figure = task.figure(record(shown[0]), shown[1])
     return line, figure, lambda file: volumes.write_mask(file, mask, scan)
 
 
@@ -207,8 +224,8 @@ def _window(text: str) -> tuple[float, float] | None:
         centre, width = (float(number) for number in text.split(","))
     except ValueError as error:
         raise InputError(f"--window={text}; expected CENTRE,WIDTH in HU, e.g. -600,1500") from error
-    if not width > 0:
-        raise InputError(f"--window={text}; the width must be positive")
+    if not (np.isfinite(centre) and 0 < width < np.inf):
+        raise InputError(f"--window={text}; expected finite numbers, the width positive")
     return centre, width
 
 

@@ -113,10 +113,10 @@ def compare(
 
 def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
     """p of the two-sided signed-rank test of paired numbers; 1 where all are equal."""
-    if np.array_equal(a, b):
-        return "1"
-    p = float(scipy.stats.wilcoxon(a, b).pvalue)
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if not len(a):
+        return "-"
+    p = 1.0 if np.array_equal(a, b) else float(scipy.stats.wilcoxon(a, b).pvalue)
+    return f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} (n = {len(a)})"
 
 
 def against(

@@ -27,8 +27,9 @@ FREE = (
     "log_every",
     "threads",
 )
-# What an evaluation may change beside: other data (an external test), other lung masks.
-FREE_IN_EVALUATION = (*FREE, "data", "lungs", "devices", "parallel")
+# What an evaluation may change beside: other data (an external test), other lung masks, what
+# becomes of the maps.
+FREE_IN_EVALUATION = (*FREE, "data", "lungs", "devices", "parallel", "threshold", "gate")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -6,14 +6,19 @@ import pathlib
 import numpy as np
 import pytest
 
-# Before jax is imported: eight simulated CPU devices for the tests of parallel.py.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Before jax is imported: eight simulated CPU devices for the tests of parallel.py. Programs here run
+# a few times only: unoptimised, they compile in half the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 from cxr_jax.cli import setup_jax
 
 # The compilation cache of the commands: runs of one config compile once.
 setup_jax()
 
+UNOPTIMISED = "--xla_backend_optimization_level=0"  # for the processes that tests start
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 

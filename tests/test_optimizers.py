@@ -100,3 +100,27 @@ def test_schedules(changes, expected):
 def test_unknown_names_are_mistakes(changes):
     with pytest.raises(InputError, match=next(iter(changes.values()))):
         updates(**{"name": "sgd", **changes})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_accumulated_steps_are_one_update_of_their_mean(name):
+    grads = [jax.tree.map(lambda x, k=k: k * jnp.ones_like(x), PARAMS) for k in (1.0, 3.0)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    settings = dict(name=name, schedule="linear", clip_norm=1.0)
+
+    def run(gradients, total_steps, **changes):
+        tx, _ = optimizers.make_optimizer(
+            config(**settings, **changes), PARAMS, total_steps=total_steps
+        )
+        state, params, path = tx.init(PARAMS), PARAMS, []
+        for g in gradients:
+            change, state = tx.update(g, state, params)
+            params = jax.tree.map(jnp.add, params, change)
+            path.append(params)
+        return path
+
+    slow = run([*grads, *grads], 4, accumulate=2)
+    fast = run([mean, mean], 2)
+    np.testing.assert_array_equal(slow[0]["head"]["kernel"], PARAMS["head"]["kernel"])
+    for a, b in zip(slow[1::2], fast):
+        np.testing.assert_allclose(a["head"]["kernel"], b["head"]["kernel"], rtol=1e-6)

@@ -84,3 +84,56 @@ def test_kinds_of_run_stand_side_by_side(runs):
     np.savez(runs / "two" / "rows-test.npz", **rows(0.7, ids="abd"))
     with pytest.raises(InputError, match="two was scored on other films"):
         report.compare(kinds, "test")
+
+
+@pytest.fixture
+def ct_runs(tmp_path):
+    """Two runs of each of two kinds on six patients; `good` finds more, and they differ in T_fg."""
+    from configs import seam as seam_config
+
+    rng = np.random.default_rng(0)
+    true = rng.uniform(50, 100, 6)
+    for kind, share in (("poor", 0.4), ("good", 0.8)):
+        for seed in (0, 1):
+            config = seam_config.get_config("smoke").copy_and_resolve_references()
+            config.seed = seed
+            config.affinity.foreground = share
+            folder = tmp_path / f"{kind}-{seed}"
+            workdir.claim(config, folder, sources.open_source(config.data, "train"))
+            both = true * share * rng.uniform(0.9, 1.1, 6)
+            patients = np.array(list("abcdef"))
+            np.savez(
+                folder / "rows-test.npz",
+                id=patients, group=patients, known=np.ones(6, bool), positive=np.ones(6, bool),
+                slice_prob=np.ones(6), true=true, found=both, both=both,
+                found_at=np.tile(both[:, None], 19), both_at=np.tile(both[:, None], 19),
+                histogram=np.zeros((6, 50, 2)),
+            )  # fmt: skip
+    return tmp_path
+
+
+def test_runs_on_volumes_are_compared_patient_by_patient(ct_runs):
+    groups = {kind: [ct_runs / f"{kind}-{seed}" for seed in (0, 1)] for kind in ("poor", "good")}
+    text = report.compare(groups, "test", ("positive_dice", "positive_recall"))
+    # All six patients are better: the smallest two-sided p of six pairs is 2 / 2^6.
+    assert line(text, "good |")[-2] == "0.031 (n = 6)"
+    assert line(text, "poor")[-2] == "-"
+    same = {"one": groups["good"], "two": groups["good"]}
+    assert line(report.compare(same, "test"), "two |")[-2] == "1.000 (n = 6)"
+
+
+def test_a_metric_is_drawn_against_a_setting(ct_runs):
+    runs = [ct_runs / f"{kind}-{seed}" for kind in ("poor", "good") for seed in (0, 1)]
+    picture = ct_runs / "chart.png"
+    text = report.against(runs, "test", "affinity.foreground", "all_dice", picture)
+    assert picture.stat().st_size > 0
+    assert [row.split("|")[1].strip() for row in text.splitlines()[2:4]] == [
+        "affinity.foreground = 0.4",
+        "affinity.foreground = 0.8",
+    ]
+    with pytest.raises(InputError, match=r"config\.affinity\.foreground"):
+        report.against(runs, "test", "affinity.radius", "all_dice", picture)
+    with pytest.raises(InputError, match="not a number"):
+        report.against(runs[:2], "test", "method", "all_dice", picture)
+    with pytest.raises(InputError, match="'dice'"):
+        report.against(runs[:2], "test", "affinity.radius", "dice", picture)

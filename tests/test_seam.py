@@ -199,7 +199,11 @@ def test_prediction_is_a_probability_and_reads_no_label(method, volumes):
 def test_the_gate_silences_slices_that_are_called_free(volumes):
     task = tiny_task("cam")
     outputs = {"lesion_map": jnp.ones((2, 64, 64)), "slice_prob": jnp.array([0.4, 0.6])}
-    batch = {"lesion": jnp.ones((2, 64, 64)), "pixel_area": jnp.ones(2), "known": jnp.ones(2, bool)}
+    there = jnp.ones(2, bool)
+    batch = {
+        "lesion": jnp.ones((2, 64, 64)), "pixel_area": jnp.ones(2), "known": there,
+        "positive": there,
+    }  # fmt: skip
     assert task.score(outputs, batch)["found"].tolist() == [0, 64 * 64]
     open_task = dataclasses.replace(task, gate="none")
     assert open_task.score(outputs, batch)["found"].tolist() == [64 * 64, 64 * 64]
@@ -261,6 +265,8 @@ def test_seam_starts_from_cam():
         ("smoke", {"model.width": 0.3}, "config.model.width=0.3"),
         ("smoke", {"affinity.background": 0.5}, "config.affinity.background=0.5"),
         ("smoke", {"affinity.radius": 0}, "config.affinity.radius=0"),
+        ("smoke", {"losses.hardest": 0.0}, "config.losses.hardest=0.0"),
+        ("smoke", {"model.dropout": (0.5,)}, "config.model.dropout="),
         ("smoke,method=multiscale_cam", {"scales": (0.5, -1.0)}, "config.scales"),
         ("smoke", {"extra.name": "phantom_ct"}, "config.extra.name='phantom_ct'"),
     ],
@@ -277,3 +283,87 @@ def test_films_are_refused_by_name():
     task = make_task(config_of("smoke"))
     with pytest.raises(InputError, match="'phantom_cxr' has films and no CT slices"):
         task.adapt(PhantomCXR(split="train", count=2, seed=0, size=128), None, training=True)
+
+
+class Unmasked:
+    """Slices of which only some have a mask, as where nobody draws on patients without lesions."""
+
+    def __init__(self, source, masked):
+        self._source, self._masked = source, masked
+        self.name, self.version, self.split = source.name, source.version, source.split
+        self.fields, self.partial = source.fields, frozenset({"lesion"})
+        self.slice_table = source.slice_table
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        record = self._source[index]
+        return (
+            record if self._masked(record) else {k: v for k, v in record.items() if k not in MASKS}
+        )
+
+
+def test_patients_without_lesions_count_though_nobody_drew_on_them():
+    source = PhantomCT(split="test", count=2, seed=0, size=64, slices=8, positive=0.5)
+    task = make_task(config_of("smoke,method=cam"))
+    bare = task.adapt(Unmasked(source, lambda record: record["slice_label"] == 1), None)
+    for index in range(len(bare)):
+        example = task.transforms.example(bare[index])
+        assert example["known"]
+        np.testing.assert_array_equal(example["lesion"], source[index]["lesion"])
+    nobody = task.adapt(Unmasked(source, lambda record: False), None)
+    known = [bool(task.transforms.example(nobody[i])["known"]) for i in range(len(nobody))]
+    assert known == (source.slice_table().label == 0).tolist()
+
+
+def test_the_unet_learns_from_drawn_slices_and_from_slices_known_to_be_free():
+    source = PhantomCT(
+        split="train", count=2, seed=0, size=64, slices=12, positive=0.5, label_every=1
+    )
+    task = make_task(config_of("smoke,method=unet"))
+    half = Unmasked(source, lambda record: record["slice_label"] == 1 and record["slice"] % 2)
+    bags = task.adapt(half, None, training=True)
+    everything = task.adapt(source, None, training=True)
+    drawn = sum(bool(half[i].get("lesion") is not None) for i in range(len(half)))
+    assert bags.parts == (drawn, everything.parts[1])
+    for index in range(len(bags)):
+        example = task.transforms.example(bags[index])
+        assert example["lesion"].any() == (example["bag_label"] == 1)
+
+
+def test_a_split_without_truth_has_predictions_and_no_numbers():
+    task = tiny_task("cam")
+    rows = {
+        "id": np.array(["a"]), "group": np.array(["a"]), "known": np.array([False]),
+        "positive": np.array([False]), "slice_prob": np.array([0.5]), "found": np.zeros(1),
+        "true": np.zeros(1), "both": np.zeros(1), "found_at": np.zeros((1, 19)),
+        "both_at": np.zeros((1, 19)), "histogram": np.zeros((1, 50, 2)),
+    }  # fmt: skip
+    assert len(task.units(rows)["group"]) == 0
+    assert task.summary_figures(rows) == {}
+
+
+def test_nam_as_the_released_code_wires_it_reaches_no_backbone(volumes):
+    task = tiny_task("seam_nam")
+    shared = dataclasses.replace(task, model=task.model.clone(shared=True))
+    batch = training_batch(task, volumes)
+
+    def affinity_gradient(task):
+        variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
+        weights = dataclasses.replace(task.losses, er=0.0, ecr=0.0)
+
+        def loss(params):
+            one = dataclasses.replace(task, losses=weights)
+            total, (_, terms) = one.loss(
+                {**variables, "params": params}, batch, rng=jax.random.PRNGKey(1), step=0
+            )
+            return total - terms["cls"]
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    ours, theirs = affinity_gradient(task), affinity_gradient(shared)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(ours["backbone"])) > 0
+    assert all(not np.any(g) for g in jax.tree.leaves(theirs["backbone"]))
+    assert np.any(theirs["f8_3"]["kernel"])
+    assert not np.any(ours["f8_3"]["kernel"])

@@ -24,7 +24,8 @@ class Bags:
     all are negative; bags of other labels are left out. So with the paper's slices (positive and
     unknown ones in patients, negative ones in others) the positive bags are all those of one
     positive slice and seven more. A run of fewer slices is one bag that is filled up, and bags of
-    one slice are labelled slices.
+    one slice are labelled slices. The paper draws a positive slice and then seven more; here every
+    run is as likely, however many positive slices are in it.
 
     A record has `id` (of the first slice, and the size), `group`, `volume`, `slice` (the first
     one's number), `slices` (size + 2 slice records, the neighbours first and last), `bag_label`
@@ -34,6 +35,7 @@ class Bags:
       source: slices.
       size: of a bag, 1 or more.
       hidden: fields that are taken out of every slice: masks that a weak method may not see.
+      needed: a field without which a positive slice counts as not labelled.
 
     Attributes:
       parts: number of positive and of negative bags.
@@ -42,7 +44,14 @@ class Bags:
       InputError: size under 1; no positive or no negative bag.
     """
 
-    def __init__(self, source: SliceSource, size: int, *, hidden: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        source: SliceSource,
+        size: int,
+        *,
+        hidden: frozenset[str] = frozenset(),
+        needed: str = "",
+    ):
         if size < 1:
             raise InputError(f"config.bag={size}; a bag holds at least one slice")
         self._source, self._size, self._hidden = source, size, hidden
@@ -51,7 +60,13 @@ class Bags:
         self.partial = source.partial - hidden
         table = source.slice_table()
         self._before, self._after = _neighbours(table.volume, table.position)
-        self._starts, self._lengths, labels = _windows(self._before, self._after, table.label, size)
+        label = np.asarray(table.label, np.float32)
+        if needed in source.partial:
+            has = getattr(source, "has", None) or (lambda i, field: field in source[i])
+            lacks = [i for i in np.flatnonzero(label == 1).tolist() if not has(i, needed)]
+            label = label.copy()
+            label[lacks] = np.nan
+        self._starts, self._lengths, labels = _windows(self._before, self._after, label, size)
         order = np.argsort(-labels, kind="stable")  # positive ones first
         self._starts, self._lengths, self._labels = (
             a[order] for a in (self._starts, self._lengths, labels)
@@ -61,8 +76,8 @@ class Bags:
             if not count:
                 raise InputError(
                     f"data set {source.name!r} (split {source.split!r}) has no {name} bag of "
-                    f"{size} slices: {int((table.label == 1).sum())} slices are labelled positive, "
-                    f"{int((table.label == 0).sum())} negative; both kinds are needed to learn"
+                    f"{size} slices: {int((label == 1).sum())} slices are labelled positive, "
+                    f"{int((label == 0).sum())} negative; both kinds are needed to learn"
                 )
         chosen = splits.selection(self._starts.tolist(), len(source))
         self.version = f"{source.version}+bags{size}{chosen}"
@@ -98,17 +113,16 @@ class Bags:
 class WithNeighbours:
     """Every slice of a source, with the slices before and after it: bags of one, in order.
 
-    A record is that of the slice, and `slices` [3] and `volume_number`.
+    A record is that of the slice, and `slices` [3].
     """
 
     def __init__(self, source: SliceSource):
         self._source = source
         self.name, self.version, self.split = source.name, source.version, source.split
-        self.fields = source.fields | {"slices", "volume_number"}
+        self.fields = source.fields | {"slices"}
         self.partial = source.partial
         table = source.slice_table()
-        self._volume = np.asarray(table.volume)
-        self._before, self._after = _neighbours(self._volume, table.position)
+        self._before, self._after = _neighbours(table.volume, table.position)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -117,7 +131,7 @@ class WithNeighbours:
         record = self._source[index]
         around = [int(self._before[index]), index, int(self._after[index])]
         slices = [record if n == index else self._source[n] for n in around]
-        return {**record, "slices": slices, "volume_number": int(self._volume[index])}
+        return {**record, "slices": slices}
 
 
 def _neighbours(volume: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,7 @@ _GAP, _OVERLAP = 1.5, 0.67
 _APART = 10.0  # mm: a mask of other axes that begins further from its volume is not its mask
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 
+_HIGHEST_AIR = -200.0  # HU; a chest holds air
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 
 
@@ -99,6 +100,21 @@ def window(values: np.ndarray, centre: float, width: float) -> np.ndarray:
         255 / width
     )
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def check_hounsfield(volume: Volume, path: str | Path, remedy: str) -> None:
+    """Refuses a volume that cannot be in HU: without a value below -200, where air is -1000.
+
+    Raises:
+      InputError: with `remedy`, what to state instead.
+    """
+    lowest, highest = float(volume.values.min()), float(volume.values.max())
+    if lowest > _HIGHEST_AIR:
+        raise InputError(
+            f"{path}: values {lowest:g}..{highest:g} are not Hounsfield units, in which air is "
+            f"-1000; convert the scan again, or {remedy} in its own units (127.5 and 255 for a "
+            "picture of 0..255)"
+        )
 
 
 def pictures(volume: Volume, centre: float, width: float) -> np.ndarray:

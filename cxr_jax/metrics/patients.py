@@ -25,7 +25,7 @@ def slice_rows(
         threshold: pixels above it are found.
 
     Returns:
-        Rows float32: `found`, `true`, `both` [B], areas of what was found, of the truth and of
+        Rows: `found`, `true`, `both` [B], areas of what was found, of the truth and of
         where they meet; `found_at`, `both_at` [B, 19] the same at THRESHOLDS; `histogram`
         [B, 50, 2] pixels of the map outside and inside the truth, by its value.
     """
@@ -65,7 +65,7 @@ def per_patient(rows: Rows) -> Rows:
 
     Args:
         rows: of `slice_rows`, with `group` [N]; `known` bool [N], the truth of the slice is known;
-            `slice_prob` [N] 0..1 that a lesion is in it.
+            `slice_prob` [N] 0..1 that a lesion is in it; `positive` bool [N], one is.
 
     Returns:
         Rows [P]: `id` and `group` (both the patient), `positive` bool, `dice`; `recall` and
@@ -83,15 +83,16 @@ def per_patient(rows: Rows) -> Rows:
 
     found, true, both = (total(rows[name]) for name in ("found", "true", "both"))
     found_at, both_at = total(rows["found_at"]), total(rows["both_at"])
-    positive = true > 0
-    called, lesion = np.asarray(rows["slice_prob"]) >= 0.5, np.asarray(rows["true"]) > 0
+    called, lesion = np.asarray(rows["slice_prob"]) >= 0.5, np.asarray(rows["positive"], bool)
+    positive = total(lesion) > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "id": patients,
             "group": patients,
             "positive": positive,
             "dice": _dice(both, found, true),
-            "recall": np.where(positive, both / true, np.nan),
+            # A lesion of a pixel or two may be gone from the mask at the model's size.
+            "recall": np.where(positive, np.where(true > 0, both / true, 0.0), np.nan),
             "precision": np.where(positive, np.where(found > 0, both / found, 0.0), np.nan),
             "dice_at": _dice(both_at, found_at, true[:, None]),
             "slices": total(np.ones(len(called))),

@@ -361,7 +361,7 @@ def _template(model: nn.Module, height: int, width: int) -> Variables:
 
 def _words(model: nn.Module) -> str:
     """'DenseNet(growth_rate=32, ...)': what was told from the names, without the rest."""
-    hidden = ("parent", "name", "dtype", "stop_at")
+    hidden = ("parent", "name", "dtype", "stop_at", "dropout")
     fields = [f.name for f in dataclasses.fields(model) if f.name not in hidden]
     values = ((field, getattr(model, field)) for field in fields)
     values = ((k, _words(v) if isinstance(v, nn.Module) else v) for k, v in values)

@@ -27,6 +27,10 @@ class SEAM(nn.Module):
       classes: foreground classes; channel 0 of every map is the background.
       refine: has the pixel correlation module (PCM).
       neighbourhood: has the features of the neighbourhood affinity module (NAM).
+      shared: False: NAM has projections of its own, with an ELU each, and its gradient reaches the
+        backbone, which is what it can change at prediction. True is the released code's wiring:
+        NAM reads PCM's own projections of B3 and B4 (ReLU), and nothing below any projection gets
+        its gradient, so that it acts on PCM alone. The paper draws one box for both (Fig. 1).
       width: a factor on the channels of both, as of the backbone.
       dropout: probability that a channel of conv6 is dropped before the classifier [Wang et al.,
         released code].
@@ -36,6 +40,7 @@ class SEAM(nn.Module):
     classes: int = 1
     refine: bool = True
     neighbourhood: bool = True
+    shared: bool = False
     width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
@@ -60,21 +65,26 @@ class SEAM(nn.Module):
         classifier = layers.Conv1x1(1 + self.classes, use_bias=False, dtype=self.dtype, name="fc8")
         cam = classifier(drop(taps["conv6"])).astype(jnp.float32)
         out = {"cam": cam}
+        projected = []
         if self.refine:
-            features = [
-                resize_aligned(image, (height, width)).astype(self.dtype),
+            small = resize_aligned(image, (height, width)).astype(self.dtype)
+            projected = [
                 nn.relu(conv1x1(lax.stop_gradient(taps["conv4"]), 64, "f8_3")),
                 nn.relu(conv1x1(lax.stop_gradient(taps["conv5"]), 128, "f8_4")),
             ]
-            embedding = conv1x1(jnp.concatenate(features, axis=-1), 192, "f9")
+            embedding = conv1x1(jnp.concatenate([small, *projected], axis=-1), 192, "f9")
             out["revised"] = pcm.refine(pcm.normalize_cam(cam), embedding.astype(jnp.float32))
-        if self.neighbourhood:
+        if self.neighbourhood and self.shared:
+            b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256, "nam_b5"))
+            features = [*projected, b5]
+        elif self.neighbourhood:
             # ELU after each: without one between them two products would be one.
             features = [
                 nn.elu(conv1x1(taps["conv4"], 64, "nam_b3")),
                 nn.elu(conv1x1(taps["conv5"], 128, "nam_b4")),
                 nn.elu(conv1x1(taps["conv6"], 256, "nam_b5")),
             ]
+        if self.neighbourhood:
             mixed = nn.elu(conv1x1(jnp.concatenate(features, axis=-1), 448, "nam_mix"))
             out["features"] = mixed.astype(jnp.float32)
         return out

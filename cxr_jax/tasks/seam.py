@@ -97,9 +97,13 @@ class _Shared(Task):
     preprocess: Preprocess
     augment: Augment
     threshold: float
-    gate: str
 
     masks_in_training: ClassVar[bool] = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether a slice whose own probability is below 0.5 counts as free of lesions."""
+        return False
 
     @property
     def fields(self) -> frozenset[str]:
@@ -130,7 +134,9 @@ class _Shared(Task):
             )
         if not training:
             return WithNeighbours(source)
-        return Bags(source, self.bag, hidden=frozenset() if self.masks_in_training else MASKS)
+        if self.masks_in_training:
+            return Bags(source, self.bag, needed="lesion")
+        return Bags(source, self.bag, hidden=MASKS)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         """`image` uint8 [S + 2, H, W]; of a bag its label; of a slice what it is scored by."""
@@ -140,20 +146,25 @@ class _Shared(Task):
             example["bag_label"] = np.float32(record["bag_label"])
             example["instance_valid"] = np.asarray(record["instance_valid"], bool)
             if self.masks_in_training:
-                example["lesion"] = self.preprocess.mask(record["slices"][1]["lesion"])
+                example["lesion"] = self.preprocess.mask(_truth(record["slices"][1]))
             return example
-        known = "lesion" in record
-        blank = np.zeros(record["image"].shape, np.uint8)
+        truth = _truth(record)
         shrunk = record["image"].size / self.preprocess.size**2
+        blank = np.zeros(record["image"].shape, np.uint8)
         return example | {
-            "lesion": self.preprocess.mask((record.get("lesion", blank) > 0).astype(np.uint8)),
-            "known": np.bool_(known),
+            "lesion": self.preprocess.mask(blank if truth is None else truth),
+            # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
+            "positive": np.bool_(truth is not None and truth.any()),
+            "known": np.bool_(truth is not None),
             "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
         }
 
     def _finish(self, example, rng):
         if rng is not None:
             example = self.augment(example, rng)
+            if rng.random() < 0.5:  # volumes run from the feet or from the head
+                for name in ("image", "instance_valid"):
+                    example[name] = example[name][::-1]
         image = self.preprocess.normalize(example["image"])
         # Slice k with its neighbours as channels: [S + 2, H, W] -> [S, H, W, 3].
         channels = np.stack([image[:-2], image[1:-1], image[2:]], axis=-1)
@@ -162,11 +173,15 @@ class _Shared(Task):
     def score(self, outputs, batch):
         """Areas of each slice for `metrics.patients`; the mask is read here only."""
         prob = outputs["slice_prob"]
-        shown = prob >= 0.5 if self.gate == "slice" else jnp.ones_like(prob, bool)
+        shown = prob >= 0.5 if self.gated else jnp.ones_like(prob, bool)
         rows = patients.slice_rows(
             outputs["lesion_map"], shown, batch["lesion"], batch["pixel_area"], self.threshold
         )
-        return rows | {"slice_prob": prob, "known": batch["known"]}
+        return rows | {
+            "slice_prob": prob,
+            "known": batch["known"],
+            "positive": batch["positive"],
+        }
 
     def units(self, rows):
         """One row a patient."""
@@ -213,7 +228,7 @@ class _Shared(Task):
 
     def _shown_map(self, outputs, shape: tuple[int, int]) -> np.ndarray:
         heat = resize_map(np.asarray(outputs["lesion_map"], np.float32), shape)
-        shown = self.gate == "none" or outputs["slice_prob"] >= 0.5
+        shown = not self.gated or outputs["slice_prob"] >= 0.5
         return heat if shown else np.zeros_like(heat)
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -229,18 +244,35 @@ class _Shared(Task):
 
     def describe_volume(
         self,
-        outputs: list[dict[str, np.ndarray]],
+        probs: list[float],
         mask: np.ndarray,
+        numbers: np.ndarray,
         spacing_mm: tuple[float, float, float],
     ) -> dict[str, Any]:
-        """A volume's prediction as plain JSON: its slices, from the feet, and what was found."""
+        """A volume's prediction as plain JSON.
+
+        Args:
+            probs: [S] that a lesion is in the slice.
+            mask: [S, H, W] what was found.
+            numbers: [S] of the slices, as they are told.
+            spacing_mm: between slices, rows, columns.
+        """
         slices = mask.sum((1, 2), dtype=np.int64)
         return {
             "slices": len(mask),
-            "slices_with_lesion": np.flatnonzero(slices).tolist(),
-            "slice_probs": [round(float(out["slice_prob"]), 4) for out in outputs],
+            "slices_with_lesion": sorted(np.asarray(numbers)[slices > 0].tolist()),
+            "slice_probs": {str(n): round(p, 4) for n, p in sorted(zip(numbers.tolist(), probs))},
             "lesion_ml": round(float(slices.sum() * np.prod(spacing_mm) / 1000), 3),
         }
+
+
+def _truth(record: Record) -> np.ndarray | None:
+    """The lesions of a slice, uint8 0/1; blank where it is known to have none, None if unknown."""
+    if "lesion" in record:
+        return (record["lesion"] > 0).astype(np.uint8)
+    if record.get("slice_label") == 0:  # of patients without a lesion nobody draws masks
+        return np.zeros(record["image"].shape, np.uint8)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,10 +287,12 @@ class WeakSegmentation(_Shared):
       affinity: thresholds and radius of NAM; read where the model has it.
       scales: of the images at prediction; their maps are averaged. With more than one the mirrored
         image takes part too.
-      train_norms: False: batch norms in inference mode [paper]. True takes the batch's statistics,
-        for networks that start from random numbers.
-      freeze_stem: the first convolution, b2 and all norms are not trained [paper].
+      train_norms: False: batch norms in inference mode, as SEAM's code has them. True takes the
+        batch's statistics, for networks that start from random numbers.
+      freeze_stem: the first convolution, b2 and all norms are not trained [SEAM's code].
       threshold: of the lesion map, 0..1.
+      normalize_map: divide the refined map D by its maximum, as SEAM's code does at prediction.
+        Without it D, a weighted mean of the activation map, may stay low on a small lesion.
       gate: 'slice' or 'none'; see the module.
     """
 
@@ -273,7 +307,12 @@ class WeakSegmentation(_Shared):
     train_norms: bool
     freeze_stem: bool
     threshold: float
+    normalize_map: bool
     gate: str
+
+    @property
+    def gated(self) -> bool:
+        return self.gate == "slice"
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -361,7 +400,8 @@ class WeakSegmentation(_Shared):
         out = self.model.apply(variables, image, train=False)
         prob = jax.nn.sigmoid(jnp.mean(resize_aligned(out["cam"], size)[..., 1], axis=(1, 2)))
         if self.model.refine:
-            lesion_map = resize_aligned(out["revised"], size)[..., 1]
+            revised = resize_aligned(out["revised"], size)
+            lesion_map = (pcm.normalize_cam(revised) if self.normalize_map else revised)[..., 1]
         else:
             maps = [out["cam"]] if self.scales == (1.0,) else self._scaled_maps(variables, image)
             raw = sum(resize_aligned(jax.nn.relu(cam), size) for cam in maps) / len(maps)
@@ -390,7 +430,6 @@ class SupervisedSegmentation(_Shared):
     preprocess: Preprocess
     augment: Augment
     threshold: float
-    gate: str
 
     masks_in_training: ClassVar[bool] = True
 
@@ -440,13 +479,19 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
         preprocess=Preprocess(**config.preprocess),
         augment=Augment(**config.augment),
         threshold=config.threshold,
-        gate=config.gate,
     )
     if config.method == "unet":
         if config.bag != 1:
             raise InputError(f"config.bag={config.bag}: the U-Net learns from slices; set it to 1")
         model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
         return SupervisedSegmentation(model=model, **shared)
+    if not 0 < config.losses.hardest <= 1:
+        raise InputError(f"config.losses.hardest={config.losses.hardest}; it must lie in 0..1")
+    if len(config.model.dropout) != 3 or not all(0 <= p < 1 for p in config.model.dropout):
+        raise InputError(
+            f"config.model.dropout={tuple(config.model.dropout)}; expected three shares below 1: "
+            "of b6, of b7 and before the classifier"
+        )
     if not 0 < config.small_scale < 1:
         raise InputError(f"config.small_scale={config.small_scale}; it must lie between 0 and 1")
     if config.affinity.radius < 1:
@@ -471,6 +516,7 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
             backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
             refine=refine,
             neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
+            shared=config.model.shared,
             width=width,
             dropout=config.model.dropout[2],
             dtype=dtype,
@@ -481,5 +527,7 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
         scales=scales if config.method == "multiscale_cam" else (1.0,),
         train_norms=config.train_norms,
         freeze_stem=config.freeze_stem,
+        normalize_map=config.normalize_map,
+        gate=config.gate,
         **shared,
     )

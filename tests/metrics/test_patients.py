@@ -19,6 +19,7 @@ def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0
         "group": np.array(groups),
         "id": np.array([f"{g}-{i}" for i, g in enumerate(groups)]),
         "known": np.ones(n, bool),
+        "positive": np.asarray(lesions).reshape(n, -1).any(1),
         "slice_prob": np.ones(n) if prob is None else np.asarray(prob),
     }
 

@@ -56,7 +56,6 @@ _MASKS = {"lesions": "lesion", "lungs": "lungs"}  # column -> field
 _WINDOW = ("window_center", "window_width")
 _REQUIRED = ("volume", "group", "split", "label")
 _RANGE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?")
-_HIGHEST_AIR = -200.0  # HU; a chest holds air
 _COMMAND = "python -m cxr_jax.data.prepare ct_volume --source=VOLUMES.csv"
 
 
@@ -254,13 +253,8 @@ def _window(row: tables.Row) -> tuple[float, float] | None:
 def _read_scan(scan: Scan) -> dict[str, np.ndarray]:
     """uint8 [S, H, W] by field."""
     volume = volumes.read(scan.path)
-    lowest = float(volume.values.min())
-    if scan.window is None and lowest > _HIGHEST_AIR:
-        raise InputError(
-            f"{scan.path}: values {lowest:g}..{float(volume.values.max()):g} are not Hounsfield "
-            "units, in which air is -1000; convert the scan again, or state window_center and "
-            "window_width in its own units (127.5 and 255 for a picture of 0..255)"
-        )
+    if scan.window is None:
+        volumes.check_hounsfield(volume, scan.path, "state window_center and window_width")
     planes = {"image": volumes.pictures(volume, *(scan.window or volumes.LUNG_WINDOW))}
     del volume
     if "lesion" in scan.masks:
