@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-# Before jax is imported: eight simulated CPU devices for the tests of parallel.py. Programs here run
-# a few times only: unoptimised, they compile in half the time.
+# Before jax is imported: eight simulated CPU devices for the tests of parallel.py. Programs here
+# run a few times only: unoptimised, they compile in half the time.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
