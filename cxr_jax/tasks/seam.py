@@ -312,6 +312,7 @@ class WeakSegmentation(_Shared):
 
     @property
     def gated(self) -> bool:
+        """`gate` says so."""
         return self.gate == "slice"
 
     @property
