@@ -96,7 +96,7 @@ class Task(abc.ABC):
 
     def units(self, rows: Rows) -> Rows:
         """What `report` and its intervals count, from the rows of a whole split: the rows
-        themselves, or one for each volume of slices. Has `id` and `group`."""
+        themselves, or one for each patient, of whose slices the rows are. Has `id` and `group`."""
         return rows
 
     def finish_rows(self, rows: Rows) -> Rows:

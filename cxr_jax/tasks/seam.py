@@ -395,7 +395,11 @@ class WeakSegmentation(_Shared):
         return found, changed
 
     def predict(self, variables, batch):
-        """Of bags of one slice: `lesion_map` [B, H, W] 0..1 and `slice_prob` [B]."""
+        """Of bags of one slice: `lesion_map` [B, H, W] 0..1 and `slice_prob` [B].
+
+        The map of CAM is divided by its maximum; that of SEAM is D as it is [PAPERS, 3], unless
+        `normalize_map`: one threshold does not mean the same to both.
+        """
         image = batch["image"][:, 0]
         size = image.shape[1:3]
         out = self.model.apply(variables, image, train=False)
