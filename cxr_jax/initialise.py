@@ -121,7 +121,8 @@ def _check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], all
         raise InputError(
             f"{len(random)} frozen arrays would keep their random numbers, e.g. {random[0]}: set "
             "config.init_from to a run that has them, train the part (severity: config.model."
-            "train_backbone=True; seam: config.freeze_stem=False), or, to measure speed only, config.allow_random_frozen=True"
+            "train_backbone=True; seam: config.freeze_stem=False), or, to measure speed only, "
+            "config.allow_random_frozen=True"
         )
 
 
