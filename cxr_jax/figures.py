@@ -382,7 +382,8 @@ def slice_panel(
             _contours(axes, true > 0, color=_CT_TRUTH, linewidth=1.5)
         legend.append(_stroke(_CT_TRUTH, "truth" if true.any() else "truth: no lesion"))
     _contours(ax, heat > threshold, color=PREDICTION, linewidth=1.2)
-    legend.append(_stroke(PREDICTION, f"found, above {threshold:g}"))
+    found = "found" if (heat > threshold).any() else "found: nothing"
+    legend.append(_stroke(PREDICTION, f"{found} above {threshold:g}"))
     _legend(ax, legend)
     if slice_prob is not None:
         _caption(bare, f"a lesion is in the slice: p = {slice_prob:.2f}")

@@ -145,9 +145,10 @@ def predict(
             lines.write(json.dumps(line, allow_nan=False) + "\n")
             lines.flush()
     os.replace(part, output / "predictions.jsonl")
+    kind = "volumes" if task.volumes else "films"
     print(
         f"{output}: predictions.jsonl and {len(names)} pictures"
-        f"{f'; {failed} of {len(paths)} films could not be used' if failed else ''}"
+        f"{f'; {failed} of {len(paths)} {kind} could not be used' if failed else ''}"
         f"\nmodel: {workdir}, steps {', '.join(map(str, steps))}"
         "\nResearch software: not for any clinical use."
     )
