@@ -1,7 +1,7 @@
 r"""Train and evaluate.
 
     python -m cxr_jax.main --config=configs/severity.py:quick
-    python -m cxr_jax.main --config=configs/severity.py:quick --config.optimizer.lr=0.01 --workdir=DIR
+    python -m cxr_jax.main --config=configs/severity.py:quick --config.seed=1 --workdir=DIR
     python -m cxr_jax.main --workdir=DIR --mode=eval [--split=test] [--steps=11000,11500,12000]
     python -m cxr_jax.main --config=SAME --workdir=DIR --mode=eval --config.data.name=manifest \
         --config.data.path=other_hospital.csv       an external test: results under manifest-test/
