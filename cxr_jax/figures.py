@@ -425,10 +425,7 @@ def threshold_chart(
     right.axvline(chosen, color="#999999", linewidth=1, linestyle="--")
     right.set(xlabel="threshold", ylabel="mean Dice", xlim=(0, 1), ylim=(0, 1.02))
     right.legend(frameon=False, prop={"family": _FONT, "size": 9.5})
-    for ax in (left, right):
-        ax.grid(color="#e2e2e2", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+    _plain_axes(left, right)
     fig.tight_layout(pad=1.0)
     return fig
 
@@ -456,9 +453,7 @@ def setting_chart(
         ax.plot([s] * len(values[s]), values[s], "o", color="#1f5fa8", markersize=4, alpha=0.6)
     ax.set(xlabel=_printable(setting), ylabel=_printable(metric))
     ax.set_title(_printable(title), fontsize=10.5, family=_FONT, parse_math=False)
-    ax.grid(color="#e2e2e2", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    _plain_axes(ax)
     fig.tight_layout(pad=1.0)
     return fig
 
@@ -674,6 +669,14 @@ def _figure(width: float, height: float) -> Figure:
     fig = Figure(figsize=(width, height), dpi=DPI, facecolor=_ROOM)
     FigureCanvasAgg(fig)
     return fig
+
+
+def _plain_axes(*axes: Axes) -> None:
+    """A pale grid behind the curves, no frame."""
+    for ax in axes:
+        ax.grid(color="#e2e2e2", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
 
 
 def _inches(fig: Figure, left: float, bottom: float, width: float, height: float) -> list[float]:

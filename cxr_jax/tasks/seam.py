@@ -374,9 +374,8 @@ class WeakSegmentation(_Shared):
     def _view(self, variables, image: Array, rng: Array):
         """One scale of n slices [n, h, w, 3] in training: `logits` [n], the maps at the image's
         size as the published code has them, and NAM's inputs at the network's own."""
-        kept = {name: tree for name, tree in variables.items() if name != "batch_stats"}
         out, changed = self.model.apply(
-            kept | {"batch_stats": variables["batch_stats"]},
+            variables,
             image,
             train=True,
             train_norms=self.train_norms,
