@@ -5,6 +5,7 @@ before and the one after belong to the record. At the end of a volume, or of a r
 some were left out, the last slice stands in for its missing neighbour.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from cxr_jax.data.sources.slices import SliceSource
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"slices", "bag_label", "instance_valid"})
+# Slices kept by `WithNeighbours`: a few threads that read in order ask for each three times.
+NEAR = 32
 
 
 class Bags:
@@ -113,11 +116,12 @@ class Bags:
 class WithNeighbours:
     """Every slice of a source, with the slices before and after it: bags of one, in order.
 
-    A record is that of the slice, and `slices` [3].
+    A record is that of the slice, and `slices` [3]. Read in order, a slice is decoded once.
     """
 
     def __init__(self, source: SliceSource):
         self._source = source
+        self._read = functools.lru_cache(NEAR)(source.__getitem__)
         self.name, self.version, self.split = source.name, source.version, source.split
         self.fields = source.fields | {"slices"}
         self.partial = source.partial
@@ -128,10 +132,13 @@ class WithNeighbours:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        around = [int(self._before[index]), index, int(self._after[index])]
-        slices = [record if n == index else self._source[n] for n in around]
-        return {**record, "slices": slices}
+        around = int(self._before[index]), int(index), int(self._after[index])
+        slices = [self._read(n) for n in around]
+        return {**slices[1], "slices": slices}
+
+    def __reduce__(self):
+        # What was read is not sent to a spawned worker.
+        return WithNeighbours, (self._source,)
 
 
 def _neighbours(volume: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

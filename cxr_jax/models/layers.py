@@ -59,12 +59,13 @@ class Conv3x3(nn.Module):
     stride: int = 1
     dilation: int = 1
     dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features]."""
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         return lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

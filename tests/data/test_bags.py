@@ -119,6 +119,14 @@ def test_every_slice_has_its_neighbours_in_evaluation():
     assert source[1]["lesion"][0, 0] == 1
 
 
+def test_an_evaluation_in_order_reads_every_slice_once():
+    slices = Slices([1, 0, NAN, 1], [0, 0])
+    source = WithNeighbours(slices)
+    for index in range(len(source)):
+        source[index]
+    assert sorted(slices.read) == list(range(6))
+
+
 @hypothesis.given(
     st.lists(
         st.lists(st.sampled_from([0.0, 1.0, NAN, None]), min_size=1, max_size=9),
