@@ -91,7 +91,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.data.update(heavy=1.0, positive=0.5)
     slices = 16
     config.batch_size, config.total_steps = max(slices // config.bag, 2), 500
-    config.optimizer.update(name="adamw", lr=1e-3, weight_decay=1e-4, schedule="cosine")
+    config.optimizer.update(name="adamw", lr=5e-4, weight_decay=1e-4, schedule="cosine")
     config.optimizer.update(clip_norm=1.0, warmup_steps=20, accumulate=1)
     config.log_every, config.checkpoint_every = 50, 250
     config.eval_batch_size = 32

@@ -177,7 +177,7 @@ def evaluate(
     )
     label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
 
-    chosen = np.unique(np.linspace(0, len(source) - 1, config.figures).astype(int))
+    chosen = task.drawn(source, config.figures)
     with StopSignal() as stop:
         result = Scorer(task, source, parallel, config)(
             ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop

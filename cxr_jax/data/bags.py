@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr_jax.data import splits
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.slices import SliceSource
+from cxr_jax.data.sources.slices import SliceSource, SliceTable
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"slices", "bag_label", "instance_valid"})
@@ -125,8 +125,8 @@ class WithNeighbours:
         self.name, self.version, self.split = source.name, source.version, source.split
         self.fields = source.fields | {"slices"}
         self.partial = source.partial
-        table = source.slice_table()
-        self._before, self._after = _neighbours(table.volume, table.position)
+        self._table = source.slice_table()
+        self._before, self._after = _neighbours(self._table.volume, self._table.position)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -135,6 +135,9 @@ class WithNeighbours:
         around = int(self._before[index]), int(index), int(self._after[index])
         slices = [self._read(n) for n in around]
         return {**slices[1], "slices": slices}
+
+    def slice_table(self) -> SliceTable:
+        return self._table
 
     def __reduce__(self):
         # What was read is not sent to a spawned worker.

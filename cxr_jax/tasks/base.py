@@ -122,6 +122,10 @@ class Task(abc.ABC):
         del rows
         return {}
 
+    def drawn(self, source: Source, count: int) -> np.ndarray:
+        """Which records of a split an evaluation draws: at most `count`, evenly spaced."""
+        return evenly(np.arange(len(source)), count)
+
     @abc.abstractmethod
     def figure(self, record: Record, outputs: dict[str, np.ndarray]) -> Figure:
         """One example: the film at its own size, the truth where there is one, the prediction."""
@@ -129,3 +133,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """One example's prediction as plain JSON, for `predictions.jsonl`."""
+
+
+def evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the values, first and last among them."""
+    if not len(values):
+        return values
+    return values[np.unique(np.linspace(0, len(values) - 1, count).astype(int))]

@@ -46,7 +46,7 @@ from cxr_jax.models.unet import UNet
 from cxr_jax.ops import affinity, pcm
 from cxr_jax.ops.bags import bag_logit
 from cxr_jax.ops.resize import resize_aligned
-from cxr_jax.tasks.base import Array, Task
+from cxr_jax.tasks.base import Array, Task, evenly
 
 METHODS = ("cam", "multiscale_cam", "seam", "seam_nam", "m_seam_nam", "unet")
 MASKS = frozenset({"lesion", "lesion_type", "lungs"})
@@ -215,6 +215,13 @@ class _Shared(Task):
                 patients.THRESHOLDS, dice, histogram, self.threshold
             )
         }
+
+    def drawn(self, source, count):
+        """Three quarters of them slices with a lesion, where these are known."""
+        sick = source.slice_table().label == 1
+        lesions = evenly(np.flatnonzero(sick), count - count // 4)
+        others = evenly(np.flatnonzero(~sick), count - len(lesions))
+        return np.sort(np.concatenate([lesions, others]))
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         return figures.slice_panel(
