@@ -101,7 +101,7 @@ def initialise(
         variables |= student
         params = variables.pop("params")
         train_state = train_state.replace(params=params, model_state=variables)
-    _check_frozen(trainable, flatten(train_state.variables), taken, config.allow_random_frozen)
+    check_frozen(trainable, flatten(train_state.variables), taken, config.allow_random_frozen)
     return train_state
 
 
@@ -110,7 +110,18 @@ def _placed(new: Any, old: jax.Array) -> jax.Array:
     return jax.device_put(np.array(new, old.dtype), old.sharding)
 
 
-def _check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], allowed: bool) -> None:
+def check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], allowed: bool) -> None:
+    """Refuses a part that is never trained and keeps its random numbers.
+
+    Args:
+      trainable: bool pytree like the parameters.
+      ours: paths of all variables.
+      taken: of those that have come from elsewhere.
+      allowed: refuses nothing.
+
+    Raises:
+      InputError: names the first such array, and what to set.
+    """
     still = [name for name, used in flatten(trainable).items() if not used]
     # A norm's statistics belong to its scale: without them a frozen norm divides by nothing known.
     norms = [name.rpartition("/")[0] for name in still if name.endswith("/scale")]

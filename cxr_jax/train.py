@@ -21,7 +21,7 @@ from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
 from cxr_jax.figures import save, training_curves
-from cxr_jax.initialise import initialise
+from cxr_jax.initialise import check_frozen, flatten, initialise
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.writers import Writer
@@ -103,10 +103,13 @@ def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathl
 
 def _loop(config, workdir, task, parallel, source, batches, val_source, stop) -> bool:
     example = example_batch(task, source)
-    shapes = variable_shapes(task, example)["params"]
+    shapes = variable_shapes(task, example)
     tx, trainable = optimizers.make_optimizer(
-        config.optimizer, shapes, total_steps=config.total_steps, frozen=task.frozen
+        config.optimizer, shapes["params"], total_steps=config.total_steps, frozen=task.frozen
     )
+    if not config.init_from and not complete_steps(workdir):
+        # `initialise` would say the same, after a minute of compiling.
+        check_frozen(trainable, flatten(shapes), (), config.allow_random_frozen)
     train_step = parallel.compile_train_step(
         state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     )

@@ -373,7 +373,8 @@ def test_slices_with_lesions_are_drawn_first():
     task = tiny_task("cam")
     source = task.adapt(PhantomCT(split="val", count=2, seed=0, size=64, slices=12), None)
     chosen = task.drawn(source, 8)
-    assert len(set(chosen.tolist())) == 8 and (source.slice_table().label[chosen] == 1).sum() >= 5
+    assert len(set(chosen.tolist())) == 8
+    assert (source.slice_table().label[chosen] == 1).sum() >= 5
     healthy = PhantomCT(split="val", count=1, seed=0, size=64, slices=12, positive=0.0)
     assert len(task.drawn(task.adapt(healthy, None), 8)) == 8
     assert not len(task.drawn(source, 0))

@@ -77,9 +77,9 @@ class BottleneckUnit(nn.Module):
             return nn.relu(layers.BatchNorm(dtype=self.dtype, name=name)(x, train=train_norms))
 
         def conv1x1(x: Array, features: int, name: str, **kwargs) -> Array:
-            return layers.Conv1x1(
-                features, use_bias=False, dtype=self.dtype, name=name, **kwargs
-            )(x)
+            return layers.Conv1x1(features, use_bias=False, dtype=self.dtype, name=name, **kwargs)(
+                x
+            )
 
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         a = norm_relu(x, "bn_branch2a")
