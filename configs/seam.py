@@ -13,7 +13,8 @@ r"""M-SEAM-NAM: lesions of chest CT from labels of slices (Tang et al., MICCAI 2
 
 Options: `method=cam|multiscale_cam|seam|seam_nam|m_seam_nam|unet` (see `cxr_jax/tasks/seam.py`);
 `bag=8` trains another method than m_seam_nam on bags of eight: the CAM that m_seam_nam starts from.
-The paper's order: CAM first, then each of the others with `--config.init_from` of its run. Alone,
+The paper's order: CAM first, then each of the others with `--config.init_from` of its run;
+multiscale_cam only looks again at that run, at more scales, and trains nothing. Alone,
 the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its
 frozen stem, `--config.init_from`, imported ResNet-38 weights.
 """
@@ -77,6 +78,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.update(name="ct_lesions", halves=True)
     if base == "smoke":
         _smoke(config)
+    if method == "multiscale_cam":
+        # A way to predict, not to train: one step at rate 0 makes a run of the CAM's weights.
+        config.total_steps, config.train_norms = 1, False
+        config.optimizer.update(lr=0.0, warmup_steps=0, accumulate=1)
     return config.lock()
 
 
@@ -90,10 +95,10 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.data.update(name="phantom_ct", size=128, train=200, val=10, test=40)
     config.data.update(heavy=1.0, positive=0.5)
     slices = 16
-    config.batch_size, config.total_steps = max(slices // config.bag, 2), 500
+    config.batch_size, config.total_steps = max(slices // config.bag, 2), 400
     config.optimizer.update(name="adamw", lr=5e-4, weight_decay=1e-4, schedule="cosine")
     config.optimizer.update(clip_norm=1.0, warmup_steps=20, accumulate=1)
-    config.log_every, config.checkpoint_every = 50, 250
+    config.log_every, config.checkpoint_every = 50, 200
     config.eval_batch_size = 32
 
 

@@ -10,10 +10,10 @@ from cxr_jax.models import layers
 
 Array = jax.Array
 
-# The last convolution of every residual branch starts at a tenth of He's standard deviation, so
+# The last convolution of every residual branch starts at a hundredth of He's standard deviation, so
 # that a network from random numbers begins as its shortcuts (Goyal et al., arXiv:1706.02677, begin
 # at zero). Without it the 38 layers learn nothing in the first hundreds of steps.
-branch_init = nn.initializers.variance_scaling(2.0 * 0.1**2, "fan_in", "truncated_normal")
+branch_init = nn.initializers.variance_scaling(2.0 * 0.01**2, "fan_in", "truncated_normal")
 
 
 class PlainUnit(nn.Module):
