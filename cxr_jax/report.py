@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
+import tqdm
 
 from cxr_jax.cli import run_command
 from cxr_jax.errors import InputError
@@ -238,7 +239,7 @@ def _reference_rows(config, rows: Rows) -> dict[str, Rows]:
         }
     source = sources.open_source(config.data, "train")
     scores, valid = [], []
-    for i in range(len(source)):
+    for i in tqdm.tqdm(range(len(source)), "training films", unit="film", disable=None):
         record = source[i]
         scores.append(np.asarray(record["severity"], np.float64))
         valid.append(np.asarray(record.get("severity_valid", np.ones((3, 2))), bool))

@@ -9,6 +9,7 @@ A run that is killed leaves no half data set; running it again is safe.
 """
 
 import argparse
+import importlib
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -27,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.max_side < 32:
         raise InputError(f"--max_side={args.max_side}; expected at least 32 pixels")
+    make_builder = find_builder(args.name)
     # Imported here so that --help answers at once.
     from cxr_jax.data.sources import prepared
 
-    make_builder = BUILDERS[args.name]()
     source = pathlib.Path(args.source).expanduser()
     builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
     counts = {split: len(films) for split, films in builder.films.items()}
@@ -48,96 +49,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"train with --config.data.name={args.name} --config.data.path={builder.data_dir}")
 
 
-# Each opener imports its own file: TensorFlow Datasets takes seconds to import.
-
-
-def _brixia_cohen() -> Callable:
-    from cxr_jax.data.sources import brixia_cohen
-
-    return brixia_cohen.builder
-
-
-def _manifest() -> Callable:
-    from cxr_jax.data.sources import manifest
-
-    return manifest.builder
-
-
-def _brixia() -> Callable:
-    from cxr_jax.data.sources import brixia
-
-    return brixia.builder
-
-
-def _jsrt_scr() -> Callable:
-    from cxr_jax.data.sources import lung_masks
-
-    return lung_masks.jsrt_scr
-
-
-def _montgomery() -> Callable:
-    from cxr_jax.data.sources import lung_masks
-
-    return lung_masks.montgomery
-
-
-def _shenzhen() -> Callable:
-    from cxr_jax.data.sources import lung_masks
-
-    return lung_masks.shenzhen
-
-
-def _chexpert() -> Callable:
-    from cxr_jax.data.sources import chexpert
-
-    return chexpert.builder
-
-
-def _nih_cxr14() -> Callable:
-    from cxr_jax.data.sources import nih_cxr14
-
-    return nih_cxr14.builder
-
-
-def _cxr_3class() -> Callable:
-    from cxr_jax.data.sources import cxr_3class
-
-    return cxr_3class.builder
-
-
-def _ct_lesions() -> Callable:
-    from cxr_jax.data.sources import ct_lesions
-
-    return ct_lesions.builder
-
-
-def _covid19_ct_seg() -> Callable:
-    from cxr_jax.data.sources import covid19_ct_seg
-
-    return covid19_ct_seg.builder
-
-
-def _ct_volume() -> Callable:
-    from cxr_jax.data.sources import ct_volume
-
-    return ct_volume.builder
-
-
-# Data set -> its `builder(source, *, data_dir, max_side)`.
+# Data set -> file in `data/sources`, and in it `builder(source, *, data_dir, max_side)`. Imported
+# when asked for: TensorFlow Datasets takes seconds to import.
 BUILDERS = {
-    "brixia_cohen": _brixia_cohen,
-    "manifest": _manifest,
-    "chexpert": _chexpert,
-    "nih_cxr14": _nih_cxr14,
-    "cxr_3class": _cxr_3class,
-    "brixia": _brixia,
-    "jsrt_scr": _jsrt_scr,
-    "montgomery": _montgomery,
-    "shenzhen": _shenzhen,
-    "ct_lesions": _ct_lesions,
-    "covid19_ct_seg": _covid19_ct_seg,
-    "ct_volume": _ct_volume,
+    "brixia_cohen": "brixia_cohen:builder",
+    "manifest": "manifest:builder",
+    "chexpert": "chexpert:builder",
+    "nih_cxr14": "nih_cxr14:builder",
+    "cxr_3class": "cxr_3class:builder",
+    "brixia": "brixia:builder",
+    "jsrt_scr": "lung_masks:jsrt_scr",
+    "montgomery": "lung_masks:montgomery",
+    "shenzhen": "lung_masks:shenzhen",
+    "ct_lesions": "ct_lesions:builder",
+    "covid19_ct_seg": "covid19_ct_seg:builder",
+    "ct_volume": "ct_volume:builder",
 }
+
+
+def find_builder(name: str) -> Callable:
+    """The `builder` of a data set.
+
+    Raises:
+      InputError: no data set has this name.
+    """
+    if name not in BUILDERS:
+        raise InputError(f"data set {name!r}; expected one of {', '.join(sorted(BUILDERS))}")
+    module, function = BUILDERS[name].split(":")
+    return getattr(importlib.import_module(f"cxr_jax.data.sources.{module}"), function)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cxr_jax.data.prepare",
         description="Turns a downloaded data set into ArrayRecord files, once.",
     )
-    parser.add_argument("name", choices=tuple(BUILDERS), help="the data set")
+    parser.add_argument("name", help=f"the data set: {', '.join(BUILDERS)}")
     parser.add_argument(
         "--source",
         required=True,

@@ -73,7 +73,7 @@ def test_no_patient_is_in_two_splits_and_what_is_left_out_is_said(data_dir, pris
     assert len(train) + len(test) + 3 == 24
     films, left_out = brixia.read_index(pristine)
     assert (len(films), left_out) == (21, 3)
-    builder = prepare.BUILDERS["brixia"]()(pristine, data_dir=str(data_dir), max_side=512)
+    builder = prepare.find_builder("brixia")(pristine, data_dir=str(data_dir), max_side=512)
     assert builder.notes == ["left out: 3 films of patients of the test split"]
 
 

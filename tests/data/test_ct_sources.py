@@ -604,3 +604,6 @@ def test_series_that_the_builder_refuses(tmp_path):
 
 def test_ct_sets_are_offered_by_the_command():
     assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.BUILDERS)
+    assert all(callable(prepare.find_builder(name)) for name in prepare.BUILDERS)
+    with pytest.raises(InputError, match="data set 'ct_leisons'; expected one of brixia, "):
+        prepare.main(["ct_leisons", "--source=nowhere"])
