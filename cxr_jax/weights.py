@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     import_args.add_argument(
         "--kind",
         default="auto",
-        help="densenet, pcam, resnet, resnet38, vit; auto: by the names",
+        help="densenet, pcam, resnet, resnet38, seam, vit; auto: by the names",
     )
     import_args.add_argument("--prefix", help="the part of the model; default: backbone, or vit")
     export_args = commands.add_parser("export", help="parameters and batch statistics to a file")
@@ -109,7 +109,7 @@ def import_file(
       folder: gets weights.safetensors and weights.json; new, or of an import of the same file.
       kind: of network (`convert.KINDS`); 'auto' tells it by the names.
       prefix: the model's part that the network becomes; None is 'vit' for a ViT, else 'backbone'.
-        PCAM heads always become 'heads'.
+        PCAM heads always become 'heads', SEAM's keep their names.
 
     Returns:
       What was read, for the terminal.
@@ -165,7 +165,7 @@ def _under(prefix: str, kind: str, variables: dict) -> Arrays:
         raise InputError(f"--prefix={prefix!r}; expected the name of a part, such as backbone")
     arrays = {}
     for (collection, *path), array in traverse_util.flatten_dict(variables).items():
-        if kind == "pcam":  # its parts have names of their own
+        if kind in ("pcam", "seam"):  # their parts have names of their own
             part, *path = path
             top = prefix if part == "backbone" else part
         else:

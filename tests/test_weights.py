@@ -19,6 +19,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.models import densenet, pcam, resnet, vit
 from cxr_jax.models.convert import to_torch, to_vit_npz
 from cxr_jax.models.resnet38 import ResNet38
+from cxr_jax.models.seam import SEAM
 from tests.conftest import ROOT
 from tests.models.test_convert import random_variables, weights_from_names
 
@@ -441,6 +442,9 @@ def small():
     model = vit.ViT(num_layers=2, num_heads=2, width=8, mlp_dim=12, patch_size=8)
     variables = random_variables(model, image)
     found["vit"] = variables, to_vit_npz(variables, model)
+    model = SEAM(ResNet38(width=1 / 16), classes=20, neighbourhood=False, width=1 / 16)
+    variables = random_variables(model, image)
+    found["seam"] = variables, to_torch(variables, strip="backbone.")
     return found
 
 
@@ -452,7 +456,7 @@ def write_any(path, kind, state):
     return path.with_suffix(".pth")
 
 
-@pytest.mark.parametrize("kind", ["densenet", "pcam", "resnet", "resnet38", "vit"])
+@pytest.mark.parametrize("kind", ["densenet", "pcam", "resnet", "resnet38", "seam", "vit"])
 def test_every_kind_is_told_by_its_names_and_kept_to_the_bit(kind, small, tmp_path):
     variables, state = small[kind]
     extra = {
@@ -465,7 +469,7 @@ def test_every_kind_is_told_by_its_names_and_kept_to_the_bit(kind, small, tmp_pa
     said = weights.import_file(file, tmp_path / "out")
     assert f": {kind}, " in said
     got = traverse_util.flatten_dict(imported(tmp_path / "out"), sep="/")
-    top = "vit/" if kind == "vit" else "" if kind == "pcam" else "backbone/"
+    top = "vit/" if kind == "vit" else "" if kind in ("pcam", "seam") else "backbone/"
     flat = traverse_util.flatten_dict(variables)
     want = {f"{path[0]}/{top}{'/'.join(path[1:])}": array for path, array in flat.items()}
     assert got.keys() == want.keys()
@@ -488,7 +492,7 @@ def test_every_kind_is_told_by_its_names_and_kept_to_the_bit(kind, small, tmp_pa
             np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["densenet", "pcam", "resnet", "resnet38", "vit"])
+@pytest.mark.parametrize("kind", ["densenet", "pcam", "resnet", "resnet38", "seam", "vit"])
 def test_what_is_no_whole_network_is_refused(kind, small, tmp_path):
     _, state = small[kind]
     name = list(state)[len(state) // 2]

@@ -11,6 +11,7 @@ A variable's path gives its PyTorch name:
 | `layer1/0/conv1/kernel` of a ResNet, `layer1/0/downsample_{conv, norm}/...` | \
 `layer1.0.conv1.weight`, `layer1.0.downsample.{0, 1}....` |
 | `b2_1/bn_branch2a/scale` of a ResNet-38 | `b2_1.bn_branch2a.weight` |
+| `backbone/b2_1/...` and `f9/kernel` of a SEAM | `b2_1....` and `f9.weight` |
 | `heads/fc/{kernel, bias}` of `PCAMHeads`, [C, K], [K] | `fc_0.{weight, bias}` ... `fc_{K-1}` |
 | a dense layer's `kernel`, [in, out] | `....weight`, [out, in] |
 
@@ -46,6 +47,7 @@ from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.pcam import PCAMHeads, PCAMNet
 from cxr_jax.models.resnet import ResNet
 from cxr_jax.models.resnet38 import ResNet38
+from cxr_jax.models.seam import SEAM
 from cxr_jax.models.vit import ViT
 
 Path = tuple[str, ...]
@@ -56,6 +58,7 @@ _DENSENET_PART = re.compile(r"(conv0|norm\d+|denseblock\d+|transition\d+)$")
 _VIT_BLOCK = re.compile(r"block\d+$")
 _PUBLISHED_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _RESNET_SHORTCUT = {"downsample_conv": "downsample.0", "downsample_norm": "downsample.1"}
+_CONVOLUTIONS = ("fc", "out", "downsample_conv", "fc8", "f8_3", "f8_4", "f9")  # 1x1, by name
 # PyTorch counts batches beside each norm; nothing here reads them.
 _COUNTER = "num_batches_tracked"
 
@@ -80,7 +83,7 @@ def _torch_names(path: Path, shape: tuple[int, ...]) -> list[str]:
 
 def _is_convolution(path: Path) -> bool:
     """Whether a [in, out] kernel is a 1x1 convolution there (else a dense layer)."""
-    return path[-2] in ("fc", "out", "downsample_conv") or path[-2].startswith("conv")
+    return path[-2] in _CONVOLUTIONS or path[-2].startswith("conv")
 
 
 def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,7 +146,11 @@ def left_over(state: Iterable[str], used: Iterable[str]) -> list[str]:
 
 
 def from_torch(
-    state: Mapping[str, np.ndarray], template: Variables, *, ignore: Iterable[str] = ()
+    state: Mapping[str, np.ndarray],
+    template: Variables,
+    *,
+    ignore: Iterable[str] = (),
+    strip: str = "",
 ) -> Variables:
     """Fills a model's variables from a PyTorch state; nothing may be left over on either side.
 
@@ -152,6 +159,7 @@ def from_torch(
       template: the model's variables or only their shapes (`jax.eval_shape` of its `init`).
       ignore: beginnings of names that may be left unused, e.g. ('classifier.',). Names ending in
         'num_batches_tracked' always may.
+      strip: a beginning that the names there do not have, e.g. 'backbone.'.
 
     Returns:
       Variables of the template's structure, float32 NumPy arrays.
@@ -162,7 +170,10 @@ def from_torch(
     """
     state = {_PUBLISHED_NAME.sub(r"\1\2.", name): array for name, array in state.items()}
     flat = traverse_util.flatten_dict(template)
-    names = {path: _torch_names(path, leaf.shape) for path, leaf in flat.items()}
+    names = {
+        path: [name.removeprefix(strip) for name in _torch_names(path, leaf.shape)]
+        for path, leaf in flat.items()
+    }
 
     wanted = {
         name: _torch_shape(path, leaf.shape) for path, leaf in flat.items() for name in names[path]
@@ -176,7 +187,7 @@ def from_torch(
     return traverse_util.unflatten_dict(filled)
 
 
-def to_torch(variables: Variables) -> dict[str, np.ndarray]:
+def to_torch(variables: Variables, *, strip: str = "") -> dict[str, np.ndarray]:
     """The PyTorch state of a model's variables: the inverse of `from_torch`, to the bit."""
     state = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -184,7 +195,7 @@ def to_torch(variables: Variables) -> dict[str, np.ndarray]:
         names = _torch_names(path, array.shape)
         heads = np.split(array, array.shape[-1], axis=-1) if path[-2] == "fc" else [array]
         for name, head in zip(names, heads):
-            state[name] = np.ascontiguousarray(_to_layout(path, head))
+            state[name.removeprefix(strip)] = np.ascontiguousarray(_to_layout(path, head))
     return state
 
 
@@ -290,6 +301,7 @@ KINDS = {
     "vit": ("Transformer/encoder_norm/scale", ("head/", "pre_logits/")),
     "pcam": ("backbone.features.conv0.weight", ("backbone.classifier.", "bn_", "attention_map.")),
     "densenet": ("features.conv0.weight", ("classifier.",)),
+    "seam": ("f9.weight", ()),
     "resnet38": ("conv1a.weight", ("fc8.", "f8_3.", "f8_4.", "f9.")),
     "resnet": ("layer1.0.conv1.weight", ("fc.",)),
 }
@@ -337,10 +349,17 @@ def import_state(state: Mapping[str, np.ndarray], kind: str = "auto") -> Importe
         variables = from_vit_npz(state, model, _template(model, *side), ignore=ignore)
         used = vit_names(model.num_layers)
     else:
-        infer = {"pcam": _pcam, "densenet": _densenet, "resnet": _resnet, "resnet38": _resnet38}
+        infer = {
+            "pcam": _pcam,
+            "densenet": _densenet,
+            "resnet": _resnet,
+            "resnet38": _resnet38,
+            "seam": _seam,
+        }
         model = infer[kind](state)
-        variables = from_torch(state, _template(model, 64, 64), ignore=ignore)
-        used = to_torch(variables)
+        strip = "backbone." if kind == "seam" else ""  # its heads stand beside the backbone's parts
+        variables = from_torch(state, _template(model, 64, 64), ignore=ignore, strip=strip)
+        used = to_torch(variables, strip=strip)
     return Imported(kind, _words(model), variables, left_over(state, used))
 
 
@@ -417,6 +436,12 @@ def _resnet(state: Mapping[str, np.ndarray]) -> ResNet:
 
 def _resnet38(state: Mapping[str, np.ndarray]) -> ResNet38:
     return ResNet38(width=_side(state, "conv1a.weight", 0, 4) / 64)
+
+
+def _seam(state: Mapping[str, np.ndarray]) -> SEAM:
+    backbone = _resnet38(state)
+    classes = _side(state, "fc8.weight", 0, 4) - 1  # channel 0 is the background
+    return SEAM(backbone, classes=classes, neighbourhood=False, width=backbone.width)
 
 
 def _vit(state: Mapping[str, np.ndarray]) -> tuple[ViT, tuple[int, int]]:
