@@ -211,6 +211,7 @@ def evaluate(
         },
         "trained_on": workdirs.trained_on(workdir),
         "init_from": config.init_from,
+        "changed": workdirs.changed(config, trained),
         "lungs": config.lungs.to_dict() if "lungs" in config else None,
         "precision": config.precision,
         "wall_s": round(time.monotonic() - started, 1),

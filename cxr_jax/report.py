@@ -3,6 +3,7 @@
     python -m cxr_jax.report DIR DIR DIR [--split=test]      runs that differ in the seed
     python -m cxr_jax.report --pool DIR DIR ... --split=val  folds: their films are pooled
     python -m cxr_jax.report A=DIR A=DIR B=DIR B=DIR         kinds of run side by side, any task
+    python -m cxr_jax.report --tune=val A=DIR B=DIR          each run at its best threshold there
     python -m cxr_jax.report --against=affinity.foreground --metrics=all_dice --figure=F.png DIR ...
 
 Reads each run's rows-SPLIT.npz (written by cxr_jax.main). For severity it adds the second reader,
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--metrics", default="", help="columns of named runs, e.g. mse,mean_auc")
     parser.add_argument("--pool", action="store_true", help="the runs are folds of one data set")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--tune", default="", help="a split that chooses each run's threshold")
     parser.add_argument("--against", default="", help="a field of the config, e.g. affinity.radius")
     parser.add_argument("--figure", type=pathlib.Path, help="where --against draws")
     args = parser.parse_args()
@@ -60,15 +62,22 @@ def main() -> int:
         groups: dict[str, list[pathlib.Path]] = {}
         for name, _, folder in named:
             groups.setdefault(name, []).append(pathlib.Path(folder))
-        print(compare(groups, args.split, tuple(filter(None, args.metrics.split(",")))))
+        metrics = tuple(filter(None, args.metrics.split(",")))
+        print(compare(groups, args.split, metrics, tune=args.tune))
         return 0
+    if args.tune:
+        raise InputError("--tune: name the runs, as A=DIR")
     workdirs = [pathlib.Path(text) for text in args.workdirs]
     print(report(workdirs, args.split, pool=args.pool, resamples=args.resamples))
     return 0
 
 
 def compare(
-    groups: dict[str, list[pathlib.Path]], split: str, metrics: tuple[str, ...] = ()
+    groups: dict[str, list[pathlib.Path]],
+    split: str,
+    metrics: tuple[str, ...] = (),
+    *,
+    tune: str = "",
 ) -> str:
     """Kinds of run side by side, as Markdown: mean and spread over each kind's runs, and the
     differences to the first kind, run by run.
@@ -76,13 +85,16 @@ def compare(
     Args:
       groups: name -> work directories, whose configs differ in the seed only.
       metrics: columns; (): all that the task reports, severity its table.
+      tune: a split whose rows choose each run's threshold, a column then; '': as evaluated.
 
     Raises:
       InputError: runs of one name that differ in more than the seed, other films, an unknown
-        metric.
+        metric, a threshold that would be chosen on the split that is reported.
     """
     from cxr_jax.tasks import make_task
 
+    if tune == split:
+        raise InputError(f"--tune={tune}: a threshold is not chosen on the films it is scored on")
     reports, films, lines, paired = {}, None, {}, {}
     for name, workdirs in groups.items():
         task = make_task(_same_config(workdirs)[0])
@@ -91,8 +103,14 @@ def compare(
             films = r["id"] if films is None else films
             if not np.array_equal(films, r["id"]):
                 raise InputError(f"{workdir} was scored on other films than the runs before it")
+        chosen = []
+        if tune:
+            pairs = [task.tuned(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
+            rows, chosen = zip(*pairs)
         units = [task.units(r) for r in rows]
         reports[name] = [task.report(u) for u in units]
+        for numbers, threshold in zip(reports[name], chosen):
+            numbers["threshold"] = threshold
         lines[name] = _mean_and_sd(reports[name])
         if task.compared:
             paired[name] = np.mean([u[task.compared] for u in units], axis=0)
@@ -108,6 +126,7 @@ def compare(
     known = list(reports[first][0])
     if unknown := [name for name in metrics if name not in known]:
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
+    metrics = (*metrics, "threshold") if metrics and tune else metrics
     names = list(metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known)
     return _table(lines, [*names, *(["Wilcoxon p"] if paired and others else [])])
 

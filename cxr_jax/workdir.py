@@ -29,7 +29,16 @@ FREE = (
 )
 # What an evaluation may change beside: other data (an external test), other lung masks, what
 # becomes of the maps.
-FREE_IN_EVALUATION = (*FREE, "data", "lungs", "devices", "parallel", "threshold", "gate")
+FREE_IN_EVALUATION = (
+    *FREE,
+    "data",
+    "lungs",
+    "devices",
+    "parallel",
+    "threshold",
+    "gate",
+    "normalize_map",
+)
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -63,8 +72,7 @@ def check_config(
     names = sorted(
         name
         for name in there.keys() | here.keys()
-        if there.get(name) != here.get(name)
-        and not any(name == f or name.startswith(f"{f}.") for f in free)
+        if there.get(name) != here.get(name) and not _is_among(name, free)
     )
     if names:
         shown = "; ".join(
@@ -109,6 +117,23 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def changed(
+    config: ml_collections.ConfigDict, trained: ml_collections.ConfigDict
+) -> dict[str, Any]:
+    """'threshold' -> its value in `config`, of the fields that an evaluation set otherwise."""
+    there = flatten(trained)
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if there.get(name) != value and not _is_among(name, FREE)
+    }
+
+
+def _is_among(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether `name` is one of the fields, or lies under one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -122,6 +122,24 @@ def test_runs_on_volumes_are_compared_patient_by_patient(ct_runs):
     assert line(report.compare(same, "test"), "two |")[-2] == "1.000 (n = 6)"
 
 
+def test_each_run_is_scored_at_the_threshold_of_another_split(ct_runs):
+    folder = ct_runs / "good-0"
+    with np.load(folder / "rows-test.npz") as arrays:
+        rows = {name: arrays[name] for name in arrays.files}
+    columns = np.zeros((6, 19))
+    columns[:, 3] = rows["true"]  # 0.2 finds all there is, and nothing besides
+    np.savez(folder / "rows-val.npz", **(rows | {"found_at": columns, "both_at": columns}))
+    half = columns / 2
+    half[:, 9] = rows["true"]  # on the test split 0.5 would be better: it must not matter
+    np.savez(folder / "rows-test.npz", **(rows | {"found_at": half, "both_at": half}))
+    text = report.compare({"good": [folder]}, "test", ("positive_dice",), tune="val")
+    assert line(text, "good")[-3:-1] == ["0.667", "0.200"]
+    with pytest.raises(InputError, match="not chosen on the films it is scored on"):
+        report.compare({"good": [folder]}, "test", tune="test")
+    with pytest.raises(InputError, match=r"rows-val\.npz is missing"):
+        report.compare({"good": [ct_runs / "good-1"]}, "test", tune="val")
+
+
 def test_a_metric_is_drawn_against_a_setting(ct_runs):
     runs = [ct_runs / f"{kind}-{seed}" for kind in ("poor", "good") for seed in (0, 1)]
     picture = ct_runs / "chart.png"

@@ -54,6 +54,16 @@ def slice_rows(
     }
 
 
+def best_threshold(rows: Rows) -> int:
+    """The number in THRESHOLDS of the threshold with the highest mean Dice over all patients."""
+    return int(np.argmax(per_patient(rows)["dice_at"].mean(0)))
+
+
+def at_threshold(rows: Rows, index: int) -> Rows:
+    """The rows as if THRESHOLDS[index] had been `slice_rows`' threshold."""
+    return rows | {"found": rows["found_at"][:, index], "both": rows["both_at"][:, index]}
+
+
 def per_patient(rows: Rows) -> Rows:
     """Rows of slices -> one row a patient, in order of name.
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import Source
+from cxr_jax.errors import InputError
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -116,6 +117,14 @@ class Task(abc.ABC):
         """The number of each of the `units` by which runs are compared in pairs (Wilcoxon); '' for
         none."""
         return ""
+
+    def tuned(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
+        """`rows` at the threshold that is best on the `validation` rows of the run, and which.
+
+        Raises:
+          InputError: the task's numbers depend on no threshold.
+        """
+        raise InputError(f"task {self.name!r} has no threshold to choose; leave out --tune")
 
     def summary_figures(self, rows: Rows) -> dict[str, Figure]:
         """Pictures of a whole split, by file stem."""

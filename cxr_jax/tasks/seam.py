@@ -193,6 +193,10 @@ class _Shared(Task):
     def counts(self, rows):
         return patients.patients_counts(rows)
 
+    def tuned(self, rows, validation):
+        index = patients.best_threshold(validation)
+        return patients.at_threshold(rows, index), float(patients.THRESHOLDS[index])
+
     def summary_figures(self, rows):
         """The histogram of the maps, and Dice against the threshold."""
         units = patients.per_patient(rows)
