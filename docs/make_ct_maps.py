@@ -1,0 +1,106 @@
+"""Draws the lesion maps of several seam runs side by side: heat red, truth blue, found yellow.
+
+    python docs/make_ct_maps.py --output=docs/ct_maps.png CAM=runs/cam@0.5 SEAM=runs/seam@0.2
+
+No slice is picked by its result: of the first patients with a lesion in the split, each one's slice
+with most of it. After the @ stands the threshold of what is found, of which the config's is the
+default. A slice that the run calls free of lesions has no map.
+"""
+
+import argparse
+import pathlib
+
+import cv2
+import jax
+import numpy as np
+
+from cxr_jax import evaluate
+from cxr_jax.checkpoints import restore_variables
+from cxr_jax.data import pipeline, sources
+from cxr_jax.data.preprocess import resize_map
+from cxr_jax.tasks import make_task
+from cxr_jax.workdir import read_config
+
+TILE, HEAD, GAP = 190, 22, 4
+RED, BLUE, YELLOW = (0, 0, 255), (255, 160, 58), (0, 225, 255)  # BGR
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", help="NAME=WORKDIR[@THRESHOLD]")
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--patients", type=int, default=5)
+    args = parser.parse_args()
+    runs = dict(run.split("=", 1) for run in args.runs)
+    data = read_config(pathlib.Path(next(iter(runs.values())).partition("@")[0])).data
+    chosen = _slices(sources.open_source(data, args.split), args.patients)
+    columns = []
+    for name, run in runs.items():
+        folder, _, threshold = run.partition("@")
+        columns.append(_column(name, pathlib.Path(folder), threshold, args.split, chosen))
+    bare = _header("truth"), *(_tile(record, None, 0.0) for record in columns[0][1])
+    sheet = np.hstack([np.vstack(bare), *(tiles for tiles, _ in columns)])
+    cv2.imwrite(str(args.output), sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
+
+
+def _slices(source, count: int) -> list[int]:
+    """Of each of the first `count` volumes with a lesion the record with most of it."""
+    table = source.slice_table()
+    chosen = []
+    for volume in np.unique(table.volume[table.label == 1])[:count]:
+        indices = np.flatnonzero((table.volume == volume) & (table.label == 1))
+        areas = [(source[int(i)]["lesion"] > 0).sum() for i in indices]
+        chosen.append(int(indices[np.argmax(areas)]))
+    return chosen
+
+
+def _column(name: str, folder: pathlib.Path, threshold: str, split: str, chosen: list[int]):
+    """The tiles of one run, and the records."""
+    config = read_config(folder)
+    task = make_task(config)
+    source = evaluate.open_split(task, config.data, split, folder)
+    shapes = evaluate.variable_shapes(task, evaluate.example_batch(task, source))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    _, (variables,) = restore_variables(folder, shapes, device)
+    predict = jax.jit(task.predict)
+    tiles, records = [_header(name)], []
+    for index in chosen:
+        arrays = pipeline.Examples(source, task.transforms)[index].arrays
+        image = task.transforms.finish(arrays, None)["image"][None]
+        out = {key: np.asarray(a)[0] for key, a in predict(variables, {"image": image}).items()}
+        free = task.gated and out["slice_prob"] < 0.5
+        heat = np.zeros_like(out["lesion_map"]) if free else out["lesion_map"]
+        records.append(source[index])
+        tiles.append(_tile(records[-1], heat, float(threshold or config.threshold)))
+    return np.vstack(tiles), records
+
+
+def _header(text: str) -> np.ndarray:
+    head = np.full((HEAD, TILE + GAP, 3), 255, np.uint8)
+    cv2.putText(head, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.48, (0, 0, 0), 1, cv2.LINE_AA)
+    return head
+
+
+def _tile(record, heat: np.ndarray | None, threshold: float) -> np.ndarray:
+    image = cv2.resize(record["image"], (TILE, TILE), interpolation=cv2.INTER_CUBIC)
+    tile = np.repeat(image[..., None], 3, axis=-1)
+    if heat is not None:
+        heat = resize_map(np.asarray(heat, np.float32), (TILE, TILE))
+        share = (0.65 * np.clip(heat, 0, 1))[..., None]
+        tile = (tile * (1 - share) + np.array(RED) * share).astype(np.uint8)
+        _outline(tile, heat > threshold, YELLOW)
+    _outline(tile, cv2.resize(record["lesion"], (TILE, TILE)) > 0, BLUE)
+    framed = np.full((TILE + GAP, TILE + GAP, 3), 255, np.uint8)
+    framed[:TILE, :TILE] = tile
+    return framed
+
+
+def _outline(tile: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(tile, found, -1, color, 1)
+
+
+if __name__ == "__main__":
+    main()
