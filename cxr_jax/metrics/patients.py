@@ -55,8 +55,14 @@ def slice_rows(
 
 
 def best_threshold(rows: Rows) -> int:
-    """The number in THRESHOLDS of the threshold with the highest mean Dice over all patients."""
-    return int(np.argmax(per_patient(rows)["dice_at"].mean(0)))
+    """The number in THRESHOLDS of the threshold with the highest mean Dice of positive patients.
+
+    Of all where none is positive. With the others the best threshold of a weak map would often be
+    one that finds nothing in anybody.
+    """
+    units = per_patient(rows)
+    chosen = units["positive"] if units["positive"].any() else slice(None)
+    return int(np.argmax(units["dice_at"][chosen].mean(0)))
 
 
 def at_threshold(rows: Rows, index: int) -> Rows:

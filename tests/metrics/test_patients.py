@@ -74,6 +74,17 @@ def test_thresholds_are_swept():
     np.testing.assert_allclose(units["dice"][0], 2 * 2 / 6)
 
 
+def test_the_best_threshold_is_that_of_patients_with_lesions():
+    sick, healthy = np.array([[0.42, 0.1], [0.1, 0.1]]), np.full((2, 2), 0.6)
+    both = rows([sick, healthy], [square((0, 0)), square()], ["a", "b"])
+    index = patients.best_threshold(both)
+    assert patients.THRESHOLDS[index] == 0.1  # the first that leaves the lesion alone
+    tuned = patients.at_threshold(both, index)
+    np.testing.assert_array_equal(patients.per_patient(tuned)["dice"], [1, 0])
+    alone = {name: np.asarray(values)[1:] for name, values in both.items()}
+    assert patients.THRESHOLDS[patients.best_threshold(alone)] == 0.6
+
+
 def test_the_histogram_counts_every_pixel_once():
     graded = np.array([[0.0, 1.0], [0.5, 0.011]])
     histogram = rows([graded], [square((0, 1))], ["a"])["histogram"][0]
