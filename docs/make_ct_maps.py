@@ -13,6 +13,7 @@ import pathlib
 import cv2
 import jax
 import numpy as np
+from PIL import Image
 
 from cxr_jax import evaluate
 from cxr_jax.checkpoints import restore_variables
@@ -21,7 +22,7 @@ from cxr_jax.data.preprocess import resize_map
 from cxr_jax.tasks import make_task
 from cxr_jax.workdir import read_config
 
-TILE, HEAD, GAP = 190, 22, 4
+TILE, HEAD, GAP = 150, 22, 4
 RED, BLUE, YELLOW = (0, 0, 255), (255, 160, 58), (0, 225, 255)  # BGR
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="NAME=WORKDIR[@THRESHOLD]")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--patients", type=int, default=5)
+    parser.add_argument("--patients", type=int, default=4)
     args = parser.parse_args()
     runs = dict(run.split("=", 1) for run in args.runs)
     data = read_config(pathlib.Path(next(iter(runs.values())).partition("@")[0])).data
@@ -41,7 +42,8 @@ def main() -> None:
         columns.append(_column(name, pathlib.Path(folder), threshold, args.split, chosen))
     bare = _header("truth"), *(_tile(record, None, 0.0) for record in columns[0][1])
     sheet = np.hstack([np.vstack(bare), *(tiles for tiles, _ in columns)])
-    cv2.imwrite(str(args.output), sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    colours = Image.fromarray(cv2.cvtColor(sheet, cv2.COLOR_BGR2RGB)).quantize(96)
+    colours.save(args.output, optimize=True)
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
 
 
