@@ -55,7 +55,7 @@ def main() -> int:
         raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
     if args.against:
         folders = [pathlib.Path(text) for text in args.workdirs]
-        print(against(folders, args.split, args.against, args.metrics, args.figure))
+        print(against(folders, args.split, args.against, args.metrics, args.figure, tune=args.tune))
         return 0
     named = [text.partition("=") for text in args.workdirs]
     if all(equals for _, equals, _ in named) and not args.pool:
@@ -93,20 +93,14 @@ def compare(
     """
     from cxr_jax.tasks import make_task
 
-    if tune == split:
-        raise InputError(f"--tune={tune}: a threshold is not chosen on the films it is scored on")
     reports, films, lines, paired = {}, None, {}, {}
     for name, workdirs in groups.items():
         task = make_task(_same_config(workdirs)[0])
-        rows = [read_rows(workdir, split) for workdir in workdirs]
+        rows, chosen = _tuned(task, workdirs, split, tune)
         for r, workdir in zip(rows, workdirs):
             films = r["id"] if films is None else films
             if not np.array_equal(films, r["id"]):
                 raise InputError(f"{workdir} was scored on other films than the runs before it")
-        chosen = []
-        if tune:
-            pairs = [task.tuned(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
-            rows, chosen = zip(*pairs)
         units = [task.units(r) for r in rows]
         reports[name] = [task.report(u) for u in units]
         for numbers, threshold in zip(reports[name], chosen):
@@ -131,6 +125,19 @@ def compare(
     return _table(lines, [*names, *(["Wilcoxon p"] if paired and others else [])])
 
 
+def _tuned(
+    task, workdirs: list[pathlib.Path], split: str, tune: str
+) -> tuple[list[Rows], list[float]]:
+    """The rows of each run, and the threshold that the split `tune` chose for them, if any."""
+    rows = [read_rows(workdir, split) for workdir in workdirs]
+    if not tune:
+        return rows, []
+    if tune == split:
+        raise InputError(f"--tune={tune}: a threshold is not chosen on the films it is scored on")
+    pairs = [task.tuned(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
+    return [r for r, _ in pairs], [threshold for _, threshold in pairs]
+
+
 def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
     """p of the two-sided signed-rank test of paired numbers; 1 where all are equal."""
     if not len(a):
@@ -140,9 +147,16 @@ def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def against(
-    workdirs: list[pathlib.Path], split: str, field: str, metric: str, output: pathlib.Path
+    workdirs: list[pathlib.Path],
+    split: str,
+    field: str,
+    metric: str,
+    output: pathlib.Path,
+    *,
+    tune: str = "",
 ) -> str:
-    """Draws `metric` against a field of the config, and gives the numbers as Markdown.
+    """Draws `metric` against a field of the config, and gives the numbers as Markdown; `tune` as
+    for `compare`.
 
     Raises:
       InputError: runs that differ in more than the field and the seed, a field that is not a
@@ -158,7 +172,8 @@ def against(
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
         task = make_task(config)
-        numbers = task.report(task.units(read_rows(workdir, split)))
+        (rows,), _ = _tuned(task, [workdir], split, tune)
+        numbers = task.report(task.units(rows))
         if metric not in numbers:
             raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(numbers)}")
         values.setdefault(setting, []).append(numbers[metric])

@@ -134,6 +134,11 @@ def test_each_run_is_scored_at_the_threshold_of_another_split(ct_runs):
     np.savez(folder / "rows-test.npz", **(rows | {"found_at": half, "both_at": half}))
     text = report.compare({"good": [folder]}, "test", ("positive_dice",), tune="val")
     assert line(text, "good")[-3:-1] == ["0.667", "0.200"]
+    picture = ct_runs / "chart.png"
+    drawn = report.against(
+        [folder], "test", "affinity.radius", "positive_dice", picture, tune="val"
+    )
+    assert line(drawn, "affinity.radius")[-2] == "0.667"
     with pytest.raises(InputError, match="not chosen on the films it is scored on"):
         report.compare({"good": [folder]}, "test", tune="test")
     with pytest.raises(InputError, match=r"rows-val\.npz is missing"):
