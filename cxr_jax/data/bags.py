@@ -137,6 +137,7 @@ class WithNeighbours:
         return {**slices[1], "slices": slices}
 
     def slice_table(self) -> SliceTable:
+        """The source's, read once."""
         return self._table
 
     def __reduce__(self):
