@@ -12,7 +12,7 @@ r"""M-SEAM-NAM: lesions of chest CT from labels of slices (Tang et al., MICCAI 2
 | smoke | two tiny steps |
 
 Options: `method=cam|multiscale_cam|seam|seam_nam|m_seam_nam|unet` (see `cxr_jax/tasks/seam.py`);
-`bag=8` trains another method than m_seam_nam on bags of eight: the CAM that m_seam_nam starts from.
+`bag=8` trains another method than m_seam_nam on bags of eight.
 The paper's order: CAM first, then each of the others with `--config.init_from` of its run;
 multiscale_cam only looks again at that run, at more scales, and trains nothing. Alone,
 the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its

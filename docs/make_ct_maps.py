@@ -18,7 +18,6 @@ from PIL import Image
 from cxr_jax import evaluate
 from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import pipeline, sources
-from cxr_jax.data.preprocess import resize_map
 from cxr_jax.tasks import make_task
 from cxr_jax.workdir import read_config
 
@@ -67,13 +66,12 @@ def _column(name: str, folder: pathlib.Path, threshold: str, split: str, chosen:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     _, (variables,) = restore_variables(folder, shapes, device)
     predict = jax.jit(task.predict)
+    examples = pipeline.Examples(source, task.transforms)
     tiles, records = [_header(name)], []
     for index in chosen:
-        arrays = pipeline.Examples(source, task.transforms)[index].arrays
-        image = task.transforms.finish(arrays, None)["image"][None]
+        image = task.transforms.finish(examples[index].arrays, None)["image"][None]
         out = {key: np.asarray(a)[0] for key, a in predict(variables, {"image": image}).items()}
-        free = task.gated and out["slice_prob"] < 0.5
-        heat = np.zeros_like(out["lesion_map"]) if free else out["lesion_map"]
+        heat = task.shown_map(out, (TILE, TILE))
         records.append(source[index])
         tiles.append(_tile(records[-1], heat, float(threshold or config.threshold)))
     return np.vstack(tiles), records
@@ -89,7 +87,6 @@ def _tile(record, heat: np.ndarray | None, threshold: float) -> np.ndarray:
     image = cv2.resize(record["image"], (TILE, TILE), interpolation=cv2.INTER_CUBIC)
     tile = np.repeat(image[..., None], 3, axis=-1)
     if heat is not None:
-        heat = resize_map(np.asarray(heat, np.float32), (TILE, TILE))
         share = (0.65 * np.clip(heat, 0, 1))[..., None]
         tile = (tile * (1 - share) + np.array(RED) * share).astype(np.uint8)
         _outline(tile, heat > threshold, YELLOW)

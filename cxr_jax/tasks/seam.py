@@ -230,14 +230,15 @@ class _Shared(Task):
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         return figures.slice_panel(
             record["image"],
-            self._shown_map(outputs, record["image"].shape),
+            self.shown_map(outputs, record["image"].shape),
             slice_prob=float(outputs["slice_prob"]),
             lesion_true=record.get("lesion"),
             threshold=self.threshold,
             title=str(record["id"]),
         )
 
-    def _shown_map(self, outputs, shape: tuple[int, int]) -> np.ndarray:
+    def shown_map(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """The lesion map of a slice at `shape`; zeros where the slice is called free of lesions."""
         heat = resize_map(np.asarray(outputs["lesion_map"], np.float32), shape)
         shown = not self.gated or outputs["slice_prob"] >= 0.5
         return heat if shown else np.zeros_like(heat)
@@ -251,7 +252,7 @@ class _Shared(Task):
 
     def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         """What is found on a slice of `shape`: uint8 [H, W], 1 lesion."""
-        return (self._shown_map(outputs, shape) > self.threshold).astype(np.uint8)
+        return (self.shown_map(outputs, shape) > self.threshold).astype(np.uint8)
 
     def describe_volume(
         self,
