@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 Array = jax.Array
 Rows = dict[str, np.ndarray]
 
 THRESHOLDS = np.round(np.arange(1, 20) * 0.05, 2)  # 0.05 .. 0.95
 BINS = 50  # of the histogram of the lesion map, 0..1
+LOGIT_BINS = 400  # of the slices' own probability, by its logit: float32 saturates beyond 17
+MAX_LOGIT = 20.0
 
 
 def slice_rows(
@@ -85,8 +88,8 @@ def per_patient(rows: Rows) -> Rows:
 
     Returns:
         Rows [P]: `id` and `group` (both the patient), `positive` bool, `dice`; `recall` and
-        `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices`, and of them
-        `slice_hits`, `slice_positives`, `slice_false` (called positive without a lesion).
+        `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices` [P, 2, 400], how
+        many slices without and with a lesion have which probability, by its logit -20..20.
     """
     kept = np.asarray(rows["known"], bool)
     rows = {name: np.asarray(values)[kept] for name, values in rows.items()}
@@ -99,8 +102,12 @@ def per_patient(rows: Rows) -> Rows:
 
     found, true, both = (total(rows[name]) for name in ("found", "true", "both"))
     found_at, both_at = total(rows["found_at"]), total(rows["both_at"])
-    called, lesion = np.asarray(rows["slice_prob"]) >= 0.5, np.asarray(rows["positive"], bool)
-    positive = total(lesion) > 0
+    lesion = np.asarray(rows["positive"], bool)
+    logit = scipy.special.logit(np.asarray(rows["slice_prob"], np.float64))
+    bins = np.floor((logit + MAX_LOGIT) * LOGIT_BINS / (2 * MAX_LOGIT))
+    slices = np.zeros((len(patients), 2, LOGIT_BINS))
+    np.add.at(slices, (member, lesion.astype(int), bins.clip(0, LOGIT_BINS - 1).astype(int)), 1)
+    positive = slices[:, 1].sum(-1) > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "id": patients,
@@ -111,10 +118,7 @@ def per_patient(rows: Rows) -> Rows:
             "recall": np.where(positive, np.where(true > 0, both / true, 0.0), np.nan),
             "precision": np.where(positive, np.where(found > 0, both / found, 0.0), np.nan),
             "dice_at": _dice(both_at, found_at, true[:, None]),
-            "slices": total(np.ones(len(called))),
-            "slice_positives": total(lesion),
-            "slice_hits": total(called & lesion),
-            "slice_false": total(called & ~lesion),
+            "slices": slices,
         }
 
 
@@ -132,8 +136,8 @@ def patients_report(units: Rows) -> dict[str, float]:
     Returns:
         `positive_dice`, `positive_recall`, `positive_precision`, `negative_dice`, `all_dice` and
         the same with `_sd` (n - 1 in the denominator); `slice_sensitivity` and
-        `slice_specificity` of the slices' own probability at 0.5. NaN where there is no such
-        patient, `_sd` also where there is one.
+        `slice_specificity` of the slices' own probability at 0.5, and `slice_auc` of it, to a
+        logit of 0.1. NaN where there is no such patient or slice, `_sd` also where there is one.
     """
     positive = np.asarray(units["positive"], bool)
     parts = {
@@ -148,24 +152,26 @@ def patients_report(units: Rows) -> dict[str, float]:
         f"{name}_sd": float(np.std(v, ddof=1)) if len(v) > 1 else np.nan
         for name, v in parts.items()
     }
-    positives, slices = units["slice_positives"].sum(), units["slices"].sum()
-    negatives = slices - positives
-    report["slice_sensitivity"] = units["slice_hits"].sum() / positives if positives else np.nan
-    report["slice_specificity"] = (
-        1 - units["slice_false"].sum() / negatives if negatives else np.nan
-    )
-    return report
+    negative, positive = units["slices"].sum(0)
+    called = slice(LOGIT_BINS // 2, None)
+    below = np.cumsum(negative) - negative / 2  # ties count one half
+    with np.errstate(invalid="ignore"):
+        of_slices = {
+            "slice_sensitivity": positive[called].sum() / positive.sum(),
+            "slice_specificity": 1 - negative[called].sum() / negative.sum(),
+            "slice_auc": positive @ below / (positive.sum() * negative.sum()),
+        }
+    return report | {name: float(value) for name, value in of_slices.items()}
 
 
 def patients_counts(units: Rows) -> dict[str, int]:
     """How many patients, or slices, each number of `patients_report` is computed from."""
     positive = int(np.sum(units["positive"]))
-    slices = {
-        "slice_sensitivity": int(units["slice_positives"].sum()),
-        "slice_specificity": int(units["slices"].sum() - units["slice_positives"].sum()),
-    }
+    slices = units["slices"].sum((0, 2)).astype(int)
+    of_slices = {"sensitivity": slices[1], "specificity": slices[0], "auc": slices.sum()}
     sizes = {"positive": positive, "negative": len(units["id"]) - positive, "all": len(units["id"])}
     return {
-        name: slices[name] if name in slices else sizes[name.split("_")[0]]
+        name: int(of_slices[what]) if of == "slice" else sizes[of]
         for name in patients_report(units)
+        for of, what in [name.split("_", 1)]
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cxr_jax.metrics import patients
+from cxr_jax.metrics import classification, patients
 
 
 def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0.5):
@@ -106,6 +106,20 @@ def test_the_report_is_mean_and_spread_over_patients():
     counts = patients.patients_counts(units)
     assert (counts["positive_dice"], counts["negative_dice_sd"], counts["all_dice"]) == (2, 2, 4)
     assert counts["slice_specificity"] == 2
+
+
+def test_slice_numbers_are_those_of_the_pooled_slices():
+    rng = np.random.default_rng(0)
+    lesions = np.stack([square((0, 0)) if sick else square() for sick in rng.random(300) < 0.6])
+    prob = 1 / (1 + np.exp(-rng.normal(0, 8, 300) - 4 * lesions.any((1, 2))))
+    prob[:4] = 0.0, 1.0, 0.5, 0.5
+    groups = [f"p{i % 7}" for i in range(300)]
+    units = patients.per_patient(rows(lesions, lesions, groups, prob=prob))
+    report = patients.patients_report(units)
+    sick = lesions.any((1, 2))
+    np.testing.assert_allclose(report["slice_auc"], classification.auroc(prob, sick), atol=2e-3)
+    np.testing.assert_allclose(report["slice_sensitivity"], (prob[sick] >= 0.5).mean())
+    np.testing.assert_allclose(report["slice_specificity"], (prob[~sick] < 0.5).mean())
 
 
 def test_unknown_truth_is_left_out():
