@@ -13,9 +13,13 @@ r"""M-SEAM-NAM: lesions of chest CT from labels of slices (Tang et al., MICCAI 2
 
 Options: `method=cam|multiscale_cam|seam|seam_nam|m_seam_nam|unet` (see `cxr_jax/tasks/seam.py`);
 `bag=8` trains another method than m_seam_nam on bags of eight.
-The paper's order: CAM first, then each of the others with `--config.init_from` of its run;
-multiscale_cam only looks again at that run, at more scales, and trains nothing. Alone,
-the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its
+The paper's order: CAM first, then each of the others with `--config.init_from` of its run. The CAM
+of m_seam_nam learns from bags too (`method=cam,bag=8`) [paper, Sec. 2.3]: one that has seen labels
+of slices knows more than the method may. multiscale_cam only looks again at a CAM's run, at more
+scales, and trains nothing.
+
+The paper's setting: `--config.total_steps` is 16 epochs of the paper's 8309 labelled slices, so set
+it for your own. Nobody has run it whole here: it needs a GPU or TPU. Alone, the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its
 frozen stem, `--config.init_from`, imported ResNet-38 weights.
 """
 
@@ -38,7 +42,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.bag = options["bag"] or (BAG if method == "m_seam_nam" else 1)
     # Dropout of b6, of b7 [PAPERS, 3], and before the classifier [SEAM's code].
     config.model = dict(width=1.0, dropout=(0.3, 0.5, 0.5))
-    config.model.shared = False  # True: NAM as the released code wires it
     config.unet = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
     config.small_scale = 0.3  # [PAPERS, 3]
     config.losses = dict(er=1.0, ecr=1.0, nfs=1.0, nbs=1.0, nfbd=0.5)  # [paper, Eq. 8]
@@ -56,8 +59,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Shift, rotation, flip, brightness, crop (here a zoom) [paper, which gives no sizes].
     config.augment.update(rotate_deg=10.0, shift=0.05, scale=0.1, flip=True)
     config.augment.update(brightness=0.1, contrast=0.0)
-    # Momentum 0.9 is ours: neither the paper nor SEAM's give one.
+    # No momentum: the paper names none, and both released codes hand SGD the weight decay, 5e-4,
+    # in the place of the momentum; their `momentum=0.9` is the exponent of the schedule.
     config.optimizer.update(name="sgd", lr=1e-3, schedule="linear", weight_decay=5e-4)
+    config.optimizer.momentum = 0.0
     if method == "unet":
         epochs = 100
     else:

@@ -106,12 +106,13 @@ def compare(
         for numbers, threshold in zip(reports[name], chosen):
             numbers["threshold"] = threshold
         lines[name] = _mean_and_sd(reports[name])
-        if task.compared:
-            paired[name] = np.mean([u[task.compared] for u in units], axis=0)
+        each = [task.compared(u) for u in units]
+        paired[name] = {part: np.mean([e[part] for e in each], axis=0) for part in each[0]}
     first, *others = reports
+    tests = {part: f"Wilcoxon p, {part}" for part in paired[first] if others}
     for name in others:
-        if first in paired and name in paired:
-            lines[name]["Wilcoxon p"] = _wilcoxon(paired[name], paired[first])
+        for part in paired[name].keys() & tests.keys():
+            lines[name][tests[part]] = _wilcoxon(paired[name][part], paired[first][part])
     for name in others:
         if len(reports[name]) == len(reports[first]):
             pairs = zip(reports[name], reports[first])
@@ -122,7 +123,7 @@ def compare(
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
     metrics = (*metrics, "threshold") if metrics and tune else metrics
     names = list(metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known)
-    return _table(lines, [*names, *(["Wilcoxon p"] if paired and others else [])])
+    return _table(lines, [*names, *tests.values()])
 
 
 def _tuned(
@@ -139,11 +140,13 @@ def _tuned(
 
 
 def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
-    """p of the two-sided signed-rank test of paired numbers; 1 where all are equal."""
+    """p of the two-sided signed-rank test of paired numbers, and how many pairs are not equal: it
+    leaves out the others. 1 where all are equal."""
     if not len(a):
         return "-"
-    p = 1.0 if np.array_equal(a, b) else float(scipy.stats.wilcoxon(a, b).pvalue)
-    return f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} (n = {len(a)})"
+    unequal = int(np.sum(a != b))
+    p = float(scipy.stats.wilcoxon(a, b).pvalue) if unequal else 1.0
+    return f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} ({unequal} of {len(a)} differ)"
 
 
 def against(

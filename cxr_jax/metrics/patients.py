@@ -113,18 +113,20 @@ def per_patient(rows: Rows) -> Rows:
             "id": patients,
             "group": patients,
             "positive": positive,
-            "dice": _dice(both, found, true),
+            "dice": _dice(both, found, true, positive),
             # A lesion of a pixel or two may be gone from the mask at the model's size.
             "recall": np.where(positive, np.where(true > 0, both / true, 0.0), np.nan),
             "precision": np.where(positive, np.where(found > 0, both / found, 0.0), np.nan),
-            "dice_at": _dice(both_at, found_at, true[:, None]),
+            "dice_at": _dice(both_at, found_at, true[:, None], positive[:, None]),
             "slices": slices,
         }
 
 
-def _dice(both: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
+def _dice(
+    both: np.ndarray, found: np.ndarray, true: np.ndarray, positive: np.ndarray
+) -> np.ndarray:
     """A patient without a lesion: 1 if nothing is found, else 0."""
-    return np.where(found + true > 0, 2 * both / np.maximum(found + true, 1e-30), 1.0)
+    return np.where(positive, 2 * both / np.maximum(found + true, 1e-30), found == 0)
 
 
 def patients_report(units: Rows) -> dict[str, float]:

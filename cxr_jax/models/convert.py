@@ -58,7 +58,7 @@ _DENSENET_PART = re.compile(r"(conv0|norm\d+|denseblock\d+|transition\d+)$")
 _VIT_BLOCK = re.compile(r"block\d+$")
 _PUBLISHED_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _RESNET_SHORTCUT = {"downsample_conv": "downsample.0", "downsample_norm": "downsample.1"}
-_CONVOLUTIONS = ("fc", "out", "downsample_conv", "fc8", "f8_3", "f8_4", "f9")  # 1x1, by name
+_CONVOLUTIONS = ("fc", "out", "downsample_conv", "fc8", "f8_3", "f8_4", "f8_5", "f9", "f10")
 # PyTorch counts batches beside each norm; nothing here reads them.
 _COUNTER = "num_batches_tracked"
 
@@ -302,7 +302,7 @@ KINDS = {
     "pcam": ("backbone.features.conv0.weight", ("backbone.classifier.", "bn_", "attention_map.")),
     "densenet": ("features.conv0.weight", ("classifier.",)),
     "seam": ("f9.weight", ()),
-    "resnet38": ("conv1a.weight", ("fc8.", "f8_3.", "f8_4.", "f9.")),
+    "resnet38": ("conv1a.weight", ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.", "f10.")),
     "resnet": ("layer1.0.conv1.weight", ("fc.",)),
 }
 

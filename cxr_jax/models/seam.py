@@ -19,18 +19,17 @@ class SEAM(nn.Module):
 
     Tang et al. 2021, Fig. 1. With neither part it is the CAM network, whose parameters have the
     same names, so that SEAM starts from it by `init_from`. Names are those of the published code
-    of SEAM (fc8, f8_3, f8_4, f9); the NAM's are ours.
+    of SEAM (fc8, f8_3, f8_4, f9) and of this paper (f8_5, f10).
 
     Attributes:
       backbone: a network whose call gives the taps 'conv4', 'conv5', 'conv6' (`ResNet38`): the
         paper's B3, B4 and B5.
       classes: foreground classes; channel 0 of every map is the background.
       refine: has the pixel correlation module (PCM).
-      neighbourhood: has the features of the neighbourhood affinity module (NAM).
-      shared: False: NAM has projections of its own, with an ELU each, and its gradient reaches the
-        backbone, which is what it can change at prediction. True is the released code's wiring:
-        NAM reads PCM's own projections of B3 and B4 (ReLU), and nothing below any projection gets
-        its gradient, so that it acts on PCM alone. The paper draws one box for both (Fig. 1).
+      neighbourhood: has the features of the neighbourhood affinity module (NAM) too, with `refine`
+        only: B3, B4 and B5 projected to 64 + 128 + 256 channels, a 1x1 convolution and an ELU. As
+        in the released code the first two projections are PCM's own (Fig. 1 draws one box for
+        both), and no gradient passes below any of the three: what NAM changes at prediction is PCM.
       width: a factor on the channels of both, as of the backbone.
       dropout: probability that a channel of conv6 is dropped before the classifier [Wang et al.,
         released code].
@@ -40,7 +39,6 @@ class SEAM(nn.Module):
     classes: int = 1
     refine: bool = True
     neighbourhood: bool = True
-    shared: bool = False
     width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
@@ -52,7 +50,7 @@ class SEAM(nn.Module):
         Returns:
           'cam' [B, h, w, 1 + classes]: C, the raw maps before the ReLU.
           'revised' [B, h, w, 1 + classes], with `refine`: D, 0..1.
-          'features' [B, h, w, 448 width], with `neighbourhood`: F', what NAM compares.
+          'features' [B, h, w, 448 width], with both: F', what NAM compares.
         """
         taps = self.backbone(image, train=train, train_norms=train_norms)
         height, width = taps["conv6"].shape[1:3]
@@ -65,7 +63,6 @@ class SEAM(nn.Module):
         classifier = layers.Conv1x1(1 + self.classes, use_bias=False, dtype=self.dtype, name="fc8")
         cam = classifier(drop(taps["conv6"])).astype(jnp.float32)
         out = {"cam": cam}
-        projected = []
         if self.refine:
             small = resize_aligned(image, (height, width)).astype(self.dtype)
             projected = [
@@ -74,17 +71,9 @@ class SEAM(nn.Module):
             ]
             embedding = conv1x1(jnp.concatenate([small, *projected], axis=-1), 192, "f9")
             out["revised"] = pcm.refine(pcm.normalize_cam(cam), embedding.astype(jnp.float32))
-        if self.neighbourhood and self.shared:
-            b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256, "nam_b5"))
-            features = [*projected, b5]
-        elif self.neighbourhood:
-            # ELU after each: without one between them two products would be one.
-            features = [
-                nn.elu(conv1x1(taps["conv4"], 64, "nam_b3")),
-                nn.elu(conv1x1(taps["conv5"], 128, "nam_b4")),
-                nn.elu(conv1x1(taps["conv6"], 256, "nam_b5")),
-            ]
-        if self.neighbourhood:
-            mixed = nn.elu(conv1x1(jnp.concatenate(features, axis=-1), 448, "nam_mix"))
-            out["features"] = mixed.astype(jnp.float32)
+            if self.neighbourhood:
+                b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256, "f8_5"))
+                features = jnp.concatenate([*projected, b5], axis=-1)
+                mixed = nn.elu(conv1x1(features, 448, "f10"))
+                out["features"] = mixed.astype(jnp.float32)
         return out

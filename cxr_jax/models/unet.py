@@ -1,4 +1,4 @@
-"""A U-Net (Ronneberger et al., arXiv:1505.04597) for lung masks."""
+"""A U-Net (Ronneberger et al., arXiv:1505.04597)."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class UNet(nn.Module):
 
     Attributes:
       features: channels of each level, finest first; each level after the first halves the size.
-      out_channels: maps, here the right and the left lung.
+      out_channels: maps; by default two, for the right and the left lung.
       dtype: of the computation; parameters and batch statistics stay float32.
     """
 
@@ -29,7 +29,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> Array:
-        """[B, H, W, C] -> logits float32 [B, H, W, out_channels]: right lung, left lung.
+        """[B, H, W, C] -> logits float32 [B, H, W, out_channels].
 
         Raises:
           ValueError: H or W is not a multiple of 2^(levels - 1).

@@ -112,11 +112,11 @@ class Task(abc.ABC):
         """How many films, zones, ... each number of `report` is computed from."""
         return {name: len(rows["id"]) for name in self.report(rows)}
 
-    @property
-    def compared(self) -> str:
-        """The number of each of the `units` by which runs are compared in pairs (Wilcoxon); '' for
-        none."""
-        return ""
+    def compared(self, units: Rows) -> dict[str, np.ndarray]:
+        """By which numbers runs are compared in pairs (Wilcoxon): name of a part of the `units` ->
+        one number of each unit of it."""
+        del units
+        return {}
 
     def tuned(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
         """`rows` at the threshold that is best on the `validation` rows of the run, and which.

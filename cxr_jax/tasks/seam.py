@@ -9,16 +9,18 @@ or "in one of these eight", where in the slice it is. Six methods share this tas
 | multiscale_cam | the same, its maps averaged over scales and flips |
 | seam | two scales that must agree, maps refined by the pixel correlation module (Sec. 2.1) |
 | seam_nam | the neighbourhood affinity module beside it (Sec. 2.2) |
-| m_seam_nam | bags of eight slices under one label (Sec. 2.3) |
+| m_seam_nam | bags of eight slices under one label (Sec. 2.3); so had the CAM it starts from |
 | unet | the supervised U-Net, which alone sees masks in training |
 
-An example is a bag: [S, H, W, 3], three consecutive slices as channels; all methods but m_seam_nam
-have bags of one slice, of which the bag's logit is the slice's own. Masks are taken out of the
-training slices of every method but `unet` before anything reads them.
+An example is a bag: [S, H, W, 3], three consecutive slices as channels; of all methods but
+m_seam_nam a bag is one slice unless `config.bag` says more, and its logit the slice's own. Masks
+are taken out of the training slices of every method but `unet` before anything reads them. A
+training bag is turned head to feet half of the time, which is ours.
 
 Where the paper is silent: a slice whose own probability is below 0.5 counts as free of lesions
 (`gate`), for a map that is divided by its maximum always has a brightest point. Table 1 has one
-and the same Dice of negative patients, 0.958, for CAM and SEAM, so such a rule was at work.
+and the same Dice of negative patients, 0.958, for CAM and SEAM, so such a rule may have been at
+work. The U-Net has no such gate: its own map says whether there is a lesion.
 """
 
 import dataclasses
@@ -118,9 +120,8 @@ class _Shared(Task):
     def transforms(self) -> Transforms:
         return Transforms(example=self._example, finish=self._finish)
 
-    @property
-    def compared(self) -> str:
-        return "dice"
+    def compared(self, units):
+        return {"positive": units["dice"][units["positive"]], "all": units["dice"]}
 
     def adapt(
         self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
@@ -303,8 +304,8 @@ class WeakSegmentation(_Shared):
         batch's statistics, for networks that start from random numbers.
       freeze_stem: the first convolution, b2 and all norms are not trained [SEAM's code].
       threshold: of the lesion map, 0..1.
-      normalize_map: divide the refined map D by its maximum, as SEAM's code does at prediction.
-        Without it D, a weighted mean of the activation map, may stay low on a small lesion.
+      normalize_map: divide the refined map D by its maximum. (SEAM's code sums the maps of four
+        scales and their mirror images before that; here there is one scale.) Without it D, a weighted mean of the activation map, may stay low on a small lesion.
       gate: 'slice' or 'none'; see the module.
     """
 
@@ -329,7 +330,9 @@ class WeakSegmentation(_Shared):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The first convolution and b2, and the norms [PAPERS, 3]."""
+        """The first convolution and b2, and the norms [PAPERS, 3]; all of multiscale_cam."""
+        if len(self.scales) > 1:  # looks again at a trained CAM
+            return (".*",)
         if not self.freeze_stem:
             return ()
         return ("backbone/conv1a/.*", r"backbone/b2(_\d)?/.*", "backbone/(.*/)?bn[^/]*/.*")
@@ -439,7 +442,11 @@ class WeakSegmentation(_Shared):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedSegmentation(_Shared):
-    """The U-Net of Table 1, trained on the masks of labelled slices. See the module."""
+    """The U-Net of Table 1, trained on the masks of labelled slices. See the module.
+
+    The paper gives neither its loss nor its optimizer: here pixel cross-entropy and soft Dice, with
+    the optimizer of the other methods.
+    """
 
     model: UNet
     bag: int
@@ -502,7 +509,9 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
         model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
         return SupervisedSegmentation(model=model, **shared)
     if not 0 < config.losses.hardest <= 1:
-        raise InputError(f"config.losses.hardest={config.losses.hardest}; it must lie in 0..1")
+        raise InputError(
+            f"config.losses.hardest={config.losses.hardest}; a share above 0, at most 1"
+        )
     if len(config.model.dropout) != 3 or not all(0 <= p < 1 for p in config.model.dropout):
         raise InputError(
             f"config.model.dropout={tuple(config.model.dropout)}; expected three shares below 1: "
@@ -532,7 +541,6 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
             backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
             refine=refine,
             neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
-            shared=config.model.shared,
             width=width,
             dropout=config.model.dropout[2],
             dtype=dtype,
