@@ -19,8 +19,9 @@ of slices knows more than the method may. multiscale_cam only looks again at a C
 scales, and trains nothing.
 
 The paper's setting: `--config.total_steps` is 16 epochs of the paper's 8309 labelled slices, so set
-it for your own. Nobody has run it whole here: it needs a GPU or TPU. Alone, the config needs `--config.data.path` (the folder that `prepare ct_volume` prints) and, for its
-frozen stem, `--config.init_from`, imported ResNet-38 weights.
+it for your own. Nobody has run it whole here: it needs a GPU or TPU. Alone, the config needs
+`--config.data.path` (the folder that `prepare ct_volume` prints) and, for its frozen stem,
+`--config.init_from`, imported ResNet-38 weights.
 """
 
 import ml_collections

@@ -1,5 +1,6 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
+import argparse
 import logging
 import os
 import pathlib
@@ -10,6 +11,13 @@ from cxr_jax.errors import DISK_ERRORS, InputError
 
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 INTERRUPTED = 143  # 128 + SIGTERM
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def run_command(command: Callable[[], int | None]) -> None:

@@ -346,6 +346,7 @@ def slice_panel(
     lesion_map: np.ndarray,
     *,
     slice_prob: float | None = None,
+    shown: bool = True,
     lesion_true: np.ndarray | None = None,
     threshold: float = THRESHOLD,
     title: str = "",
@@ -356,6 +357,7 @@ def slice_panel(
         image: uint8 [H, W].
         lesion_map: [H, W] 0..1.
         slice_prob: the probability that a lesion is in the slice; shown under it.
+        shown: False where the map was cleared, for the slice counts as free of lesions.
         lesion_true: [H, W], outlined in blue.
         threshold: of the map; outlined in yellow.
         title: one line, e.g. the slice's id.
@@ -376,14 +378,14 @@ def slice_panel(
     red = np.zeros((*image.shape, 4), np.float32)
     red[..., 0], red[..., 3] = 1.0, np.clip(heat, 0, 1) * _MAP_ALPHA
     ax.imshow(red, interpolation="bilinear")
-    legend = [Patch(color=(1, 0, 0, _MAP_ALPHA), label="lesion map")]
+    legend = [Patch(color=(1, 0, 0, _MAP_ALPHA), label="lesion map")] if shown else []
     if true is not None:
         for axes in (bare, ax):
             _contours(axes, true > 0, color=_CT_TRUTH, linewidth=1.5)
         legend.append(_stroke(_CT_TRUTH, "truth" if true.any() else "truth: no lesion"))
     _contours(ax, heat > threshold, color=PREDICTION, linewidth=1.2)
-    found = "found" if (heat > threshold).any() else "found: nothing"
-    legend.append(_stroke(PREDICTION, f"{found} above {threshold:g}"))
+    found = f"{'found' if (heat > threshold).any() else 'found: nothing'} above {threshold:g}"
+    legend.append(_stroke(PREDICTION, found if shown else "called free of lesions: no map"))
     _legend(ax, legend)
     if slice_prob is not None:
         _caption(bare, f"a lesion is in the slice: p = {slice_prob:.2f}")
@@ -415,13 +417,17 @@ def threshold_chart(
     left, right = fig.subplots(1, 2)
     edges = np.linspace(0, 1, len(histogram) + 1)
     for column, name, color in ((0, "outside lesions", "#7f8c8d"), (1, "in lesions", "#b03a2e")):
-        share = histogram[:, column] / max(histogram[:, column].sum(), 1)
-        left.stairs(share, edges, color=color, linewidth=1.6, label=name)
+        pixels = histogram[:, column].sum()
+        if pixels:
+            share = histogram[:, column] / pixels
+            left.stairs(share, edges, color=color, linewidth=1.6, label=name)
     left.set(xlabel="value of the lesion map", ylabel="share of pixels", yscale="log", xlim=(0, 1))
     left.legend(frameon=False, prop={"family": _FONT, "size": 9.5})
-    for name, values in dice.items():
+    # Each has its colour, whichever others are there; thinner on thicker, where two coincide.
+    for number, (name, values) in enumerate(dice.items()):
+        style = dict(color=f"C{number}", linewidth=max(3.4 - number, 1.0), markersize=5 - number)
         if not np.isnan(values).all():
-            right.plot(thresholds, values, marker="o", markersize=3, linewidth=1.4, label=name)
+            right.plot(thresholds, values, marker="o", label=name, **style)
     right.axvline(chosen, color="#999999", linewidth=1, linestyle="--")
     right.set(xlabel="threshold", ylabel="mean Dice", xlim=(0, 1), ylim=(0, 1.02))
     right.legend(frameon=False, prop={"family": _FONT, "size": 9.5})

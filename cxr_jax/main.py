@@ -66,11 +66,21 @@ def _parse_flags(argv: list[str]) -> None:
             if not pathlib.Path(file).is_file():
                 raise InputError(f"--config={file}: there is no such file")
             sys.path.insert(0, str(pathlib.Path(file).resolve().parent.parent))
+    overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
+    if overrides and not any(a.startswith("--config=") for a in argv):
+        raise InputError(
+            f"{overrides[0]} changes a config: give --config=configs/NAME.py[:VARIANT] too (of a "
+            "run in --workdir, the one it was trained with)"
+        )
     try:
         rest = FLAGS(argv)
     except flags.Error as error:
         raise InputError(f"{error}; see python -m cxr_jax.main --help") from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:  # no such field, or a mistake in the config's file
+        raise InputError(
+            _no_field(str(error.args[0] if error.args else error), overrides)
+        ) from error
+    except (TypeError, ValueError, OSError) as error:
         # config_flags lets the errors of overrides, and of the config file itself, through.
         words = " ".join(str(error.args[0] if error.args else error).split())
         raise InputError(f"--config: {words}; see python -m cxr_jax.main --help") from error
@@ -78,6 +88,16 @@ def _parse_flags(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {rest[1]!r}; see python -m cxr_jax.main --help")
     if _CONFIG.value is None and not _WORKDIR.value:
         raise InputError("give --config=configs/NAME.py[:VARIANT], or --workdir of a run")
+
+
+def _no_field(text: str, overrides: list[str]) -> str:
+    """config_flags' "'total_step'\\nDid you mean ...?", quoted twice, as a sentence."""
+    text = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+    name, _, hint = (part.strip("' ") for part in text.partition("\n"))
+    flag = next((flag for flag in overrides if name in flag.split(".")), None)
+    if flag is None:
+        return f"--config: {' '.join(text.split())}; see python -m cxr_jax.main --help"
+    return f"{flag}: the config has no such field. {hint}".rstrip()
 
 
 def _default_workdir() -> str:

@@ -18,18 +18,20 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 import numpy as np
 import tqdm
 
-from cxr_jax.cli import run_command, setup_jax
+from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 
 _SLICES_AT_ONCE = 8
+_SHOWN = 5  # errors on the terminal
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cxr_jax.predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,6 +49,9 @@ def main() -> int:
         default="",
         help="CENTRE,WIDTH of the CT volumes' window in HU (default: -600,1500, the lung window)",
     )
+    parser.add_argument(
+        "--threshold", type=float, help="of a CT model's map, e.g. what report --tune chose"
+    )
     args = parser.parse_args()
     try:
         steps = tuple(int(step) for step in args.steps.split(",") if step)
@@ -61,6 +66,7 @@ def main() -> int:
         lungs=args.lungs,
         masks=args.masks,
         window=_window(args.window),
+        threshold=args.threshold,
     )
 
 
@@ -73,6 +79,7 @@ def predict(
     lungs: str = "",
     masks: pathlib.Path | None = None,
     window: tuple[float, float] | None = None,
+    threshold: float | None = None,
 ) -> int:
     """See the module. Returns the exit status: 0, or 1 where no film could be read."""
     import jax
@@ -86,6 +93,12 @@ def predict(
     from cxr_jax.workdir import read_config
 
     config = read_config(workdir)
+    if threshold is not None:
+        if "threshold" not in config:
+            raise InputError(
+                f"{workdir}: this model has no threshold to choose; leave out --threshold"
+            )
+        config.threshold = threshold
     task = make_task(config)
     if task.volumes and (lungs or masks):
         raise InputError(
@@ -118,9 +131,10 @@ def predict(
         return [{k: v[i] for k, v in mean.items()} for i in range(len(records))]
 
     output.mkdir(parents=True, exist_ok=True)
+    _check_earlier(output / "predictions.jsonl", paths)
     part = output / "predictions.jsonl.part"  # an earlier result stays until this one is whole
     names: set[str] = set()
-    failed = 0
+    failed: list[str] = []
     with part.open("w", encoding="utf-8") as lines:
         for path in tqdm.tqdm(paths, desc="predict", unit="film", disable=None):
             line = {"file": str(path)}
@@ -140,7 +154,7 @@ def predict(
                     line["mask"] = f"{pathlib.Path(picture).stem}-lesions.nii.gz"
                     write_mask(output / line["mask"])
             except InputError as error:
-                failed += 1
+                failed.append(str(error))
                 line["error"] = str(error)
             lines.write(json.dumps(line, allow_nan=False) + "\n")
             lines.flush()
@@ -148,11 +162,30 @@ def predict(
     kind = "volumes" if task.volumes else "films"
     print(
         f"{output}: predictions.jsonl and {len(names)} pictures"
-        f"{f'; {failed} of {len(paths)} {kind} could not be used' if failed else ''}"
+        f"{f'; {len(failed)} of {len(paths)} {kind} could not be used' if failed else ''}"
         f"\nmodel: {workdir}, steps {', '.join(map(str, steps))}"
         "\nResearch software: not for any clinical use."
     )
-    return 1 if failed == len(paths) else 0
+    for error in failed[:_SHOWN]:
+        print(f"not used: {error}", file=sys.stderr)
+    if len(failed) > _SHOWN:
+        print(f"not used: {len(failed) - _SHOWN} more, see predictions.jsonl", file=sys.stderr)
+    return 1 if len(failed) == len(paths) else 0
+
+
+def _check_earlier(lines: pathlib.Path, paths: list[pathlib.Path]) -> None:
+    """Refuses to replace the predictions of other films."""
+    if not lines.is_file():
+        return
+    try:
+        earlier = {json.loads(line)["file"] for line in lines.read_text("utf-8").splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{lines} is broken ({error}); remove it") from error
+    if others := earlier - {str(path) for path in paths}:
+        raise InputError(
+            f"{lines} holds predictions of {len(others)} other files, e.g. {min(others)}; give "
+            "another --output"
+        )
 
 
 def _read(path: pathlib.Path, masks: pathlib.Path | None, segmenter) -> dict:
@@ -207,6 +240,9 @@ def _volume(path: pathlib.Path, task, forward, window: tuple[float, float] | Non
                 largest, shown = area, (k, out)
     line = {
         "window": list(window or volumes.LUNG_WINDOW),
+        "slices_counted": "from the feet"
+        if scan.outline.numbers is None
+        else "as a viewer shows them",
         **task.describe_volume(probs, mask, numbers, scan.spacing_mm),
     }
     figure = task.figure(record(shown[0]), shown[1])

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.stats
 import tqdm
 
-from cxr_jax.cli import run_command
+from cxr_jax.cli import Parser, run_command
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
 from cxr_jax.metrics.severity import severity_counts, severity_report
@@ -37,7 +37,7 @@ Rows = dict[str, np.ndarray]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cxr_jax.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

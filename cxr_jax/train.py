@@ -132,7 +132,9 @@ def _loop(config, workdir, task, parallel, source, batches, val_source, stop) ->
         else:
             train_state = initialise(config, train_state, trainable)
             print(summary(task, train_state, trainable))
-        print("reading the first films and compiling the step: up to a minute on a CPU", flush=True)
+        print(
+            "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
+        )
         workdirs.claim(config, workdir, source)
         with Writer(workdir, total_steps=config.total_steps, first_step=step) as writer:
             _watch(config.hang_warning_s)

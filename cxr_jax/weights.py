@@ -25,7 +25,7 @@ import re
 import numpy as np
 
 from cxr_jax import weight_files
-from cxr_jax.cli import run_command, setup_jax
+from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cxr_jax.weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

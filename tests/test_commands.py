@@ -95,8 +95,26 @@ def test_severity_needs_lungs(workdirs, films, tmp_path):
         predict.predict([films], workdirs[0], tmp_path, lungs=str(workdirs[0]))
 
 
-def test_all_films_bad_is_a_failure(workdirs, films, tmp_path):
+def test_all_films_bad_is_a_failure(workdirs, films, tmp_path, capsys):
     assert predict.predict([films / "text.png"], workdirs[1], tmp_path) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("not used: ")
+    assert "text.png" in line
+
+
+def test_predictions_of_other_films_are_not_replaced(workdirs, films, tmp_path):
+    _, lungs = workdirs
+    predict.predict([films / "good0.png", films / "text.png"], lungs, tmp_path)
+    with pytest.raises(InputError, match=r"1 other files, e.g. .*text\.png; give another --output"):
+        predict.predict([films / "good0.png"], lungs, tmp_path)
+    assert len(lines_of(tmp_path)) == 2
+    predict.predict([films], lungs, tmp_path)  # these and more
+    assert len(lines_of(tmp_path)) == 5
+
+
+def test_a_threshold_is_for_models_that_have_one(workdirs, films, tmp_path):
+    with pytest.raises(InputError, match="has no threshold to choose"):
+        predict.predict([films], workdirs[1], tmp_path, threshold=0.2)
 
 
 def test_what_is_wrong_with_the_model_is_said_once(workdirs, films, tmp_path):

@@ -115,17 +115,24 @@ def test_a_volume_is_predicted_where_it_lies(smoke_run, tmp_path):
     (tmp_path / "broken.nii").write_bytes(b"no volume")
     out = tmp_path / "out"
     inputs = [tmp_path / "scan.nii.gz", tmp_path / "broken.nii"]
-    assert predict.predict(inputs, workdir, out, window=(-600, 1500)) == 0
+    assert predict.predict(inputs, workdir, out, window=(-600, 1500), threshold=0.01) == 0
     lines = [json.loads(line) for line in (out / "predictions.jsonl").open()]
     scan, broken = lines
     assert "not a NIfTI file" in broken["error"]
     assert scan["slices"] == len(scan["slice_probs"]) == 11
+    assert scan["slices_counted"] == "as a viewer shows them"
     assert list(scan["slice_probs"]) == [str(number) for number in range(1, 12)]
     mask = nibabel.load(out / scan["mask"])
     assert mask.shape == values.shape
     voxels = int(np.asanyarray(mask.dataobj).sum())
     np.testing.assert_allclose(scan["lesion_ml"], voxels * 0.7 * 0.7 * 5 / 1000, atol=1e-3)
     assert (out / scan["picture"]).stat().st_size > 0
+    higher = tmp_path / "higher"
+    predict.predict(inputs[:1], workdir, higher, window=(-600, 1500), threshold=0.99)
+    (line,) = [json.loads(line) for line in (higher / "predictions.jsonl").open()]
+    assert line["lesion_ml"] <= scan["lesion_ml"]
+    with pytest.raises(InputError, match=r"config\.threshold=1\.5"):
+        predict.predict(inputs[:1], workdir, higher, threshold=1.5)
 
 
 def test_a_mistake_does_not_claim_the_work_directory(smoke_run, tmp_path):
@@ -423,7 +430,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     [
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config=configs/severity.py:nonsense"], "nonsense"),
-        (["--config=configs/severity.py:smoke", "--config.lr=1"], "lr"),
+        (
+            ["--config=configs/severity.py:smoke", "--config.optimizer.lrr=1"],
+            '--config.optimizer.lrr: the config has no such field. Did you mean "lr" instead of',
+        ),
+        (
+            ["--workdir=nowhere", "--mode=eval", "--config.threshold=0.2"],
+            "--config.threshold changes a config: give --config=configs/NAME.py",
+        ),
         (["--config=configs/severity.py:smoke", "--config.data.name=imagenet"], "imagenet"),
         (["--config=configs/severity.py:smoke", "--config.batch_size=0"], "batch_size=0"),
         (["--config=configs/severity.py:smoke", "--mode=guess"], "guess"),

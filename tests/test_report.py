@@ -104,7 +104,7 @@ def ct_runs(tmp_path):
             patients = np.array(list("abcdef"))
             np.savez(
                 folder / "rows-test.npz",
-                id=patients, group=patients, known=np.ones(6, bool), positive=np.ones(6, bool),
+                id=patients, group=patients, known=np.ones(6, bool), label=np.ones(6),
                 slice_prob=np.ones(6), true=true, found=both, both=both,
                 found_at=np.tile(both[:, None], 19), both_at=np.tile(both[:, None], 19),
                 histogram=np.zeros((6, 50, 2)),
@@ -116,10 +116,11 @@ def test_runs_on_volumes_are_compared_patient_by_patient(ct_runs):
     groups = {kind: [ct_runs / f"{kind}-{seed}" for seed in (0, 1)] for kind in ("poor", "good")}
     text = report.compare(groups, "test", ("positive_dice", "positive_recall"))
     # All six patients are better: the smallest two-sided p of six pairs is 2 / 2^6.
-    assert line(text, "good |")[-2] == "0.031 (n = 6)"
-    assert line(text, "poor")[-2] == "-"
+    assert "Wilcoxon p, positive | Wilcoxon p, all" in text
+    assert line(text, "good |")[-3:-1] == ["0.031 (6 of 6 differ)"] * 2
+    assert line(text, "poor")[-3:-1] == ["-", "-"]
     same = {"one": groups["good"], "two": groups["good"]}
-    assert line(report.compare(same, "test"), "two |")[-2] == "1.000 (n = 6)"
+    assert line(report.compare(same, "test"), "two |")[-2] == "1.000 (0 of 6 differ)"
 
 
 def test_each_run_is_scored_at_the_threshold_of_another_split(ct_runs):

@@ -408,7 +408,7 @@ def test_the_gate_silences_slices_that_are_called_free(volumes):
     there = jnp.ones(2, bool)
     batch = {
         "lesion": jnp.ones((2, 64, 64)), "pixel_area": jnp.ones(2), "known": there,
-        "positive": there,
+        "label": jnp.ones(2),
     }  # fmt: skip
     assert task.score(outputs, batch)["found"].tolist() == [0, 64 * 64]
     open_task = dataclasses.replace(task, gate="none")
@@ -542,7 +542,7 @@ def test_a_split_without_truth_has_predictions_and_no_numbers():
     task = tiny_task("cam")
     rows = {
         "id": np.array(["a"]), "group": np.array(["a"]), "known": np.array([False]),
-        "positive": np.array([False]), "slice_prob": np.array([0.5]), "found": np.zeros(1),
+        "label": np.array([np.nan]), "slice_prob": np.array([0.5]), "found": np.zeros(1),
         "true": np.zeros(1), "both": np.zeros(1), "found_at": np.zeros((1, 19)),
         "both_at": np.zeros((1, 19)), "histogram": np.zeros((1, 50, 2)),
     }  # fmt: skip

@@ -64,6 +64,7 @@ class Bags:
         table = source.slice_table()
         self._before, self._after = _neighbours(table.volume, table.position)
         label = np.asarray(table.label, np.float32)
+        lacks = []
         if needed in source.partial:
             has = getattr(source, "has", None) or (lambda i, field: field in source[i])
             lacks = [i for i in np.flatnonzero(label == 1).tolist() if not has(i, needed)]
@@ -79,8 +80,9 @@ class Bags:
             if not count:
                 raise InputError(
                     f"data set {source.name!r} (split {source.split!r}) has no {name} bag of "
-                    f"{size} slices: {int((label == 1).sum())} slices are labelled positive, "
-                    f"{int((label == 0).sum())} negative; both kinds are needed to learn"
+                    f"{size} slices: {int((table.label == 1).sum())} slices are labelled positive"
+                    f"{f' and {len(lacks)} of them have no {needed} mask' if lacks else ''}, "
+                    f"{int((table.label == 0).sum())} negative; both kinds are needed to learn"
                 )
         chosen = splits.selection(self._starts.tolist(), len(source))
         self.version = f"{source.version}+bags{size}{chosen}"

@@ -45,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
     print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
-    if args.name in ("manifest", "ct_volume"):
-        print(f"train with --config.data.name={args.name} --config.data.path={builder.data_dir}")
+    if args.name in EXAMPLES:
+        print(
+            f"train with, for example: python -m cxr_jax.main --config={EXAMPLES[args.name]} "
+            f"--config.data.name={args.name} --config.data.path={builder.data_dir} --workdir=DIR"
+        )
 
 
 # Data set -> file in `data/sources`, and in it `builder(source, *, data_dir, max_side)`. Imported
@@ -67,6 +70,13 @@ BUILDERS = {
 }
 
 
+# What can be trained on the sets that have a path.
+EXAMPLES = {
+    "manifest": "configs/severity.py:quick",
+    "ct_volume": "configs/seam.py:quick,method=cam",
+}
+
+
 def find_builder(name: str) -> Callable:
     """The `builder` of a data set.
 
@@ -80,7 +90,7 @@ def find_builder(name: str) -> Callable:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m cxr_jax.data.prepare",
         description="Turns a downloaded data set into ArrayRecord files, once.",
     )

@@ -163,16 +163,24 @@ def volumes_in(paths: Iterable[str | Path]) -> list[Path]:
             raise InputError(f"{path}: no such file or folder; check the path")
         files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else []
         if path.is_dir() and not files:
-            raise InputError(f"{path}: no file in this folder; give a folder with one series")
+            raise InputError(
+                f"{path}: no file in this folder{_folders_in(path)}; give a folder with one series"
+            )
         scans = [f for f in files if f.name.lower().endswith((".nii", ".nii.gz"))]
         found += scans or [path]
     return list(dict.fromkeys(found))
 
 
+def _folders_in(folder: Path) -> str:
+    inner = sorted(f.name for f in folder.iterdir() if f.is_dir())
+    return f", which has folders in it ({', '.join(inner[:3])}, ...)" if inner else ""
+
+
 def write_mask(path: str | Path, mask: np.ndarray, volume: Volume) -> None:
     """Writes a mask uint8 [S, H, W] of `volume` as NIfTI, in the volume's place.
 
-    Where the volume's header does not say where it lies, its first voxel is put at 0, 0, 0.
+    That of a NIfTI file has the file's own voxels in the file's own order. Where the volume's
+    header does not say where it lies, its first voxel is put at 0, 0, 0.
     """
     slices, rows, columns = volume.spacing_mm
     # Of [W, H, S], the usual order: columns run to the left, rows to the back, slices to the head.
@@ -180,6 +188,10 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: Volume) -> None:
     if volume.outline.matrix is not None:
         affine = volume.outline.matrix[:, [2, 1, 0, 3]]
     image = nibabel.Nifti1Image(np.ascontiguousarray(mask.transpose(2, 1, 0)), affine)
+    if volume.outline.axes is not None:
+        now = orientations.io_orientation(affine)
+        turn = orientations.ornt_transform(now, volume.outline.axes)
+        image = image.as_reoriented(turn)
     image.header.set_xyzt_units("mm")
     image.to_filename(path)
 
@@ -278,7 +290,12 @@ def _read_header(stream: BinaryIO) -> _Header:
         if len(block) == 4 and (size := struct.unpack(f"{order}i", block)[0]) in _HEADERS
     ]
     if not found:
-        raise _Bad("not a NIfTI file; expected a volume as .nii or .nii.gz")
+        dicom = len(block) == 4 and stream.read(128)[124:] == b"DICM"
+        raise _Bad(
+            "a DICOM file; give the folder that its whole series lies in"
+            if dicom
+            else "not a NIfTI file; expected a volume as .nii or .nii.gz"
+        )
     order, kind = found[0]
     block += stream.read(kind.sizeof_hdr - 4)
     if len(block) < kind.sizeof_hdr:
@@ -536,7 +553,10 @@ def _series(folder: Path) -> _Series:
             raise _Bad("no such folder; expected one with the DICOM files of a series")
         files = sorted(file for file in folder.iterdir() if _is_slice(file))
         if not files:
-            raise _Bad("no DICOM file in this folder; expected the slices of one CT series")
+            raise _Bad(
+                f"no DICOM file in this folder{_folders_in(folder)}; expected the slices of one CT "
+                "series"
+            )
         if len(files) == 1:
             raise _Bad(f"the folder has one DICOM file: {_ONE_SLICE}")
         if len(files) > MAX_SLICES:

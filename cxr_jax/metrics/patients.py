@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from cxr_jax.errors import InputError
+
 Array = jax.Array
 Rows = dict[str, np.ndarray]
 
@@ -62,9 +64,16 @@ def best_threshold(rows: Rows) -> int:
 
     Of all where none is positive. With the others the best threshold of a weak map would often be
     one that finds nothing in anybody.
+
+    Raises:
+        InputError: the truth of no patient is known.
     """
     units = per_patient(rows)
-    chosen = units["positive"] if units["positive"].any() else slice(None)
+    scored = ~np.isnan(units["dice"])
+    if not scored.any():
+        raise InputError("no patient of the split has a known mask to choose a threshold by")
+    positive = scored & units["positive"]
+    chosen = positive if positive.any() else scored
     return int(np.argmax(units["dice_at"][chosen].mean(0)))
 
 
@@ -79,54 +88,61 @@ def per_patient(rows: Rows) -> Rows:
     dice = 2 both / (found + true), recall = both / true, precision = both / found, of the sums over
     all slices of the patient. A patient without a lesion has dice 1 if nothing is found, else 0
     [paper, Table 1]. Precision is 0 where a lesion is there and nothing is found: leaving these
-    patients out of the mean would reward silence. Slices and patients of unknown truth are left
-    out.
+    patients out of the mean would reward silence. The areas are of the slices whose mask is known.
+    A patient with lesions of which none is drawn, or in whom nobody knows of any while some slices
+    are unknown, has no such number; patients without a labelled slice are left out.
 
     Args:
-        rows: of `slice_rows`, with `group` [N]; `known` bool [N], the truth of the slice is known;
-            `slice_prob` [N] 0..1 that a lesion is in it; `positive` bool [N], one is.
+        rows: of `slice_rows`, with `group` [N]; `known` bool [N], the mask of the slice is known;
+            `label` [N] 1 there is a lesion in it, 0 there is none, NaN unknown; `slice_prob` [N]
+            0..1 that there is one.
 
     Returns:
         Rows [P]: `id` and `group` (both the patient), `positive` bool, `dice`; `recall` and
         `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices` [P, 2, 400], how
         many slices without and with a lesion have which probability, by its logit -20..20.
     """
-    kept = np.asarray(rows["known"], bool)
-    rows = {name: np.asarray(values)[kept] for name, values in rows.items()}
+    rows = {name: np.asarray(values) for name, values in rows.items()}
+    labelled = rows["group"][~np.isnan(rows["label"])]
+    kept = np.isin(rows["group"], labelled)
+    rows = {name: values[kept] for name, values in rows.items()}
     patients, member = np.unique(rows["group"], return_inverse=True)
+    known, label = np.asarray(rows["known"], bool), rows["label"]
 
     def total(values: np.ndarray) -> np.ndarray:
         sums = np.zeros((len(patients), *values.shape[1:]))
         np.add.at(sums, member, values)
         return sums
 
-    found, true, both = (total(rows[name]) for name in ("found", "true", "both"))
-    found_at, both_at = total(rows["found_at"]), total(rows["both_at"])
-    lesion = np.asarray(rows["positive"], bool)
+    found, true, both = (total(rows[name] * known) for name in ("found", "true", "both"))
+    found_at, both_at = (total(rows[name] * known[:, None]) for name in ("found_at", "both_at"))
     logit = scipy.special.logit(np.asarray(rows["slice_prob"], np.float64))
     bins = np.floor((logit + MAX_LOGIT) * LOGIT_BINS / (2 * MAX_LOGIT))
     slices = np.zeros((len(patients), 2, LOGIT_BINS))
-    np.add.at(slices, (member, lesion.astype(int), bins.clip(0, LOGIT_BINS - 1).astype(int)), 1)
+    bins = bins.clip(0, LOGIT_BINS - 1).astype(int)
+    for value in (0, 1):
+        np.add.at(slices, (member[label == value], value, bins[label == value]), 1)
     positive = slices[:, 1].sum(-1) > 0
+    scored = np.where(positive, total(known & (label == 1)) > 0, total(np.isnan(label)) == 0)
+
+    def dice(both: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """[..., P]; of a patient without a lesion 1 if nothing is found, else 0."""
+        value = np.where(positive, 2 * both / np.maximum(found + true, 1e-30), found == 0)
+        return np.where(scored, value, np.nan)
+
+    drawn = positive & scored
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "id": patients,
             "group": patients,
             "positive": positive,
-            "dice": _dice(both, found, true, positive),
+            "dice": dice(both, found),
             # A lesion of a pixel or two may be gone from the mask at the model's size.
-            "recall": np.where(positive, np.where(true > 0, both / true, 0.0), np.nan),
-            "precision": np.where(positive, np.where(found > 0, both / found, 0.0), np.nan),
-            "dice_at": _dice(both_at, found_at, true[:, None], positive[:, None]),
+            "recall": np.where(drawn, np.where(true > 0, both / true, 0.0), np.nan),
+            "precision": np.where(drawn, np.where(found > 0, both / found, 0.0), np.nan),
+            "dice_at": dice(both_at.T, found_at.T).T,
             "slices": slices,
         }
-
-
-def _dice(
-    both: np.ndarray, found: np.ndarray, true: np.ndarray, positive: np.ndarray
-) -> np.ndarray:
-    """A patient without a lesion: 1 if nothing is found, else 0."""
-    return np.where(positive, 2 * both / np.maximum(found + true, 1e-30), found == 0)
 
 
 def patients_report(units: Rows) -> dict[str, float]:
@@ -141,13 +157,14 @@ def patients_report(units: Rows) -> dict[str, float]:
         `slice_specificity` of the slices' own probability at 0.5, and `slice_auc` of it, to a
         logit of 0.1. NaN where there is no such patient or slice, `_sd` also where there is one.
     """
-    positive = np.asarray(units["positive"], bool)
+    scored = ~np.isnan(units["dice"])
+    positive, negative = scored & units["positive"], scored & ~units["positive"]
     parts = {
         "positive_dice": units["dice"][positive],
         "positive_recall": units["recall"][positive],
         "positive_precision": units["precision"][positive],
-        "negative_dice": units["dice"][~positive],
-        "all_dice": units["dice"],
+        "negative_dice": units["dice"][negative],
+        "all_dice": units["dice"][scored],
     }
     report = {name: float(np.mean(v)) if len(v) else np.nan for name, v in parts.items()}
     report |= {
@@ -168,12 +185,13 @@ def patients_report(units: Rows) -> dict[str, float]:
 
 def patients_counts(units: Rows) -> dict[str, int]:
     """How many patients, or slices, each number of `patients_report` is computed from."""
-    positive = int(np.sum(units["positive"]))
+    scored = ~np.isnan(units["dice"])
+    positive = int(np.sum(units["positive"] & scored))
     slices = units["slices"].sum((0, 2)).astype(int)
     of_slices = {"sensitivity": slices[1], "specificity": slices[0], "auc": slices.sum()}
-    sizes = {"positive": positive, "negative": len(units["id"]) - positive, "all": len(units["id"])}
+    sizes = {"positive": positive, "negative": scored.sum() - positive, "all": scored.sum()}
     return {
-        name: int(of_slices[what]) if of == "slice" else sizes[of]
+        name: int(of_slices[what] if of == "slice" else sizes[of])
         for name in patients_report(units)
         for of, what in [name.split("_", 1)]
     }

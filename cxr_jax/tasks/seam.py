@@ -121,7 +121,9 @@ class _Shared(Task):
         return Transforms(example=self._example, finish=self._finish)
 
     def compared(self, units):
-        return {"positive": units["dice"][units["positive"]], "all": units["dice"]}
+        scored = ~np.isnan(units["dice"])
+        positive = scored & units["positive"]
+        return {"positive": units["dice"][positive], "all": units["dice"][scored]}
 
     def adapt(
         self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
@@ -155,7 +157,7 @@ class _Shared(Task):
         return example | {
             "lesion": self.preprocess.mask(blank if truth is None else truth),
             # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
-            "positive": np.bool_(truth is not None and truth.any()),
+            "label": np.float32(record["slice_label"] if truth is None else truth.any()),
             "known": np.bool_(truth is not None),
             "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
         }
@@ -181,7 +183,7 @@ class _Shared(Task):
         return rows | {
             "slice_prob": prob,
             "known": batch["known"],
-            "positive": batch["positive"],
+            "label": batch["label"],
         }
 
     def units(self, rows):
@@ -201,18 +203,20 @@ class _Shared(Task):
     def summary_figures(self, rows):
         """The histogram of the maps, and Dice against the threshold."""
         units = patients.per_patient(rows)
-        if not len(units["id"]):
+        if np.isnan(units["dice"]).all():
             return {}
+        scored = ~np.isnan(units["dice"])
         positive = units["positive"]
         parts = {
-            "patients with lesions": positive,
-            "patients without": ~positive,
-            "all": np.ones(len(positive), bool),
+            "patients with lesions": scored & positive,
+            "patients without": scored & ~positive,
+            "all": scored,
         }
         dice = {
             f"{name} ({chosen.sum()})": units["dice_at"][chosen].mean(0)
-            for name, chosen in parts.items()
             if chosen.any()
+            else np.full(len(patients.THRESHOLDS), np.nan)
+            for name, chosen in parts.items()
         }
         histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
         return {
@@ -233,6 +237,7 @@ class _Shared(Task):
             record["image"],
             self.shown_map(outputs, record["image"].shape),
             slice_prob=float(outputs["slice_prob"]),
+            shown=self.shows(outputs),
             lesion_true=record.get("lesion"),
             threshold=self.threshold,
             title=str(record["id"]),
@@ -241,8 +246,11 @@ class _Shared(Task):
     def shown_map(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         """The lesion map of a slice at `shape`; zeros where the slice is called free of lesions."""
         heat = resize_map(np.asarray(outputs["lesion_map"], np.float32), shape)
-        shown = not self.gated or outputs["slice_prob"] >= 0.5
-        return heat if shown else np.zeros_like(heat)
+        return heat if self.shows(outputs) else np.zeros_like(heat)
+
+    def shows(self, outputs: dict[str, np.ndarray]) -> bool:
+        """False where the slice counts as free of lesions by its own probability."""
+        return not self.gated or float(outputs["slice_prob"]) >= 0.5
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         found = self.mask(outputs, outputs["lesion_map"].shape)
@@ -305,7 +313,8 @@ class WeakSegmentation(_Shared):
       freeze_stem: the first convolution, b2 and all norms are not trained [SEAM's code].
       threshold: of the lesion map, 0..1.
       normalize_map: divide the refined map D by its maximum. (SEAM's code sums the maps of four
-        scales and their mirror images before that; here there is one scale.) Without it D, a weighted mean of the activation map, may stay low on a small lesion.
+        scales and their mirror images before that; here there is one scale.) Without it D, a
+        weighted mean of the activation map, may stay low on a small lesion.
       gate: 'slice' or 'none'; see the module.
     """
 

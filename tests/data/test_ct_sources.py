@@ -465,10 +465,13 @@ def test_own_volumes(own_set):
 def test_the_command_says_what_is_unknown_and_where(own_set, tmp_path, capsys):
     run_prepare("ct_volume", own_set[0], tmp_path)
     printed = capsys.readouterr().out
-    assert "4 train, 1 val, 1 test volumes" in printed
+    assert "train: 4 volumes; 5 slices with lesions, 6 without, 13 unknown" in printed
+    assert "val: 1 volumes; 2 slices with lesions, 4 without, 0 unknown" in printed
+    assert "row 7, volume 'scans/test': no lesion is drawn in slices 1-1; the mask" in printed
     assert "row 5, volume 'scans/bare': label 1 without ranges" in printed
     assert "prepared 24 train, 6 val, 6 test slices in" in printed
-    assert "train with --config.data.name=ct_volume --config.data.path=" in printed
+    assert "--config=configs/seam.py:quick,method=cam --config.data.name=ct_volume" in printed
+    assert "--config.data.path=" in printed
 
 
 def test_opening_own_volumes_wrongly(own_set, tmp_path):
@@ -489,7 +492,7 @@ def test_opening_own_volumes_wrongly(own_set, tmp_path):
     films = make_manifest(tmp_path / "films")
     run_prepare("manifest", films, tmp_path)
     folder = tmp_path / "manifest" / "films" / prepared.VERSION
-    check_line(opened(folder), "this is no prepared set 'ct_volume'")
+    check_line(opened(folder), "holds the prepared set 'manifest', not 'ct_volume'")
 
 
 TABLE_ERRORS = [

@@ -456,7 +456,7 @@ def test_only_the_latest_volume_is_kept():
     assert read == ["a", "b", "a"]
 
 
-@pytest.mark.parametrize("turn", ["plain", "flipped", "oblique"])
+@pytest.mark.parametrize("turn", ["plain", "flipped", "oblique", "permuted"])
 def test_a_written_mask_lies_where_the_volume_lies(turn, tmp_path):
     """Read back as any program reads it: by the matrix of its header."""
     affine = np.array([[2.0, 0, 0, -30], [0, 1.5, 0, 10], [0, 0, 4, 7], [0, 0, 0, 1]])
@@ -465,15 +465,17 @@ def test_a_written_mask_lies_where_the_volume_lies(turn, tmp_path):
     if turn == "oblique":
         c, s = np.cos(0.2), np.sin(0.2)
         affine = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]]) @ affine
+    if turn == "permuted":
+        affine = affine[:, [2, 0, 1, 3]]
     values = np.full((6, 7, 5), -1000, np.int16)
     values[1, 2, 3] = 500
     nibabel.Nifti1Image(values, affine).to_filename(tmp_path / "scan.nii.gz")
     scan = volumes.read(tmp_path / "scan.nii.gz")
     volumes.write_mask(tmp_path / "mask.nii.gz", (scan.values > 0).astype(np.uint8), scan)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
-    (voxel,) = np.argwhere(np.asanyarray(mask.dataobj))
-    # 1e-3 mm: the header's float32.
-    np.testing.assert_allclose(mask.affine @ [*voxel, 1], affine @ [1, 2, 3, 1], atol=1e-3)
+    # On the file's own grid: what multiplies mask and volume voxel by voxel is right.
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), values > 0)
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-3)  # mm: the header's float32
 
 
 def test_volumes_are_found_in_folders(tmp_path):
@@ -488,3 +490,12 @@ def test_volumes_are_found_in_folders(tmp_path):
     for bad in ("empty", "gone"):
         with pytest.raises(InputError, match=bad):
             volumes.volumes_in([tmp_path / bad])
+    (tmp_path / "export" / "series1").mkdir(parents=True)
+    with pytest.raises(InputError, match="which has folders in it \\(series1"):
+        volumes.volumes_in([tmp_path / "export"])
+
+
+def test_a_slice_in_place_of_its_series_is_told(tmp_path):
+    (tmp_path / "IM1.dcm").write_bytes(bytes(128) + b"DICM" + bytes(600))
+    with pytest.raises(InputError, match="a DICOM file; give the folder"):
+        volumes.read(tmp_path / "IM1.dcm")

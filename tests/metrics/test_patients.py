@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cxr_jax.errors import InputError
 from cxr_jax.metrics import classification, patients
 
 
@@ -19,7 +20,7 @@ def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0
         "group": np.array(groups),
         "id": np.array([f"{g}-{i}" for i, g in enumerate(groups)]),
         "known": np.ones(n, bool),
-        "positive": np.asarray(lesions).reshape(n, -1).any(1),
+        "label": np.asarray(lesions).reshape(n, -1).any(1).astype(np.float32),
         "slice_prob": np.ones(n) if prob is None else np.asarray(prob),
     }
 
@@ -123,10 +124,50 @@ def test_slice_numbers_are_those_of_the_pooled_slices():
 
 
 def test_unknown_truth_is_left_out():
-    found = rows([square()] * 2, [square()] * 2, ["a", "b"]) | {"known": np.array([True, False])}
+    known = {"known": np.array([True, False]), "label": np.array([0, np.nan])}
+    found = rows([square()] * 2, [square()] * 2, ["a", "b"]) | known
     assert patients.per_patient(found)["id"].tolist() == ["a"]
-    report = patients.patients_report(patients.per_patient(found | {"known": np.zeros(2, bool)}))
+    nothing = {"known": np.zeros(2, bool), "label": np.full(2, np.nan)}
+    report = patients.patients_report(patients.per_patient(found | nothing))
     assert all(np.isnan(value) for value in report.values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "positive", "dice"),
+    [
+        ([1, 0], [False, True], True, np.nan),  # ill, by ranges; nobody drew it
+        ([1, 1], [False, True], True, 1.0),  # half drawn: what is drawn counts
+        ([np.nan, 0], [False, True], False, np.nan),  # nobody knows whether he is healthy
+        ([0, 0], [True, True], False, 0.0),
+    ],
+)
+def test_an_ill_patient_without_a_mask_is_no_healthy_one(labels, known, positive, dice):
+    truth = [
+        square((0, 0)) if label == 1 and seen else square() for label, seen in zip(labels, known)
+    ]
+    found = rows([square((0, 0))] * 2, truth, ["a", "a"], prob=[0.9, 0.2])
+    units = patients.per_patient(found | {"known": np.array(known), "label": np.array(labels)})
+    assert units["positive"].tolist() == [positive]
+    np.testing.assert_array_equal(units["dice"], [dice])
+    report, counts = patients.patients_report(units), patients.patients_counts(units)
+    np.testing.assert_array_equal(report["all_dice"], dice)
+    assert counts["all_dice"] == int(not np.isnan(dice))
+    labelled = np.isfinite(labels)
+    assert counts["slice_auc"] == labelled.sum()
+    if positive and not all(labels):
+        assert report["slice_auc"] == 1.0
+
+
+def test_a_lesion_too_small_for_the_map_is_not_found_by_silence():
+    found = rows([square()], [square()], ["a"]) | {"label": np.array([1.0])}
+    units = patients.per_patient(found)
+    assert (units["dice"][0], units["recall"][0], units["dice_at"].max()) == (0, 0, 0)
+
+
+def test_no_threshold_is_chosen_where_nothing_is_drawn():
+    found = rows([square()], [square()], ["a"])
+    with pytest.raises(InputError, match="no patient of the split has a known mask"):
+        patients.best_threshold(found | {"known": np.zeros(1, bool), "label": np.ones(1)})
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -21,9 +21,11 @@ is another number: from 0, from the feet to the head.
 
 `slice_label` of a volume with label 1 is 1 inside `ranges`, unknown elsewhere: who marked some
 slices did not say that the others are clean. Where label is 0 it is 0 everywhere, where label is
-empty unknown. A volume with label 1 and no ranges is allowed: all its slices are unknown, and a
-note says so. **With `lesions`, the slices of val and test take their label from the mask**; those
-of train do not, so that a method of weak labels never sees what the mask knows.
+empty unknown. A volume with label 1 and no ranges is allowed: all its slices are unknown, nothing
+is learned from them, and a note says so. **With `lesions`, the slices of val and test take their
+label from the mask**; those of train do not, so that a method of weak labels never sees what the
+mask knows. Without `lesions` a patient with lesions has no Dice; the slices in `ranges` still say
+how well slices are told apart.
 
 A volume must be in HU: one without a value below -200 (air is -1000) is refused, unless the row
 states its window; with 127.5 and 255, values 0..255 are taken as they are.
@@ -73,6 +75,7 @@ class Scan:
     clean: bool  # label 0
     outline: volumes.Outline
     labels: np.ndarray
+    doubts: tuple[str, ...] = ()  # for the user
 
 
 class CTVolume(prepared.RecordBuilder, skip_registration=True):
@@ -135,9 +138,7 @@ def open_split(path: str, split: str) -> prepared.PreparedSlices:
             f"data.path={path} is a file; volumes are prepared first: "
             f"{_COMMAND.replace('VOLUMES.csv', str(path))}"
         )
-    opened = prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
-    opened.slice_table()  # another set's folder should show now
-    return opened
+    return prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
 
 
 def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
@@ -159,9 +160,26 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
     if twice := splits.repeated(_name(row.text("volume")) for row in rows):
         raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
     scans = [_scan(row, number) for number, row in enumerate(rows)]
-    counts = [f"{sum(s.split == split for s in scans)} {split}" for split in SPLITS]
-    notes = [f"{', '.join(counts)} volumes"]
+    notes = []
+    for split in SPLITS:
+        part = [scan for scan in scans if scan.split == split]
+        labels = np.concatenate([np.zeros(0), *(scan.labels for scan in part)])
+        notes.append(
+            f"{split}: {len(part)} volumes; {int((labels == 1).sum())} slices with lesions, "
+            f"{int((labels == 0).sum())} without, {int(np.isnan(labels).sum())} unknown"
+        )
+    undrawn = [
+        scan
+        for scan in scans
+        if scan.split != "train" and not scan.clean and "lesion" not in scan.masks
+    ]
+    if undrawn:
+        notes.append(
+            f"{len(undrawn)} volumes of val and test, e.g. {undrawn[0].volume!r}, may have lesions "
+            "and have no mask (column lesions): there is no Dice of them"
+        )
     for row, scan in zip(rows, scans):
+        notes += [f"row {row.line}, volume {scan.volume!r}: {doubt}" for doubt in scan.doubts]
         if row["label"] and np.isnan(scan.labels).all():
             notes.append(
                 f"row {row.line}, volume {scan.volume!r}: label 1 without ranges, so no slice of "
@@ -192,9 +210,13 @@ def _scan(row: tables.Row, number: int) -> Scan:
         if last > len(labels):
             raise row.error("ranges", f"the volume has slices 1..{len(labels)}")
         labels[(outline.numbers >= first) & (outline.numbers <= last)] = 1.0
-    split = row.choice("split", SPLITS)
+    split, doubts = row.choice("split", SPLITS), []
     if "lesion" in masks and split != "train":
         drawn = volumes.read_mask(masks["lesion"], outline)
+        for first, last in ranges:
+            inside = (outline.numbers >= first) & (outline.numbers <= last)
+            if not drawn[inside].any():
+                doubts.append(f"no lesion is drawn in slices {first}-{last}; the mask counts")
         labels = np.array([plane.any() for plane in drawn], np.float32)
         if label is not None and label != labels.max():
             raise row.error("label", f"{masks['lesion']} says {labels.max():.0f}; correct one")
@@ -209,6 +231,7 @@ def _scan(row: tables.Row, number: int) -> Scan:
         clean=label == 0,
         outline=outline,
         labels=labels,
+        doubts=tuple(doubts),
     )
 
 

@@ -144,7 +144,12 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             named = {"fold": film_fold[split], **(columns or {}).get(split, {})}
             self.columns[split] = {name: [int(n) for n in values] for name, values in named.items()}
         self.on_film: Callable[[], Any] = lambda: None
-        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of every set that is not one of its own
+        try:
+            super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+        finally:
+            logging.set_verbosity(verbosity)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {name: _feature(name) for name in sorted(self.fields)}
@@ -229,7 +234,8 @@ def build(builder: RecordBuilder, *, on_film: Callable[[], Any] = lambda: None) 
                     return False
                 raise InputError(
                     f"{folder} holds a set prepared from other files or with other options; remove "
-                    "that folder, or give another --data_dir"
+                    "that folder, or give another --data_dir (a CSV's set has its name: or rename "
+                    "the CSV)"
                 )
             for left in folder.parent.glob("incomplete.*"):  # of a run that was killed
                 shutil.rmtree(left)
@@ -386,6 +392,11 @@ class Prepared:
 
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self.folder)
+        if builder.name != self.name:
+            raise InputError(
+                f"{self.folder} holds the prepared set {builder.name!r}, not {self.name!r}; set "
+                "data.name to it, or give the folder that `prepare` printed"
+            )
         present = list(builder.info.splits)
         self._parts = []
         for stored in self._stored.split("+"):
@@ -482,11 +493,6 @@ class PreparedSlices(Prepared):
     def columns(self, *names: str) -> dict[str, np.ndarray]:
         """int64 [N] by name: what lies beside the records, of the records of this split."""
         columns = self._columns()
-        if absent := [name for name in names if name not in columns]:
-            raise InputError(
-                f"{self.folder}: this is no prepared set {self.name!r} (it has no {absent[0]!r} "
-                "beside its records); give the folder that `prepare` printed for it"
-            )
         return {name: np.asarray(columns[name], np.int64)[self._indices] for name in names}
 
 

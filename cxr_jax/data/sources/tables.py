@@ -101,7 +101,8 @@ def scan_table(
     for name in required:
         if name.casefold() not in header:
             found = ", ".join(header) or "nothing"
-            hint = "; separate cells by commas" if len(header) == 1 and ";" in found else ""
+            other = len(header) == 1 and (";" in found or "\t" in found)
+            hint = "; separate cells by commas" if other else ""
             raise InputError(f"{path}: column {name!r} is missing; found {found}{hint}")
     return header, _rows(path, header, lines)
 
