@@ -13,6 +13,11 @@ from cxr_jax.ops.resize import resize_aligned
 
 Array = jax.Array
 
+# Four times Xavier's deviation, as in the released code: what feeds the ELU of f10. For f9, which
+# has the same there, it makes no difference: nothing but a cosine follows.
+_WIDE = nn.initializers.variance_scaling(16.0, "fan_avg", "uniform")
+_HE = nn.initializers.he_normal()
+
 
 class SEAM(nn.Module):
     """Class activation maps, refined by the pixel correlation module, and NAM's features.
@@ -55,9 +60,14 @@ class SEAM(nn.Module):
         taps = self.backbone(image, train=train, train_norms=train_norms)
         height, width = taps["conv6"].shape[1:3]
 
-        def conv1x1(x: Array, channels: int, name: str) -> Array:
-            channels = max(round(channels * self.width), 1)
-            return layers.Conv1x1(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+        def conv1x1(x: Array, channels: int, name: str, init=_HE) -> Array:
+            return layers.Conv1x1(
+                max(round(channels * self.width), 1),
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=init,
+                name=name,
+            )(x)
 
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         classifier = layers.Conv1x1(1 + self.classes, use_bias=False, dtype=self.dtype, name="fc8")
@@ -74,6 +84,6 @@ class SEAM(nn.Module):
             if self.neighbourhood:
                 b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256, "f8_5"))
                 features = jnp.concatenate([*projected, b5], axis=-1)
-                mixed = nn.elu(conv1x1(features, 448, "f10"))
+                mixed = nn.elu(conv1x1(features, 448, "f10", _WIDE))
                 out["features"] = mixed.astype(jnp.float32)
         return out
