@@ -430,7 +430,8 @@ def threshold_chart(
             right.plot(thresholds, values, marker="o", label=name, **style)
     right.axvline(chosen, color="#999999", linewidth=1, linestyle="--")
     right.set(xlabel="threshold", ylabel="mean Dice", xlim=(0, 1), ylim=(0, 1.02))
-    right.legend(frameon=False, prop={"family": _FONT, "size": 9.5})
+    # A curve may run behind it.
+    right.legend(edgecolor="white", prop={"family": _FONT, "size": 9.5})
     _plain_axes(left, right)
     fig.tight_layout(pad=1.0)
     return fig
@@ -458,6 +459,8 @@ def setting_chart(
     for s in settings:
         ax.plot([s] * len(values[s]), values[s], "o", color="#1f5fa8", markersize=4, alpha=0.6)
     ax.set(xlabel=_printable(setting), ylabel=_printable(metric))
+    if min(map(min, values.values())) >= 0:  # a slight difference should look slight
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.1)
     ax.set_title(_printable(title), fontsize=10.5, family=_FONT, parse_math=False)
     _plain_axes(ax)
     fig.tight_layout(pad=1.0)
