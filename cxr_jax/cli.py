@@ -17,6 +17,11 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line."""
 
     def error(self, message: str):
+        """Argparse's way out of a mistake on the command line.
+
+        Raises:
+          InputError: always, with the message.
+        """
         raise InputError(f"{message}; see {self.prog} --help")
 
 
