@@ -157,7 +157,9 @@ class _Shared(Task):
         return example | {
             "lesion": self.preprocess.mask(blank if truth is None else truth),
             # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
-            "label": np.float32(record["slice_label"] if truth is None else truth.any()),
+            "label": np.float32(
+                record.get("slice_label", np.nan) if truth is None else truth.any()
+            ),
             "known": np.bool_(truth is not None),
             "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
         }
