@@ -69,11 +69,10 @@ def best_threshold(rows: Rows) -> int:
         InputError: the truth of no patient is known.
     """
     units = per_patient(rows)
-    scored = ~np.isnan(units["dice"])
-    if not scored.any():
+    of = parts(units)
+    if not of["all"].any():
         raise InputError("no patient of the split has a known mask to choose a threshold by")
-    positive = scored & units["positive"]
-    chosen = positive if positive.any() else scored
+    chosen = of["positive"] if of["positive"].any() else of["all"]
     return int(np.argmax(units["dice_at"][chosen].mean(0)))
 
 
@@ -145,6 +144,14 @@ def per_patient(rows: Rows) -> Rows:
         }
 
 
+def parts(units: Rows) -> dict[str, np.ndarray]:
+    """Which of the patients of `per_patient` have a Dice: bool [P] of `positive` ones (with
+    lesions), `negative` ones and `all`."""
+    scored = ~np.isnan(units["dice"])
+    positive = np.asarray(units["positive"], bool)
+    return {"positive": scored & positive, "negative": scored & ~positive, "all": scored}
+
+
 def patients_report(units: Rows) -> dict[str, float]:
     """Table 1 of Tang et al. 2021: mean and standard deviation over patients.
 
@@ -157,19 +164,18 @@ def patients_report(units: Rows) -> dict[str, float]:
         `slice_specificity` of the slices' own probability at 0.5, and `slice_auc` of it, to a
         logit of 0.1. NaN where there is no such patient or slice, `_sd` also where there is one.
     """
-    scored = ~np.isnan(units["dice"])
-    positive, negative = scored & units["positive"], scored & ~units["positive"]
-    parts = {
-        "positive_dice": units["dice"][positive],
-        "positive_recall": units["recall"][positive],
-        "positive_precision": units["precision"][positive],
-        "negative_dice": units["dice"][negative],
-        "all_dice": units["dice"][scored],
+    of = parts(units)
+    values = {
+        "positive_dice": units["dice"][of["positive"]],
+        "positive_recall": units["recall"][of["positive"]],
+        "positive_precision": units["precision"][of["positive"]],
+        "negative_dice": units["dice"][of["negative"]],
+        "all_dice": units["dice"][of["all"]],
     }
-    report = {name: float(np.mean(v)) if len(v) else np.nan for name, v in parts.items()}
+    report = {name: float(np.mean(v)) if len(v) else np.nan for name, v in values.items()}
     report |= {
         f"{name}_sd": float(np.std(v, ddof=1)) if len(v) > 1 else np.nan
-        for name, v in parts.items()
+        for name, v in values.items()
     }
     negative, positive = units["slices"].sum(0)
     called = slice(LOGIT_BINS // 2, None)
@@ -185,11 +191,9 @@ def patients_report(units: Rows) -> dict[str, float]:
 
 def patients_counts(units: Rows) -> dict[str, int]:
     """How many patients, or slices, each number of `patients_report` is computed from."""
-    scored = ~np.isnan(units["dice"])
-    positive = int(np.sum(units["positive"] & scored))
     slices = units["slices"].sum((0, 2)).astype(int)
     of_slices = {"sensitivity": slices[1], "specificity": slices[0], "auc": slices.sum()}
-    sizes = {"positive": positive, "negative": scored.sum() - positive, "all": scored.sum()}
+    sizes = {name: chosen.sum() for name, chosen in parts(units).items()}
     return {
         name: int(of_slices[what] if of == "slice" else sizes[of])
         for name in patients_report(units)

@@ -121,9 +121,8 @@ class _Shared(Task):
         return Transforms(example=self._example, finish=self._finish)
 
     def compared(self, units):
-        scored = ~np.isnan(units["dice"])
-        positive = scored & units["positive"]
-        return {"positive": units["dice"][positive], "all": units["dice"][scored]}
+        of = patients.parts(units)
+        return {name: units["dice"][of[name]] for name in ("positive", "all")}
 
     def adapt(
         self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
@@ -205,20 +204,15 @@ class _Shared(Task):
     def summary_figures(self, rows):
         """The histogram of the maps, and Dice against the threshold."""
         units = patients.per_patient(rows)
-        if np.isnan(units["dice"]).all():
+        of = patients.parts(units)
+        if not of["all"].any():
             return {}
-        scored = ~np.isnan(units["dice"])
-        positive = units["positive"]
-        parts = {
-            "patients with lesions": scored & positive,
-            "patients without": scored & ~positive,
-            "all": scored,
-        }
+        names = {"positive": "patients with lesions", "negative": "patients without", "all": "all"}
         dice = {
-            f"{name} ({chosen.sum()})": units["dice_at"][chosen].mean(0)
-            if chosen.any()
+            f"{name} ({of[part].sum()})": units["dice_at"][of[part]].mean(0)
+            if of[part].any()
             else np.full(len(patients.THRESHOLDS), np.nan)
-            for name, chosen in parts.items()
+            for part, name in names.items()
         }
         histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
         return {
