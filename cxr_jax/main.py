@@ -67,7 +67,7 @@ def _parse_flags(argv: list[str]) -> None:
                 raise InputError(f"--config={file}: there is no such file")
             sys.path.insert(0, str(pathlib.Path(file).resolve().parent.parent))
     overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
-    if overrides and not any(a.startswith("--config=") for a in argv):
+    if overrides and not any(a.partition("=")[0] == "--config" for a in argv):
         raise InputError(
             f"{overrides[0]} changes a config: give --config=configs/NAME.py[:VARIANT] too (of a "
             "run in --workdir, the one it was trained with)"

@@ -434,6 +434,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
             ["--config=configs/severity.py:smoke", "--config.optimizer.lrr=1"],
             '--config.optimizer.lrr: the config has no such field. Did you mean "lr" instead of',
         ),
+        (["--config", "configs/severity.py:smoke", "--config.batch_size=0"], "batch_size=0"),
         (
             ["--workdir=nowhere", "--mode=eval", "--config.threshold=0.2"],
             "--config.threshold changes a config: give --config=configs/NAME.py",
