@@ -27,18 +27,9 @@ FREE = (
     "log_every",
     "threads",
 )
-# What an evaluation may change beside: other data (an external test), other lung masks, what
-# becomes of the maps.
-FREE_IN_EVALUATION = (
-    *FREE,
-    "data",
-    "lungs",
-    "devices",
-    "parallel",
-    "threshold",
-    "gate",
-    "normalize_map",
-)
+# What every evaluation may change beside: other data (an external test), and where it runs. A task
+# adds what becomes of its outputs (`Evaluation.settings`).
+FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
