@@ -254,8 +254,12 @@ CT_FIELDS = frozenset(name for name, field in SCHEMA.items() if field.of == SLIC
 FIELDS = FILM_FIELDS | CT_FIELDS
 
 
-def check(record: Mapping[str, Any]) -> None:
+def check(record: Mapping[str, Any], *, coded: Collection[str] = ()) -> None:
     """Holds a record against `SCHEMA`.
+
+    Args:
+      record: has `image` if it has masks.
+      coded: fields that may have other values, in the codes of their data set.
 
     Raises:
       InputError: names the record, the first field that breaks the schema, what it holds and the
@@ -268,7 +272,12 @@ def check(record: Mapping[str, Any]) -> None:
         raise InputError(f"{who}: no record has a field {unknown[0]!r}; see records.SCHEMA")
     sizes = {}
     for name in SCHEMA:  # `image` first: it says what H and W are
-        if name in record and (fault := _fault(name, record, sizes)):
+        if name not in record:
+            continue
+        fault = _form_fault(name, record, sizes)
+        if fault is None and name not in coded:
+            fault = _content_fault(name, record)
+        if fault is not None:
             found, rule = fault
             raise InputError(f"{who}: field {name!r} {found}; expected {rule}")
 
@@ -307,16 +316,19 @@ def blank(fields: Collection[str], side: int = 64) -> Record:
 _Fault = tuple[str, str] | None
 
 
-def _fault(name: str, record: Mapping[str, Any], sizes: dict[str, int]) -> _Fault:
+def _form_fault(name: str, record: Mapping[str, Any], sizes: dict[str, int]) -> _Fault:
     field, value = SCHEMA[name], record[name]
     if field.kind == SLICES:
         return _slices_fault(value)
-    return (
-        (_shape_fault(field, value, sizes) if field.shape else _scalar_fault(field, value))
-        or _value_fault(field, value)
-        or (_boxes_fault(value) if field.kind == BOXES else None)
-        or _pairing_fault(field, value, record)
-    )
+    return _shape_fault(field, value, sizes) if field.shape else _scalar_fault(field, value)
+
+
+def _content_fault(name: str, record: Mapping[str, Any]) -> _Fault:
+    field, value = SCHEMA[name], record[name]
+    if field.kind == SLICES:
+        return None
+    upside_down = _boxes_fault(value) if field.kind == BOXES else None
+    return _value_fault(field, value) or upside_down or _pairing_fault(field, value, record)
 
 
 def _slices_fault(value: Any) -> _Fault:
