@@ -29,7 +29,7 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.brixia_cohen import GLOBAL_CLASSES
@@ -116,7 +116,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     }
     if film.second is not None:
         record["severity_second"] = film.second
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def read_index(folder: pathlib.Path) -> tuple[list[Film], int]:

@@ -29,7 +29,7 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits, zones
+from cxr_jax.data import preprocess, readers, splits, zones
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.errors import InputError
@@ -128,7 +128,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     }
     if film.lungs is not None:
         record["lungs"] = lungs_of(film.lungs, record["image"].shape)
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def lungs_of(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:

@@ -33,7 +33,7 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.errors import InputError
@@ -99,6 +99,7 @@ class CheXpert(prepared.RecordBuilder, skip_registration=True):
         "Irvin et al., CheXpert: a large chest radiograph dataset with uncertainty labels and "
         "expert comparison. AAAI 2019. arXiv:1901.07031"
     )
+    coded = frozenset({"findings"})  # uncertain ones are -1
 
 
 def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
@@ -250,7 +251,7 @@ def _read_film(folder: pathlib.Path, film: Film, max_side: int) -> Record:
         "view": film.view,
         "findings": np.array(film.labels, np.float32),
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _settle_record(record: Record, *, uncertain: str, blank: str) -> Record:

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from cxr_jax.data import splits, volumes
+from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
 from cxr_jax.errors import InputError
@@ -233,7 +233,7 @@ def _record(latest: volumes.Latest, scan: Scan, position: int, max_side: int) ->
         "lesion": np.ascontiguousarray(planes.lesion[position]),
         "lungs": np.ascontiguousarray(planes.lungs[position]),
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _low_high(centre: float, width: float) -> str:

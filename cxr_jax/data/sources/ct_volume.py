@@ -47,7 +47,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxr_jax.data import splits, volumes
+from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import SPLITS, prepared, tables
 from cxr_jax.errors import InputError
@@ -304,7 +304,7 @@ def _record(latest: volumes.Latest, scan: Scan, position: int, max_side: int) ->
         "slice_label": float(scan.labels[position]),
         "pixel_area": 1.0,
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _files_of(scan: Scan) -> list[pathlib.Path]:

@@ -28,7 +28,7 @@ import pathlib
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import nih_cxr14, prepared, tables
 from cxr_jax.errors import InputError
@@ -232,4 +232,4 @@ def _read_film(film: Film, max_side: int) -> Record:
                 f"{film.path}: a box of boxes.csv leaves the film of {width}x{height} px; give "
                 "boxes in pixels of the film in images/"
             )
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)

@@ -38,7 +38,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from cxr_jax.data import readers, splits, zones
+from cxr_jax.data import preprocess, readers, splits, zones
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
 from cxr_jax.errors import InputError
@@ -243,7 +243,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     image = (readers.read_jsrt if raw else readers.read_film)(film.path)
     record = {"image": image, "id": film.id, "group": film.group, "view": "PA"}
     if not film.masks:
-        return prepared.shrink(record, max_side)
+        return preprocess.shrink(record, max_side)
     record["image"], masks = _on_one_grid(image, film, max_side)
     record["lungs"] = lungs_of(masks, film.masks)
     if film.clear:

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import SPLITS, Source, brixia_cohen, prepared, tables
 from cxr_jax.errors import InputError
@@ -180,7 +180,7 @@ def open_split(path: str, split: str) -> Source:
 
 
 def _small(films: Manifest, index: int, max_side: int) -> Record:
-    return prepared.shrink(films[index], max_side)
+    return preprocess.shrink(films[index], max_side)
 
 
 def _splits_of(path: pathlib.Path) -> list[str]:

@@ -34,7 +34,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
+from cxr_jax.data.boxes import scale as scale_boxes
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.errors import InputError
@@ -340,8 +341,7 @@ def _read_film(film: Film, max_side: int) -> Record:
         "findings": np.array(film.labels, np.float32),
     }
     if film.boxes:
-        height, width = record["image"].shape
         corners = np.array([box for _, box in film.boxes])
-        record["boxes"] = prepared.scale_boxes(corners, FRAME, (width, height))
+        record["boxes"] = scale_boxes(corners, FRAME, record["image"].shape)
         record["box_label"] = np.array([finding for finding, _ in film.boxes], np.int32)
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
