@@ -15,6 +15,7 @@ from configs import severity as severity_config
 from cxr_jax import checkpoints, cli, evaluate, predict, train, weights, workdir, writers
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import splits
 from tests.conftest import ROOT
 
 
@@ -161,14 +162,16 @@ def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     config.devices = 1
     task = train.make_task(config)
     source = train.sources.open_source(config.data, "test")
-    adapted = task.adapt(source, tmp_path)
+    completion = splits.COMPLETIONS["lungs"](config)
+    assert task.data.inputs == {"image", "lungs"}
+    adapted = completion.apply(source, tmp_path)
     segmenter = train.make_task(workdir.read_config(lungs))
     assert adapted[0]["lungs"].shape == adapted[0]["image"].shape
     (cache,) = tmp_path.glob("lungs-test-*.npy")
     masks = np.load(cache)
     assert masks.shape == (len(source), segmenter.preprocess.size, segmenter.preprocess.size)
     before = cache.stat().st_mtime_ns
-    assert np.array_equal(task.adapt(source, tmp_path)[1]["lungs"], adapted[1]["lungs"])
+    assert np.array_equal(completion.apply(source, tmp_path)[1]["lungs"], adapted[1]["lungs"])
     assert cache.stat().st_mtime_ns == before  # made once
 
 

@@ -9,9 +9,9 @@ from tests.conftest import ROOT
 
 MODULES = sorted((ROOT / "cxr_jax").rglob("*.py"))
 # Methods that a base class or a protocol documents.
-INHERITED = {"fields", "inputs", "adds", "frozen", "transforms", "adapt", "init", "loss", "predict"}
-INHERITED |= {"score", "finish_rows", "report", "counts", "summary_figures", "figure", "describe"}
-INHERITED |= {"from_config", "main", "labels", "stages"}
+INHERITED = {"data", "frozen", "init", "loss", "predict", "score", "evaluation", "figure"}
+INHERITED |= {"describe", "mask", "describe_volume", "report", "paired_values", "figures"}
+INHERITED |= {"with_best_threshold", "from_config", "main"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

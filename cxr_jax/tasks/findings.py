@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from cxr_jax import figures, losses
+from cxr_jax.data import boxes as film_boxes
 from cxr_jax.data.augment import Augment
 from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
@@ -99,21 +100,17 @@ class Findings(Task):
         unknown = np.full(len(FINDINGS), np.nan)
         known = np.asarray(record.get("findings", unknown), np.float32)
         example["findings"] = np.where(self._trained, known, np.float32(np.nan))
-        boxes = np.asarray(record.get("boxes", np.zeros((0, 4))), np.float32)
-        if len(boxes) > MAX_BOXES:
-            raise InputError(
-                f"film {record['id']!r} has {len(boxes)} boxes of findings; at most {MAX_BOXES} "
-                "can be scored: merge some, or leave the film out"
-            )
-        # The film is stretched to the square, and its boxes with it.
-        height, width = record["image"].shape
-        scale = self.preprocess.size / np.array([width, height, width, height], np.float32)
-        example["boxes"] = np.full((MAX_BOXES, 4), np.nan, np.float32)
-        example["boxes"][: len(boxes)] = boxes * scale
-        example["box_label"] = np.full(MAX_BOXES, -1, np.int32)
-        example["box_label"][: len(boxes)] = record.get("box_label", ())
-        example["box_label"][~np.isin(example["box_label"], np.flatnonzero(self._trained))] = -1
+        example["boxes"], example["box_label"] = self._boxes(record)
         return example
+
+    def _boxes(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [M, 4] in pixels of the square, and labels int32 [M]; -1 where not trained."""
+        drawn = record.get("boxes", np.zeros((0, 4), np.float32))
+        # The film is stretched to the square, and its boxes with it.
+        drawn = self.preprocess.boxes(drawn, record["image"].shape)
+        labels = record.get("box_label", np.zeros(0, np.int32))
+        padded, labels = film_boxes.pad(drawn, labels, length=MAX_BOXES, film=record["id"])
+        return padded, np.where(np.isin(labels, np.flatnonzero(self._trained)), labels, -1)
 
     def _finish(self, example, rng):
         if rng is not None:

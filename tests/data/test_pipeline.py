@@ -302,7 +302,7 @@ def test_healthy_phantoms_have_no_infection_and_the_usual_ones_stay():
 
 def test_films_join_in_stages_that_hold_one_another():
     films = Numbers(14, parts=(4, 10))
-    stages = (Stage(0, 0.0), Stage(2, 0.3), Stage(4, 0.6), Stage(6, 1.0, extra_fraction=0.5))
+    stages = (Stage(0, 0.0), Stage(2, 0.3), Stage(4, 0.6), Stage(6, 1.0, second_fraction=0.5))
 
     def numbers(steps, start=None, **options):
         options = {"batch_size": 4, "seed": 3, "threads": 0, "stages": stages} | options
