@@ -136,6 +136,23 @@ def test_a_quarter_turn_moves_a_box_exactly():
 # --- regions
 
 
+@hypothesis.given(index=st.integers(0, 500), max_side=st.integers(64, 128))
+@hypothesis.settings(deadline=None, max_examples=15)
+def test_regions_and_masks_follow_a_film_that_shrinks(index, max_side):
+    record = phantom(0, index, 128)
+    # The box of the right lung, filled: the lung itself ends in a row of few pixels, of which the
+    # nearest may all be passed over.
+    row = REGIONS.index("right lung")
+    x0, y0, x1, y1 = record["regions"][row].astype(int)
+    record["lungs"] = np.zeros_like(record["lungs"])
+    record["lungs"][y0:y1, x0:x1] = 1
+    small = shrink(record, max_side)
+    records.check(small)
+    assert small["image"].shape == (max_side, max_side)
+    np.testing.assert_array_equal(small["lesion"], small["lesion_type"] > 0)
+    np.testing.assert_allclose([small["regions"][row]], box_of(small["lungs"] == 1), atol=UPRIGHT)
+
+
 @hypothesis.given(index=st.integers(0, 500))
 @hypothesis.settings(deadline=None, max_examples=15)
 def test_regions_keep_their_names_when_a_film_is_flipped(index):
