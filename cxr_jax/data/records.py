@@ -327,8 +327,8 @@ def _content_fault(name: str, record: Mapping[str, Any]) -> _Fault:
     field, value = SCHEMA[name], record[name]
     if field.kind == SLICES:
         return None
-    upside_down = _boxes_fault(value) if field.kind == BOXES else None
-    return _value_fault(field, value) or upside_down or _pairing_fault(field, value, record)
+    corners = _boxes_fault(value) if field.kind == BOXES else None
+    return _value_fault(field, value) or corners or _pairing_fault(field, value, record)
 
 
 def _slices_fault(value: Any) -> _Fault:
@@ -342,13 +342,13 @@ def _slices_fault(value: Any) -> _Fault:
 def _scalar_fault(field: Field, value: Any) -> _Fault:
     """A Python number will do for a NumPy one."""
     if field.kind == TEXT:
-        fits = isinstance(value, str)
-    elif np.issubdtype(field.dtype, np.integer):
-        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        wanted, rule = str, "text"
     else:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    what = "text" if field.kind == TEXT else f"one number, {np.dtype(field.dtype)}"
-    return None if fits else (f"is {_described(value)}", what)
+        whole = np.issubdtype(field.dtype, np.integer)
+        wanted = numbers.Integral if whole else numbers.Real
+        rule = f"one number, {np.dtype(field.dtype)}"
+    fits = isinstance(value, wanted) and not isinstance(value, bool)
+    return None if fits else (f"is {_described(value)}", rule)
 
 
 def _shape_fault(field: Field, value: Any, sizes: dict[str, int]) -> _Fault:

@@ -128,7 +128,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Holds what is stored of a record against the schema."""
         if absent := sorted(self.fields - self.partial - record.keys()):
             raise InputError(
-                f"record {record['id']!r}: field {absent[0]!r} is absent; only "
+                f"record {record.get('id', '')!r}: field {absent[0]!r} is absent; only "
                 f"{', '.join(sorted(self.partial)) or 'no field'} may be"
             )
         kept = {name: record[name] for name in self.fields if name in record}
@@ -151,9 +151,10 @@ def _stored_type(field: records.Field) -> type:
 
 def _encoded(name: str, record: Record) -> Any:
     """What TFDS is given for a field; zeros where the record lacks it."""
-    field = SCHEMA[name]
-    height, width = record["image"].shape
-    value = record.get(name, field.empty({"H": height, "W": width, "M": 0}))
+    field, value = SCHEMA[name], record.get(name)
+    if value is None:
+        height, width = record["image"].shape
+        value = field.empty({"H": height, "W": width, "M": 0})
     if layout.pictures([name]):
         # An encoded file object: given an array, TFDS would import TensorFlow.
         return io.BytesIO(readers.encode_png(value))
