@@ -364,6 +364,7 @@ def test_a_volume_is_read_once_and_shrunk(covid19_set, tmp_path, monkeypatch):
         return original(path, **options)
 
     monkeypatch.setattr(volumes, "read_nifti", counted)
+    monkeypatch.setattr(volumes.masks, "read_nifti", counted)
     run_prepare("covid19_ct_seg", covid19_set[0], tmp_path, "--max_side=32")
     count = len(COVID19_VOLUMES)
     assert read.count("COVID-19-CT-Seg_20cases") == read.count("Lung_Mask") == count
