@@ -13,7 +13,7 @@
 
 Options: `pool=pcam|avg|max|lse|exp|linear`; `paper=severity` trains the corpus on the masked 256 px
 films that Kim et al. 2021 will show it (ours: their paper does not say), with masks from
-`--config.lungs.workdir`. Example: `configs/findings.py:quick,pool=lse`. Results: README.
+`--config.lungs.workdir`. Example: `configs/findings.py:quick,pool=lse`. Results: RESULTS.md.
 """
 
 import ml_collections

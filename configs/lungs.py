@@ -18,7 +18,7 @@ exposure that the others have: their gain without the films that have no masks. 
 learn from films without masks: with no variant, `shenzhen` beside `jsrt_scr`; of quick and healthy,
 heavily diseased phantoms of another scanner; of cohen, all 107 training films; of cohen_mild, those
 that are not among the milder ones (told by their severity scores, which are not trained on).
-On a fold, set it for both sets: `--config.data.fold=0 --config.extra.fold=0`. Results: README.
+On a fold, set it for both sets: `--config.data.fold=0 --config.extra.fold=0`. Results: RESULTS.md.
 """
 
 import ml_collections

@@ -25,7 +25,7 @@ Options, e.g. `configs/severity.py:quick,pool=mean`:
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Park et al. 2021, Table 8 |
 | `paper=corpus` | the severity model of Park et al. 2021: 512 px, last map, trained whole |
 
-Results: README.
+Results: RESULTS.md.
 """
 
 import ml_collections
