@@ -261,7 +261,7 @@ def test_mixed_phantoms_are_of_both_scanners_by_patient():
     )
     with pytest.raises(InputError, match="appearance='film'"):
         sources.open_source(_phantoms(appearance="film"), "train")
-    with pytest.raises(InputError, match="heavy"):
+    with pytest.raises(InputError, match="disease_extent"):
         sources.open_source(_phantoms(heavy=2.0), "train")
 
 

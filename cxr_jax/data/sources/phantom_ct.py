@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from cxr_jax.data import phantoms_ct
+from cxr_jax.data.phantoms import ct
 from cxr_jax.data.records import CT_FIELDS, Record
 from cxr_jax.data.sources.slices import SliceTable
 from cxr_jax.errors import InputError
@@ -65,10 +65,10 @@ class PhantomCT:
             raise InputError(f"data.{split}={count} phantom volumes; expected 0 .. {RANGE:,}")
         if seed < 0:
             raise InputError(f"data.seed={seed} must not be negative")
-        least, most = phantoms_ct.MIN_SIZE, phantoms_ct.MAX_SIZE
+        least, most = ct.MIN_SIZE, ct.MAX_SIZE
         if not least <= size <= most:
             raise InputError(f"data.size={size} px; CT phantoms have {least}..{most}")
-        least, most = phantoms_ct.MIN_SLICES, phantoms_ct.MAX_SLICES
+        least, most = ct.MIN_SLICES, ct.MAX_SLICES
         if not least <= slices <= most:
             raise InputError(f"data.slices={slices} a volume; expected {least}..{most}")
         if not 0 <= positive <= 1:
@@ -93,14 +93,14 @@ class PhantomCT:
         if not 0 <= index < len(self):
             raise IndexError(f"slice {index} of {len(self)}")
         volume, position = divmod(index, self.slices)
-        record = phantoms_ct.ct_slice(
+        record = ct.ct_slice(
             self.seed,
             FIRST[self.split] + volume,
             position,
-            self.size,
+            size=self.size,
             slices=self.slices,
             positive=self._is_positive(volume),
-            heavy=self.heavy,
+            disease_extent=self.heavy,
         )
         if self.label_every > 1:
             record["slice_label"] = self._volume_labels(volume)[position]
@@ -126,8 +126,8 @@ class PhantomCT:
             return np.zeros(self.slices, np.float32)
         if volume not in self._labels:
             number = FIRST[self.split] + volume
-            lesion = phantoms_ct.lesion_slices(
-                self.seed, number, slices=self.slices, heavy=self.heavy
+            lesion = ct.lesion_slices(
+                self.seed, number, slices=self.slices, disease_extent=self.heavy
             )
             labels = lesion.astype(np.float32)
             if self.label_every > 1:

@@ -62,7 +62,7 @@ class PhantomCXR:
         names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
         shares = _shares(diseased)
         self._populations = [
-            phantoms.Population(appearance=a, heavy=heavy, **shares) for a in names
+            phantoms.Population(appearance=a, disease_extent=heavy, **shares) for a in names
         ]
         self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{heavy:g}"
         self.version += f",diseased{diseased:g}" if shares else ""
