@@ -29,7 +29,7 @@ from absl import logging
 
 from cxr_jax.data import readers, splits
 from cxr_jax.data.records import FINDINGS, Record
-from cxr_jax.data.sources.slices import SliceTable
+from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.errors import InputError
 
 VERSION = "1.0.0"  # of the stored layout; part of the folder's name
