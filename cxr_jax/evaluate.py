@@ -206,7 +206,7 @@ def evaluate(
             "name": source.name,
             "version": source.version,
             "split": split,
-            "fold": config.data.fold,
+            "fold": config.data.get("fold", -1),  # -1: none validates
             "examples": len(source),
         },
         "trained_on": workdirs.trained_on(workdir),

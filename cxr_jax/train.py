@@ -57,6 +57,7 @@ def train(
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
+    _check_second(config)
     sources.open_source(config.data, final_split)
     source = _open_training(task, config, workdir)
     val_source = open_split(task, config.data, "val", workdir) if config.eval_every else None
@@ -78,27 +79,32 @@ def train(
         faulthandler.cancel_dump_traceback_later()
 
 
-def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path):
-    """The training films of `config.data`, and those of `config.extra` behind them."""
-    source = open_split(task, config.data, "train", workdir, training=True)
-    if not config.extra.name:
-        return source
-    if config.extra.labels not in ("given", "hidden"):
-        raise InputError(f"config.extra.labels={config.extra.labels!r}; expected given or hidden")
-    if config.extra.name == config.data.name and config.extra.fold != config.data.fold:
+def _check_second(config: ml_collections.ConfigDict) -> None:
+    data, second = config.data, config.second
+    if not second.name:
+        return
+    if second.labels not in ("given", "hidden"):
+        raise InputError(f"config.second.labels={second.labels!r}; expected given or hidden")
+    if second.name == data.name and second.get("fold") != data.get("fold"):
         raise InputError(
-            f"config.data.fold={config.data.fold} and config.extra.fold={config.extra.fold} of one "
-            f"data set {config.data.name!r}: films of the validation fold would be trained on; set "
-            "both alike"
+            f"config.data.fold={data.fold} and config.second.fold={second.fold} of one data set "
+            f"{data.name!r}: films of the validation fold would be trained on; set both alike"
         )
-    hidden = task.labels if config.extra.labels == "hidden" else frozenset()
-    extra = open_split(task, config.extra, "train", workdir, hidden=hidden, training=True)
-    if (extra.name, extra.version, len(extra)) == (source.name, source.version, len(source)):
+
+
+def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """The training films of `config.data`, and those of `config.second` behind them."""
+    source = open_split(task, config.data, "train", workdir, training=True)
+    if not config.second.name:
+        return source
+    hidden = task.labels if config.second.labels == "hidden" else frozenset()
+    second = open_split(task, config.second, "train", workdir, hidden=hidden, training=True)
+    if (second.name, second.version, len(second)) == (source.name, source.version, len(source)):
         raise InputError(
-            f"config.extra names the films of config.data ({source.name!r}, {source.version}); "
+            f"config.second names the films of config.data ({source.name!r}, {source.version}); "
             "choose another data set, split or seed"
         )
-    return combine.Joined(source, extra)
+    return combine.Joined(source, second)
 
 
 def _loop(config, workdir, task, parallel, source, batches, val_source, stop) -> bool:

@@ -113,7 +113,7 @@ def test_every_pooling_fits(base, pool):
         ({"mask_lungs": True, "lungs.masks": "drawn"}, "config.lungs.masks='drawn'"),
         ({"mask_lungs": True, "lungs.masks": "predicted"}, "config.lungs.workdir"),
         ({"untrained": ("fracture",)}, "config.untrained has 'fracture'"),
-        ({"extra.name": "phantom_cxr"}, "nothing can be learned from films without findings"),
+        ({"second.name": "phantom_cxr"}, "nothing can be learned from films without findings"),
     ],
     ids=str,
 )
@@ -160,7 +160,7 @@ def test_too_many_boxes_are_one_line(smoke):
 
 
 def test_phantoms_have_fewer_boxes_than_are_kept():
-    source = PhantomCXR(split="test", count=40, seed=0, size=128, heavy=1.0)
+    source = PhantomCXR(split="test", count=40, seed=0, size=128, disease_extent=1.0)
     assert 0 < max(len(source[i]["boxes"]) for i in range(0, 40, 2)) <= MAX_BOXES
 
 

@@ -306,9 +306,9 @@ def test_a_missed_consolidation_shows_in_its_recall():
 @pytest.mark.parametrize(
     ("method", "changes", "said"),
     [
-        ("unet", {"extra.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
-        ("semi", {"extra.name": ""}, "needs films without masks"),
-        ("adain", {"extra.labels": "given"}, "config.extra.labels to hidden"),
+        ("unet", {"second.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
+        ("semi", {"second.name": ""}, "needs films without masks"),
+        ("adain", {"second.labels": "given"}, "config.second.labels to hidden"),
         ("unet", {"method": "vnet"}, "expected one of unet, semi, adain"),
         ("semi", {"teaching.first_step": 0}, "first_step=0"),
         ("semi", {"teaching.decay": 1.0}, "decay=1.0"),

@@ -474,7 +474,7 @@ def test_seam_starts_from_cam():
         ("smoke", {"losses.hardest": 0.0}, "config.losses.hardest=0.0"),
         ("smoke", {"model.dropout": (0.5,)}, "config.model.dropout="),
         ("smoke,method=multiscale_cam", {"scales": (0.5, -1.0)}, "config.scales"),
-        ("smoke", {"extra.name": "phantom_ct"}, "config.extra.name='phantom_ct'"),
+        ("smoke", {"second.name": "phantom_ct"}, "config.second.name='phantom_ct'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(variant, changes, words):

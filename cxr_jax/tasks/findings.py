@@ -61,10 +61,10 @@ class Findings(Task):
     def from_config(cls, config: ml_collections.ConfigDict) -> "Findings":
         if config.pool not in POOLS:
             raise InputError(f"config.pool={config.pool!r}; expected one of {', '.join(POOLS)}")
-        if config.extra.name and config.extra.labels != "given":
+        if config.second.name and config.second.labels != "given":
             raise InputError(
-                f"config.extra.labels={config.extra.labels!r}: nothing can be learned from films "
-                "without findings; set it to given, or config.extra.name to nothing"
+                f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
+                "without findings; set it to given, or config.second.name to nothing"
             )
         weights = tuple(float(weight) for weight in config.positive_weights)
         if len(weights) not in (0, len(FINDINGS)) or not all(0 < w < np.inf for w in weights):

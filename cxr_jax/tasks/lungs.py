@@ -65,7 +65,7 @@ class Teaching:
 
     Attributes:
       first_step: they join here; before, the labelled films are trained on alone.
-      extra_fraction: their share of every batch from then on; 0: as the numbers of films are.
+      second_fraction: their share of every batch from then on; 0: as the numbers of films are.
       decay: of the teacher, a moving average of the student.
       weight: of a film without mask beside one with a mask.
       ramp_steps: that weight rises from 0 in so many steps.
@@ -75,7 +75,7 @@ class Teaching:
     """
 
     first_step: int
-    extra_fraction: float
+    second_fraction: float
     decay: float
     weight: float
     ramp_steps: int
@@ -88,9 +88,9 @@ class Teaching:
                 f"config.teaching.first_step={self.first_step} and ramp_steps={self.ramp_steps}; "
                 "expected at least 1 and at least 0"
             )
-        if not 0 <= self.extra_fraction < 1 or not 0 <= self.decay < 1 or self.weight < 0:
+        if not 0 <= self.second_fraction < 1 or not 0 <= self.decay < 1 or self.weight < 0:
             raise InputError(
-                f"config.teaching: extra_fraction={self.extra_fraction} and decay={self.decay} "
+                f"config.teaching: second_fraction={self.second_fraction} and decay={self.decay} "
                 f"must lie in 0..1 (1 excluded) and weight={self.weight} be at least 0"
             )
         if not 0.5 <= self.confidence < 1:
@@ -103,7 +103,7 @@ class Teaching:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Labelled films alone, then both sets."""
-        return Stage(0, 0.0), Stage(self.first_step, 1.0, self.extra_fraction or None)
+        return Stage(0, 0.0), Stage(self.first_step, 1.0, self.second_fraction or None)
 
     def weight_at(self, step: Array) -> Array:
         """The weight of a film without mask at this step: 0, then rising, then `weight`."""
@@ -140,7 +140,7 @@ class Lungs(Task):
             raise InputError(
                 f"config.method={config.method!r}; expected one of {', '.join(methods)}"
             )
-        _check_extra(config)
+        _check_second(config)
         return methods[config.method](
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
@@ -444,18 +444,18 @@ def _student(variables):
     return {name: tree for name, tree in variables.items() if name != teacher.COLLECTION}
 
 
-def _check_extra(config: ml_collections.ConfigDict) -> None:
+def _check_second(config: ml_collections.ConfigDict) -> None:
     """Refuses a method without its second data set, or the other way round."""
-    name, labels = config.extra.name, config.extra.labels
+    name, labels = config.second.name, config.second.labels
     if config.method == "unet" and name and labels == "hidden":
         raise InputError(
-            f"config.extra.name={name!r} without masks beside config.method='unet', which learns "
-            "from masks alone; set config.method to semi or adain, or config.extra.labels=given"
+            f"config.second.name={name!r} without masks beside config.method='unet', which learns "
+            "from masks alone; set config.method to semi or adain, or config.second.labels=given"
         )
     if config.method != "unet" and (not name or labels != "hidden"):
         raise InputError(
-            f"config.method={config.method!r} needs films without masks; set config.extra.name "
-            f"to a data set (it is {name!r}) and config.extra.labels to hidden (it is {labels!r})"
+            f"config.method={config.method!r} needs films without masks; set config.second.name "
+            f"to a data set (it is {name!r}) and config.second.labels to hidden (it is {labels!r})"
         )
 
 

@@ -496,10 +496,10 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
         raise InputError(f"config.gate={config.gate!r}; expected one of {', '.join(GATES)}")
     if not 0 <= config.threshold < 1:
         raise InputError(f"config.threshold={config.threshold}; it must lie in 0..1")
-    if config.extra.name:
+    if config.second.name:
         raise InputError(
-            f"config.extra.name={config.extra.name!r}: this task trains on one data set; leave it "
-            "empty"
+            f"config.second.name={config.second.name!r}: this task trains on one data set; leave "
+            "it empty"
         )
     dtype = jnp.dtype(config.precision)
     shared = dict(

@@ -83,14 +83,14 @@ class Regime:
       stage_steps: length of a stage.
       shares: number of parts in which the films join (the paper's sixth stage ends the training).
       pseudo_labels: 'hard' (the teacher's probability >= 0.5) or 'soft' (the probability itself).
-      extra_fraction: share of the second set in every batch; 0: as the numbers of films are.
+      second_fraction: share of the second set in every batch; 0: as the numbers of films are.
     """
 
     name: str = "labelled"
     stage_steps: int = 2000
     shares: int = 5
     pseudo_labels: str = "hard"
-    extra_fraction: float = 0.0
+    second_fraction: float = 0.0
 
     def __post_init__(self):
         for name, values in (("name", REGIMES), ("pseudo_labels", ("hard", "soft"))):
@@ -102,9 +102,9 @@ class Regime:
         for name in ("stage_steps", "shares"):
             if getattr(self, name) < 1:
                 raise InputError(f"config.regime.{name}={getattr(self, name)}; expected at least 1")
-        if not 0 <= self.extra_fraction < 1:
+        if not 0 <= self.second_fraction < 1:
             raise InputError(
-                f"config.regime.extra_fraction={self.extra_fraction}; expected 0 (as the numbers "
+                f"config.regime.second_fraction={self.second_fraction}; expected 0 (as the numbers "
                 "of films are) or a share below 1"
             )
 
@@ -116,7 +116,7 @@ class Regime:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The films that are in, step by step."""
-        fraction = self.extra_fraction or None
+        fraction = self.second_fraction or None
         if self.name == "supervised":
             return (Stage(0, 1.0, fraction),)
         shares = {"labelled": 0, "progressive": self.shares, "one_step": 1}[self.name]
@@ -167,7 +167,7 @@ class Severity(Task):
                 "stride * 2^head_blocks) too"
             )
         regime = Regime(**config.regime)
-        _check_extra(regime, config.extra)
+        _check_second(regime, config.second)
         if config.levels not in (1, 3):
             raise InputError(f"config.levels={config.levels}; expected 1 or 3")
         return cls(
@@ -426,21 +426,21 @@ class Severity(Task):
         return description
 
 
-def _check_extra(regime: Regime, extra: ml_collections.ConfigDict) -> None:
+def _check_second(regime: Regime, second: ml_collections.ConfigDict) -> None:
     """Refuses a regime without its second data set, or the other way round."""
-    if regime.name == "labelled" and extra.name:
+    if regime.name == "labelled" and second.name:
         raise InputError(
-            f"config.extra.name={extra.name!r} beside config.regime.name='labelled', which uses no "
-            f"second data set; choose one of {', '.join(REGIMES[1:])}"
+            f"config.second.name={second.name!r} beside config.regime.name='labelled', which uses "
+            f"no second data set; choose one of {', '.join(REGIMES[1:])}"
         )
-    if regime.name != "labelled" and not extra.name:
+    if regime.name != "labelled" and not second.name:
         raise InputError(
-            f"config.regime.name={regime.name!r} needs a second data set: set config.extra.name"
+            f"config.regime.name={regime.name!r} needs a second data set: set config.second.name"
         )
     wanted = "hidden" if regime.teaches else "given"
-    if extra.name and extra.labels != wanted:
+    if second.name and second.labels != wanted:
         raise InputError(
-            f"config.extra.labels={extra.labels!r} beside config.regime.name={regime.name!r}, "
+            f"config.second.labels={second.labels!r} beside config.regime.name={regime.name!r}, "
             f"which needs {wanted!r}"
         )
 
