@@ -41,7 +41,7 @@ def main() -> None:
     task, parallel = make_task(config), Parallel.create(config.parallel)
     # The step does not care whose films they are, and phantoms are always there.
     name = "phantom_ct" if task.volumes else "phantom_cxr"
-    config.data.update(name=name, train=max(8, config.batch_size))
+    config.data = sources.block(name, train=max(8, config.batch_size))
     if "lungs" in config:
         config.lungs.masks = "record"
         task = make_task(config)

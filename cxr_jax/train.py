@@ -57,6 +57,7 @@ def train(
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
+    splits.check_second(config)
     sources.open_source(config.data, final_split)
     run = _Run(
         config=config,

@@ -162,7 +162,7 @@ def test_too_many_boxes_are_one_line(smoke):
 
 
 def test_phantoms_have_fewer_boxes_than_are_kept():
-    source = PhantomCXR(split="test", count=40, seed=0, size=128, heavy=1.0)
+    source = PhantomCXR(split="test", count=40, seed=0, size=128, disease_extent=1.0)
     assert 0 < max(len(source[i]["boxes"]) for i in range(0, 40, 2)) <= MAX_BOXES
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, teacher, train
+from cxr_jax import checkpoints, teacher, train
 from cxr_jax.data import sources
 from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
@@ -158,7 +158,13 @@ def test_a_film_without_labels_has_none_in_its_example(config, run):
         ({"second.name": ""}, "needs a second data set"),
         ({"second.labels": "given"}, "needs 'hidden'"),
         ({"second.seed": 0, "second.train": 8}, "names the films of config.data"),
-        ({"second.fold": 1}, "films of the validation fold would be trained on"),
+        (
+            {
+                "data": sources.block("brixia_cohen", fold=0),
+                "second": sources.second_block("brixia_cohen", fold=1),
+            },
+            "films of the validation fold would be trained on",
+        ),
         ({"regime.stage_steps": 3}, "the last stage of this training begins with step 6"),
     ],
     ids=str,

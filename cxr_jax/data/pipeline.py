@@ -21,7 +21,7 @@ import grain
 import numpy as np
 
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 
 Example = dict[str, np.ndarray]

@@ -77,13 +77,12 @@ def open_training(
     """The training films of `config.data`, and those of `config.second` behind them.
 
     Raises:
-      InputError: as `open_split`; a second set that is the first, or would show its validation.
+      InputError: as `open_split`; a second set that is the first.
     """
     source = open_split(task, config, "train", workdir, training=True)
     second = config.second
     if not second.name:
         return source
-    _check_second(config)
     hidden = task.data.labels if second.labels == "hidden" else frozenset()
     joining = open_split(task, config, "train", workdir, data=second, hidden=hidden, training=True)
     if _identity(joining) == _identity(source):
@@ -94,8 +93,15 @@ def open_training(
     return combine.Joined(source, joining)
 
 
-def _check_second(config: ml_collections.ConfigDict) -> None:
+def check_second(config: ml_collections.ConfigDict) -> None:
+    """Refuses a second data set that cannot be meant; opens nothing.
+
+    Raises:
+      InputError: labels that are neither given nor hidden, or another fold of the first set.
+    """
     first, second = config.data, config.second
+    if not second.name:
+        return
     if second.labels not in ("given", "hidden"):
         raise InputError(f"config.second.labels={second.labels!r}; expected given or hidden")
     if second.name == first.name and first.get("fold") != second.get("fold"):

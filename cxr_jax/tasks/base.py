@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Value
 

@@ -23,7 +23,7 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
-from cxr_jax.data.sources import Source, only_with
+from cxr_jax.data.sources.base import Source, only_with
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import findings
 from cxr_jax.metrics.bootstrap import bootstrap

@@ -33,7 +33,7 @@ from cxr_jax.data.opacities import Opacities
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source, only_with
+from cxr_jax.data.sources.base import Source, only_with
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
 from cxr_jax.models import adain

@@ -38,7 +38,7 @@ from cxr_jax.data.bags import Bags, WithNeighbours
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import patients
 from cxr_jax.models.resnet38 import ResNet38

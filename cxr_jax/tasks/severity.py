@@ -29,7 +29,7 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
 from cxr_jax.models import corpus_vit

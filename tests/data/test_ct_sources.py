@@ -607,7 +607,7 @@ def test_series_that_the_builder_refuses(tmp_path):
 
 
 def test_ct_sets_are_offered_by_the_command():
-    assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.BUILDERS)
-    assert all(callable(prepare.find_builder(name)) for name in prepare.BUILDERS)
+    assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.PREPARED)
+    assert all(callable(prepare.find_builder(name)) for name in prepare.PREPARED)
     with pytest.raises(InputError, match="data set 'ct_leisons'; expected one of brixia, "):
         prepare.main(["ct_leisons", "--source=nowhere"])

@@ -6,7 +6,6 @@ import pickle
 import threading
 
 import cv2
-import ml_collections
 import numpy as np
 import pytest
 
@@ -343,18 +342,7 @@ def test_a_source_pickles():
 
 
 def test_a_config_opens_it():
-    data = ml_collections.ConfigDict(
-        dict(
-            name="phantom_ct",
-            seed=3,
-            size=64,
-            slices=10,
-            positive=0.5,
-            label_every=2,
-            heavy=0.0,
-            test_heavy=-1.0,
-        )
-    )
+    data = sources.block("phantom_ct", seed=3, size=64, slices=10, positive=0.5, label_every=2)
     data.update(train=4, val=2, test=1)
     for split, count in (("train", 4), ("val", 2), ("test", 1)):
         source = sources.open_source(data, split)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cxr_jax.data import records
 from cxr_jax.data.augment import EXAMPLE_FIELDS
 from cxr_jax.data.phantoms import phantom
-from cxr_jax.data.phantoms_ct import ct_slice
+from cxr_jax.data.phantoms.ct import ct_slice
 from cxr_jax.data.records import SCHEMA
 from cxr_jax.data.sources import prepared
 from cxr_jax.errors import InputError

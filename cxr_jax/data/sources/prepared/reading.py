@@ -11,9 +11,9 @@ from absl import logging
 
 from cxr_jax.data import readers, splits
 from cxr_jax.data.records import SCHEMA, TEXT, Record
+from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
-from cxr_jax.data.sources.slices import SliceTable
 from cxr_jax.errors import InputError
 
 # What array_record raises on a missing or damaged file.
