@@ -20,6 +20,7 @@ import ml_collections
 
 from configs import common
 from cxr_jax.data import sources
+from cxr_jax.meanings import described
 
 OPTIONS = {"pool": "pcam", "paper": "corpus"}
 MEANINGS = {
@@ -127,8 +128,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def meanings() -> dict[str, str]:
-    """Path -> what the field means, of all fields but `data` and `second`."""
-    from cxr_jax.meanings import described
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
     from cxr_jax.models.densenet import DenseNet
     from cxr_jax.tasks.lungs import MaskSource
 
