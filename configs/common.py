@@ -5,7 +5,10 @@ from collections.abc import Collection, Mapping
 import ml_collections
 
 from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
 
 # What is computed.
 RUN = dict(
@@ -122,10 +125,6 @@ def get_config() -> ml_collections.ConfigDict:
 
 def meanings() -> dict[str, str]:
     """Path -> what the field means, of the fields of `get_config` but `data` and `second`."""
-    from cxr_jax.data.augment import Augment
-    from cxr_jax.data.preprocess import Preprocess
-    from cxr_jax.meanings import described
-
     return MEANINGS | described("preprocess", Preprocess) | described("augment", Augment)
 
 

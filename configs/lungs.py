@@ -25,7 +25,10 @@ import ml_collections
 
 from configs import common
 from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.opacities import Opacities
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
 
 METHODS = ("unet", "semi", "adain")
 OPTIONS = {"method": "unet", "opacities": 0}
@@ -160,10 +163,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def meanings() -> dict[str, str]:
-    """Path -> what the field means, of all fields but `data` and `second`."""
-    from cxr_jax.data.augment import Augment
-    from cxr_jax.data.opacities import Opacities
-    from cxr_jax.meanings import described
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
     from cxr_jax.tasks.lungs import Teaching
 
     return (

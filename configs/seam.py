@@ -28,6 +28,7 @@ import ml_collections
 
 from configs import common
 from cxr_jax.data import sources
+from cxr_jax.meanings import described
 
 BAG = 8  # slices [paper, Sec. 2.3]
 POSITIVE_SLICES = 8309  # labelled in the paper's training set [Sec. 3.1]
@@ -159,8 +160,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def meanings() -> dict[str, str]:
-    """Path -> what the field means, of all fields but `data` and `second`."""
-    from cxr_jax.meanings import described
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
     from cxr_jax.tasks.seam import Affinity, Weights
 
     return (

@@ -33,6 +33,7 @@ import ml_collections
 from configs import common
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
 from cxr_jax.models.sizes import BACKBONES
 
 # Small networks for two cores, cut at stride 8: 16x16 cells at 128 px.
@@ -271,9 +272,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def meanings() -> dict[str, str]:
-    """Path -> what the field means, of all fields but `data` and `second`."""
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
     from cxr_jax.data.lungs import LungMasks
-    from cxr_jax.meanings import described
     from cxr_jax.models.vit import ViT
     from cxr_jax.tasks.severity import Regime
 

@@ -59,8 +59,11 @@ class Weights:
     """Weights of the losses: `config.losses`. Eq. 8 has all one but `nfbd`, 0.5.
 
     Attributes:
-      er, ecr: of Eq. 2 and Eq. 3.
-      nfs, nbs, nfbd: of Eq. 4, 5 and 6.
+      er: of the equivariant regularisation, Eq. 2.
+      ecr: of the equivariant cross regularisation, Eq. 3.
+      nfs: of the foreground's similarity, Eq. 4.
+      nbs: of the background's similarity, Eq. 5.
+      nfbd: of the difference between the two, Eq. 6.
       hardest: share of the values that Eq. 3 averages, the largest ones: 1 is the paper's
         equation, 0.2 the published code of SEAM.
       min_pool: of the adaptive min pooling of that code; 0 in the paper.
@@ -84,7 +87,8 @@ class Affinity:
     """The neighbourhood affinity module: `config.affinity`.
 
     Attributes:
-      foreground, background: T_fg and T_bg; pixels of D above and below them.
+      foreground: T_fg; pixels of D above it are foreground.
+      background: T_bg; pixels of D below it are background.
       radius: r, in pixels of the map.
     """
 

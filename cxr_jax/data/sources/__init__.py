@@ -149,8 +149,9 @@ def block(name: str, **options: Any) -> ml_collections.ConfigDict:
       InputError: an unknown data set, or an option that is another one's.
     """
     check_options(name, options)
-    values = dataclasses.asdict(find(name).Options(**options))
-    return ml_collections.ConfigDict({"name": name} | values)
+    made = ml_collections.ConfigDict({"name": name} | dataclasses.asdict(find(name).Options()))
+    made.update(options)  # of the defaults' types
+    return made
 
 
 def second_block(
