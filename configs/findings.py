@@ -128,13 +128,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def meanings() -> dict[str, str]:
-<<<<<<< HEAD
-    """Path -> what the field means, of all fields but `data` and `second`."""
-    from cxr_jax.data.lungs import LungMasks
-    from cxr_jax.meanings import described
-=======
     """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
->>>>>>> datasets
+    from cxr_jax.data.lungs import LungMasks
     from cxr_jax.models.densenet import DenseNet
 
     return (
