@@ -416,7 +416,7 @@ def test_the_gate_silences_slices_that_are_called_free(volumes):
     open_task = dataclasses.replace(task, gate="none")
     assert open_task.score(outputs, batch)["found"].tolist() == [64 * 64, 64 * 64]
     first = {k: np.asarray(v[0]) for k, v in outputs.items()}
-    assert task.describe(first)["lesion_area_share"] == 0
+    assert task.describe({}, first)["lesion_area_share"] == 0
     assert open_task.mask(first, (32, 32)).all()
 
 

@@ -277,6 +277,7 @@ class SemiLungs(Lungs):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
+        """Films with masks first, then both kinds."""
         return self.teaching.stages
 
     def _teacher_view(self, film: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def film(index=1):
 
 
 def ct(position=5):
-    return ct_slice(0, 0, position, 64, slices=12, positive=True)
+    return ct_slice(0, 0, position, size=64, slices=12, positive=True)
 
 
 def everything(index=1):

@@ -25,6 +25,7 @@ def read_head(path: Path) -> bytes:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises BadFile where a header says a picture without pixels, or one of too many."""
     if width < 1 or height < 1:
         raise BadFile(f"the header says {width}x{height} px; export the film again")
     if width * height > max_pixels:
@@ -35,5 +36,6 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def check_complete(condition: bool) -> None:
+    """Raises BadFile where what says that the whole file is there does not hold."""
     if not condition:
         raise BadFile("the file is truncated; copy or export it again")
