@@ -32,7 +32,7 @@ def main() -> None:
     task, source = make_task(config), sources.open_source(config.data, "train")
     batches = pipeline.train_batches(
         source,
-        task.transforms,
+        task.data.transforms,
         batch_size=config.batch_size,
         seed=0,
         threads=args.threads,

@@ -17,49 +17,25 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
+import ml_collections
 import numpy as np
 
 from benchmarks.common import load_config, write_result
-from cxr_jax import evaluate, optimizers, state, train, writers
+from cxr_jax import optimizers, state, train, writers
 from cxr_jax.data import pipeline, sources
+from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
+from cxr_jax.tasks.base import VolumeTask
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
-    parser.add_argument("--precision", default="", help="'': the config's")
-    parser.add_argument("--output", type=pathlib.Path)
-    args = parser.parse_args()
-
+    args = _parser().parse_args()
     config = load_config(args.config)
     config.batch_size = args.batch_size or config.batch_size
     config.precision = args.precision or config.precision
-    task, parallel = make_task(config), Parallel.create(config.parallel)
-    # The step does not care whose films they are, and phantoms are always there.
-    name = "phantom_ct" if task.volumes else "phantom_cxr"
-    config.data.update(name=name, train=max(8, config.batch_size))
-    if "lungs" in config:
-        config.lungs.masks = "record"
-        task = make_task(config)
-    source = task.adapt(sources.open_source(config.data, "train"), pathlib.Path(), training=True)
-    example = evaluate.example_batch(task, source)
-    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
-    tx, trainable = optimizers.make_optimizer(
-        config.optimizer, shapes, total_steps=config.total_steps, frozen=task.frozen
-    )
-    create = functools.partial(state.create, task, tx, seed=0)
-    train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
-    batches = pipeline.train_batches(
-        source, task.transforms, batch_size=config.batch_size, seed=0, threads=0,
-        stages=task.stages[:1],
-    )  # fmt: skip
-    batch = parallel.shard_batch(next(batches))
-    batches.close()
-    step = parallel.compile_train_step(state.make_train_step(task, tx, trainable))
+    step, train_state, batch = _prepare(config)
+    parameters = sum(np.prod(x.shape) for x in jax.tree.leaves(train_state.params))
     start = time.perf_counter()
     compiled = step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
@@ -75,7 +51,7 @@ def main() -> None:
         "config": args.config,
         "batch_size": config.batch_size,
         "precision": config.precision,
-        "parameters_M": round(sum(np.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6, 2),
+        "parameters_M": round(parameters / 1e6, 2),
         "compile_s": round(compile_s, 1),
         "step_s": round(seconds, 3),
         "images_per_s": round(config.batch_size / seconds, 2),
@@ -84,6 +60,47 @@ def main() -> None:
         **writers.provenance(),
     }
     write_result(result, args.output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
+    parser.add_argument("--precision", default="", help="'': the config's")
+    parser.add_argument("--output", type=pathlib.Path)
+    return parser
+
+
+def _prepare(config: ml_collections.ConfigDict):
+    """The jitted train step, a fresh state and a batch of phantoms: the step does not care whose
+    films they are, and phantoms are always there."""
+    task, parallel = make_task(config), Parallel.create(config.parallel)
+    name = "phantom_ct" if isinstance(task, VolumeTask) else "phantom_cxr"
+    config.data = sources.block(name, train=max(8, config.batch_size))
+    if "lungs" in config:
+        config.lungs.masks = "record"
+        task = make_task(config)
+    source = splits.open_split(task, config, "train", pathlib.Path(), training=True)
+    example = splits.example_batch(task, source)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
+    tx, trainable = optimizers.make_optimizer(
+        config.optimizer, shapes, total_steps=config.total_steps, frozen=tuple(task.frozen)
+    )
+    create = functools.partial(state.create, task, tx, seed=0)
+    train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
+    batches = pipeline.train_batches(
+        source,
+        task.data.transforms,
+        batch_size=config.batch_size,
+        seed=0,
+        threads=0,
+        stages=task.data.stages[:1],
+    )
+    batch = parallel.shard_batch(next(batches))
+    batches.close()
+    step = parallel.compile_train_step(state.make_train_step(task, tx, trainable))
+    return step, train_state, batch
 
 
 if __name__ == "__main__":

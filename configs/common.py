@@ -1,106 +1,135 @@
 """What every experiment shares. A config file changes what its paper says otherwise."""
 
+from collections.abc import Collection, Mapping
+
 import ml_collections
 
+from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
+
+# What is computed.
+RUN = dict(
+    task="",
+    seed=0,
+    total_steps=1,
+    batch_size=8,
+    eval_batch_size=16,
+    precision="float32",
+    parallel="jit",
+    devices=0,
+    init_from="",
+    init_include=(),
+    init_exclude=(),
+    init_rename=(),
+    allow_random_frozen=False,
+)
+# How it is watched, kept and evaluated.
+WATCH = dict(
+    log_every=50,
+    checkpoint_every=500,
+    keep_last=1,
+    keep_every=0,
+    eval_every=0,
+    eval_steps=(),
+    bootstrap=1000,
+    figures=8,
+    threads=2,
+    cache_mb=1024,
+    hang_warning_s=1800,
+)
+PREPROCESS = dict(
+    size=256,
+    order=("resize", "blur", "equalize"),
+    mean=128.0,  # the PCAM network's (x - 128) / 64  [PAPERS, Preprocessing]
+    std=64.0,
+)
+# Ours: the papers do not give numbers. Flip is off: left and right matter.
+AUGMENT = dict(rotate_deg=5.0, shift=0.03, scale=0.1, brightness=0.1, contrast=0.2, flip=False)
+OPTIMIZER = dict(
+    name="sgd",
+    lr=0.0,
+    momentum=0.9,
+    nesterov=False,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    schedule="constant",
+    warmup_steps=0,
+    decay_steps=1,
+    decay_rate=1.0,
+    clip_norm=0.0,
+    accumulate=1,
+    frozen=(),
+    lr_factors=(),
+)
+# Those of `data` and `second` are the data sets' own, those of `preprocess` and `augment` in
+# cxr_jax/data.
+MEANINGS = {
+    "task": "what is trained: a file of cxr_jax/tasks",
+    "seed": "of initialisation, order and augmentation",
+    "total_steps": "length of the training",
+    "batch_size": "examples of a training step, all devices together",
+    "eval_batch_size": "examples of an evaluation step, all devices together",
+    "precision": "of the computation: float32 or bfloat16; parameters stay float32",
+    "parallel": "jit, or pmap: per-device batch norm",
+    "devices": "how many are used; 0: all there are",
+    "init_from": "a work directory, or imported weights, in place of random numbers",
+    "init_include": "patterns of the paths that are taken, e.g. 'backbone/.*'; (): all",
+    "init_exclude": "patterns of paths that are not taken",
+    "init_rename": "(pattern, replacement) pairs for the paths there",
+    "allow_random_frozen": "True only to measure speed: frozen random parts",
+    "log_every": "steps between lines of metrics.jsonl",
+    "checkpoint_every": "steps between checkpoints",
+    "keep_last": "how many of the last checkpoints are kept",
+    "keep_every": "steps; 0: none is kept beside the last and eval_steps",
+    "eval_every": "steps between validations; 0: never",
+    "eval_steps": "checkpoints whose predictions the final evaluation averages; (): the last one",
+    "bootstrap": "resamples of the intervals",
+    "figures": "films drawn in an evaluation",
+    "threads": "of the input pipeline",
+    "cache_mb": "memory for preprocessed films",
+    "hang_warning_s": "stack dump if no step is logged for so long; 0: never",
+    "optimizer.name": "sgd, adam or adamw",
+    "optimizer.lr": "learning rate, at its highest",
+    "optimizer.momentum": "of sgd",
+    "optimizer.nesterov": "Nesterov's momentum, of sgd",
+    "optimizer.b1": "decay of the first moment, of adam and adamw",
+    "optimizer.b2": "decay of the second moment, of adam and adamw",
+    "optimizer.eps": "added to the root of the second moment, of adam and adamw",
+    "optimizer.weight_decay": "never on biases and norms; decoupled in adamw alone",
+    "optimizer.schedule": "constant, linear, cosine (both to 0) or step",
+    "optimizer.warmup_steps": "the learning rate first rises from 0 in so many steps",
+    "optimizer.decay_steps": "of schedule step: steps between two falls",
+    "optimizer.decay_rate": "of schedule step: factor of a fall",
+    "optimizer.clip_norm": "largest norm of the gradient; 0: no clipping",
+    "optimizer.accumulate": "steps whose mean gradient makes one update",
+    "optimizer.frozen": "patterns of parameter paths that are not trained",
+    "optimizer.lr_factors": "(pattern of parameter paths, factor of their learning rate) pairs",
+}
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Defaults of every field that the loops read."""
-    config = ml_collections.ConfigDict()
-    config.task = ""
-    config.seed = 0  # of initialisation, order and augmentation
-
-    config.total_steps = 1
-    config.batch_size = 8  # all devices together
-    config.eval_batch_size = 16
-    config.precision = "float32"  # of the computation; or bfloat16. Parameters stay float32
-    config.parallel = "jit"  # or pmap: per-device batch norm
-    config.devices = 0  # 0: all there are
-    config.init_from = ""  # a work directory, or imported weights, in place of random numbers
-    config.init_include = ()  # patterns of the paths that are taken, e.g. "backbone/.*"; (): all
-    config.init_exclude = ()  # patterns of those that are not
-    config.init_rename = ()  # (pattern, replacement) pairs for the paths there
-
-    config.allow_random_frozen = False  # True only to measure speed: frozen random parts
-
-    config.log_every = 50  # steps
-    config.checkpoint_every = 500
-    config.keep_last = 1  # checkpoints
-    config.keep_every = 0  # steps; 0: none beside the last and eval_steps
-    config.eval_every = 0  # steps between validations; 0: never
-    config.eval_steps = ()  # the ensemble of the final evaluation; (): the last checkpoint
-    config.bootstrap = 1000  # resamples of the intervals
-    config.figures = 8  # films drawn in an evaluation
-    config.threads = 2  # of the input pipeline
-    config.cache_mb = 1024  # memory for preprocessed films
-    config.hang_warning_s = 1800  # stack dump if no step is logged for so long
-
-    config.data = dict(
-        name="phantom_cxr",
-        data_dir="",  # prepared data sets; "": CXR_DATA_DIR, else ~/cxr_jax_data
-        path="",  # manifest: the CSV; ct_volume: the folder that `prepare` printed
-        seed=0,  # phantoms
-        size=256,  # px, phantoms
-        appearance="standard",  # of phantoms; or shifted (another scanner), mixed
-        test_appearance="",  # of the val and test phantoms; "": as appearance
-        heavy=0.0,  # 0..1, phantoms: how much of the lungs is consolidated
-        test_heavy=-1.0,  # of the val and test phantoms; -1: as heavy
-        diseased=0.65,  # 0..1, phantoms: share with an infection of the lungs
-        test_diseased=-1.0,  # of the val and test phantoms; -1: as diseased
-        first=0,  # number of the first training phantom
-        slices=32,  # phantom_ct: of a volume
-        positive=0.6,  # 0..1, phantom_ct: share of volumes with lesions
-        label_every=4,  # phantom_ct: of the slices with a lesion, which training labels; 1: all
-        train=2048,  # phantoms a split; phantom_ct: volumes
-        val=128,
-        test=256,
-        fold=-1,  # 0..4: this fold of the training part validates; -1: none does
-        min_severity=0,  # brixia_cohen: global scores between which training films are taken
-        max_severity=18,
-        uncertain="per_finding",  # chexpert: or zeros, ones, ignore  [PAPERS, 2]
-        blank="zero",  # chexpert: a finding that is not mentioned; or ignore  [PCAM authors]
-        split_by="official",  # nih_cxr14: or patient, five folds
-        leave_out_overlap=False,  # cxr_3class: True if the model meets brixia_cohen later
-        halves=False,  # ct_lesions: True for crops of one lung each with a weak label
-    )
-    # A second training set, behind the first; name "": none. Its other fields are those of `data`.
-    config.extra = config.data.copy_and_resolve_references()
-    config.extra.update(name="", seed=1_000_000)
-    config.extra.labels = "hidden"  # or given
-    config.preprocess = dict(
-        size=256,  # px, square
-        order=("resize", "blur", "equalize"),
-        mean=128.0,  # the PCAM network's (x - 128) / 64  [PAPERS, Preprocessing]
-        std=64.0,
-    )
-    # Ours: the papers do not give numbers. Flip is off: left and right matter.
-    config.augment = dict(
-        rotate_deg=5.0, shift=0.03, scale=0.1, brightness=0.1, contrast=0.2, flip=False
-    )
-    config.optimizer = dict(
-        name="sgd",
-        lr=0.0,
-        momentum=0.9,
-        nesterov=False,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        schedule="constant",
-        warmup_steps=0,
-        decay_steps=1,
-        decay_rate=1.0,
-        clip_norm=0.0,  # 0: no clipping
-        accumulate=1,  # steps whose mean gradient makes one update
-        frozen=(),  # patterns of parameter paths
-        lr_factors=(),  # (pattern, factor) pairs
-    )
+    config = ml_collections.ConfigDict(RUN | WATCH)
+    config.data = sources.block("phantom_cxr")
+    config.second = sources.second_block()
+    config.preprocess = dict(PREPROCESS)
+    config.augment = dict(AUGMENT)
+    config.optimizer = dict(OPTIMIZER)
     return config
 
 
+def meanings() -> dict[str, str]:
+    """Path -> what the field means, of the fields of `get_config` but `data` and `second`."""
+    return MEANINGS | described("preprocess", Preprocess) | described("augment", Augment)
+
+
 def smoke(config: ml_collections.ConfigDict) -> None:
-    """Two steps on eight films, to see that everything runs."""
+    """Two steps on eight phantoms, to see that everything runs."""
     config.preprocess.size = 64
     config.data.update(size=128, train=8, val=4, test=5)
     config.total_steps = config.batch_size = config.eval_batch_size = 2
@@ -114,14 +143,28 @@ def strong_augmentation(config: ml_collections.ConfigDict) -> None:
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.15, contrast=0.3)
 
 
+def small_optimizer(
+    config: ml_collections.ConfigDict, *, warmup_steps: int, lr: float = 2e-3
+) -> None:
+    """For small networks from random numbers, in minutes."""
+    config.optimizer.update(
+        name="adamw",
+        lr=lr,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_steps=warmup_steps,
+        clip_norm=1.0,
+    )
+
+
 def read_variant(
-    variant: str, named: tuple[str, ...], options: dict[str, object] | None = None
+    variant: str, named: Collection[str], options: Mapping[str, object] | None = None
 ) -> tuple[str, dict[str, object]]:
     """'quick' -> ('quick', {}); 'cohen,levels=1' -> ('cohen', {'levels': 1}).
 
     Args:
       variant: what stands after the colon of --config.
-      named: the variants of this file besides the paper's setting, ''.
+      named: the variants of this file; the paper's setting is ''.
       options: name -> default; its type is the option's.
 
     Raises:
@@ -140,6 +183,17 @@ def read_variant(
             except ValueError as error:
                 raise InputError(f"variant {part!r}: expected {kind.__name__}") from error
         else:
-            known = [*named, *(f"{option}=..." for option in options)]
+            known = [*filter(None, named), *(f"{option}=..." for option in options)]
             raise InputError(f"variant {part!r}; expected one of {', '.join(known)}")
     return base, options
+
+
+def check_options(options: Mapping[str, object], known: Mapping[str, Collection[object]]) -> None:
+    """Refuses an option's value that is none of those there are.
+
+    Raises:
+      InputError: names the option and what may stand there.
+    """
+    for name, values in known.items():
+        if options[name] not in values:
+            raise InputError(f"{name}={options[name]!r}; expected one of {', '.join(values)}")

@@ -18,30 +18,34 @@ exposure that the others have: their gain without the films that have no masks. 
 learn from films without masks: with no variant, `shenzhen` beside `jsrt_scr`; of quick and healthy,
 heavily diseased phantoms of another scanner; of cohen, all 107 training films; of cohen_mild, those
 that are not among the milder ones (told by their severity scores, which are not trained on).
-On a fold, set it for both sets: `--config.data.fold=0 --config.extra.fold=0`. Results: README.
+On a fold, set it for both sets: `--config.data.fold=0 --config.second.fold=0`. Results: RESULTS.md.
 """
 
 import ml_collections
 
 from configs import common
+from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.opacities import Opacities
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
 
 METHODS = ("unet", "semi", "adain")
+OPTIONS = {"method": "unet", "opacities": 0}
+MEANINGS = {
+    "method": "unet (masks alone), or with films without masks: semi or adain",
+    "severe_from": "least global score (0..18) of the films that are also reported apart",
+    "model.features": "channels of each level of the network, finest first",
+    "adain.code_size": "length of the code that says what the generator makes",
+    "adain.normalise_weight": "of the job 'normalise' beside the job 'segment'",
+    "adain.distil_weight": "of the job 'distil' beside the job 'segment'",
+}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base, options = common.read_variant(
-        variant,
-        ("quick", "healthy", "cohen", "cohen_mild", "smoke"),
-        {"method": "unet", "opacities": 0},
-    )
-    method = options["method"]
-    if method not in METHODS:
-        raise InputError(f"variant method={method!r}; expected one of {', '.join(METHODS)}")
-    config = common.get_config()
+def paper(config: ml_collections.ConfigDict) -> None:
+    """The supervised U-Net of Kim et al. 2021."""
     config.task = "lungs"
-    config.method = method
-    config.severe_from = 11  # the top quartile of the training films of brixia_cohen, of 0..18
+    config.severe_from = 11  # the top quartile of the training films of brixia_cohen
     config.total_steps = 20_000  # [paper, Sec. 3]
     config.batch_size = 1  # [paper]
     config.optimizer.update(name="adam", lr=1e-4)  # [paper]
@@ -51,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.opacities = dict(chance=0.0, most=4, weakest=0.4, strongest=1.0, whole=0.1)
     config.teaching = dict(
         first_step=20_000,
-        extra_fraction=0.5,
+        second_fraction=0.5,
         decay=0.999,  # [Oh and Ye, released code]
         weight=1.0,
         ramp_steps=1000,
@@ -63,55 +67,109 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         normalise_weight=1.0,
         distil_weight=1.0,
     )
-    config.data.name = "jsrt_scr"  # [paper]; SCR's first fold: the paper took all 247 films
-    if method != "unet":
-        config.extra.name = "shenzhen"  # half tuberculosis [paper: 680 films of pneumonia and it]
-        config.total_steps = 40_000
-    if method != "unet" or options["opacities"]:
-        config.strong.update(brightness=0.1, contrast=0.3)
-        config.opacities.chance = 0.5
-    if base:
-        _small(config)
-    if base in ("cohen", "cohen_mild"):
-        _cohen(config, mild=base == "cohen_mild")
-    if base == "healthy":
-        config.data.update(diseased=0.0, test_diseased=1.0, test_heavy=1.0)
-    if base == "smoke":
-        _smoke(config)
-    return config.lock()
+    config.data = sources.block("jsrt_scr")  # [paper]; SCR's first fold: the paper took all films
 
 
-def _small(config: ml_collections.ConfigDict) -> None:
+def two_sets(config: ml_collections.ConfigDict) -> None:
+    """Films without masks join: half tuberculosis [paper: 680 films of pneumonia and it]."""
+    config.second = sources.second_block("shenzhen")
+    config.total_steps = 40_000
+
+
+def opacities(config: ml_collections.ConfigDict) -> None:
+    """Synthetic opacities and strong exposure."""
+    config.strong.update(brightness=0.1, contrast=0.3)
+    config.opacities.chance = 0.5
+
+
+def small(config: ml_collections.ConfigDict) -> None:
     """A small network at 128 px, on phantoms."""
     config.preprocess.size = 128
     config.model.features = (16, 32, 64, 96)
     config.total_steps = 800
     config.batch_size = 8
     config.checkpoint_every = 200
-    config.optimizer.update(name="adamw", lr=2e-3, weight_decay=1e-4, clip_norm=1.0)
-    config.optimizer.update(schedule="cosine", warmup_steps=50)
+    common.small_optimizer(config, warmup_steps=50)
     config.teaching.update(first_step=400, ramp_steps=100, decay=0.99)
     if config.method == "adain":  # three jobs a film: each step costs three times as much
         config.total_steps = 400
         config.teaching.update(first_step=200, ramp_steps=50)
-    config.data.name = "phantom_cxr"
+    config.data = sources.block("phantom_cxr")
     if config.method != "unet":
-        config.extra.name = "phantom_cxr"
-        config.extra.update(diseased=1.0, heavy=1.0, appearance="shifted")
+        config.second = sources.second_block(
+            "phantom_cxr", diseased=1.0, disease_extent=1.0, appearance="shifted"
+        )
 
 
-def _cohen(config: ml_collections.ConfigDict, *, mild: bool) -> None:
+def healthy(config: ml_collections.ConfigDict) -> None:
+    """Masks of healthy phantoms only; tested on heavily diseased ones."""
+    config.data.update(diseased=0.0, test_diseased=1.0, test_disease_extent=1.0)
+
+
+def cohen(config: ml_collections.ConfigDict) -> None:
     """Chosen on the folds of the training films, never on the test part."""
-    config.data.name = "brixia_cohen"
-    config.data.max_severity = 7 if mild else 18
+    config.data = sources.block("brixia_cohen")
     common.strong_augmentation(config)
     if config.method != "unet":
-        config.extra.name = "brixia_cohen"
-        config.extra.min_severity = 8 if mild else 0
+        config.second = sources.second_block("brixia_cohen")
 
 
-def _smoke(config: ml_collections.ConfigDict) -> None:
+def mild(config: ml_collections.ConfigDict) -> None:
+    """Masks of the milder half; films without masks are the others."""
+    config.data.max_severity = 7
+    if config.method != "unet":
+        config.second.min_severity = 8
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """Two tiny steps."""
     common.smoke(config)
     config.model.features = (4, 8)
-    config.extra.update(size=128, train=8, val=4, test=5)
+    if config.method != "unet":
+        config.second.update(size=128, train=8, val=4, test=5)
     config.teaching.update(first_step=1, ramp_steps=0)
+
+
+VARIANTS = {
+    "": (),
+    "quick": (small,),
+    "healthy": (small, healthy),
+    "cohen": (small, cohen),
+    "cohen_mild": (small, cohen, mild),
+    "smoke": (small, smoke),
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant with its options; see the module.
+
+    Raises:
+      InputError: an unknown variant, option or value.
+    """
+    base, options = common.read_variant(variant, VARIANTS, OPTIONS)
+    method = options["method"]
+    if method not in METHODS:
+        raise InputError(f"variant method={method!r}; expected one of {', '.join(METHODS)}")
+    config = common.get_config()
+    config.method = method
+    paper(config)
+    if method != "unet":
+        two_sets(config)
+    if method != "unet" or options["opacities"]:
+        opacities(config)
+    for change in VARIANTS[base]:
+        change(config)
+    return config.lock()
+
+
+def meanings() -> dict[str, str]:
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
+    from cxr_jax.tasks.lungs import Teaching
+
+    return (
+        common.meanings()
+        | MEANINGS
+        | described("strong", Augment)
+        | described("opacities", Opacities)
+        | described("teaching", Teaching)
+    )

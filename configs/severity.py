@@ -19,19 +19,21 @@ Options, e.g. `configs/severity.py:quick,pool=mean`:
 | option | what |
 | --- | --- |
 | `pool=max, mean` | Eq. 9, or the ablation |
-| `regime=labelled, supervised, progressive, one_step` | Table 3; second set: `config.extra` |
+| `regime=labelled, supervised, progressive, one_step` | Table 3; second set: `config.second` |
 | `backbone=NAME,vit=0` | CNN baselines of Table 2, an entry of `BACKBONES`, trained whole: from |
 | | random numbers unless `init_from` (the papers: from ImageNet's weights) |
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Park et al. 2021, Table 8 |
 | `paper=corpus` | the severity model of Park et al. 2021: 512 px, last map, trained whole |
 
-Results: README.
+Results: RESULTS.md.
 """
 
 import ml_collections
 
 from configs import common
+from cxr_jax.data import sources
 from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
 from cxr_jax.models.sizes import BACKBONES
 
 # Small networks for two cores, cut at stride 8: 16x16 cells at 128 px.
@@ -50,43 +52,40 @@ SMOKE = {
 }
 # After the last stage, at stride 32: what the corpus paper taps.
 LAST_TAP = {"densenet": "final", "resnet": "layer4", "nasnet": "stage4"}
-PAPERS = ("severity", "corpus")
+VIT_B16 = dict(
+    num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0, patch_size=1, stride=1
+)
+OPTIONS = {
+    "pool": "max",
+    "backbone": "densenet121",
+    "vit": 1,
+    "regime": "labelled",
+    "paper": "severity",
+}
+KNOWN = {"backbone": (*BACKBONES, "none"), "paper": ("severity", "corpus")}
+MEANINGS = {
+    "pool": "a zone's probability from its cells: max [paper, Eq. 9] or mean",
+    "levels": "1: zones are negative or positive; 3: maps of score >= 1, >= 2 and >= 3",
+    "model.backbone.name": "densenet, resnet, nasnet, or none: a ViT on raw patches",
+    "model.backbone.tap": "the stage after which it is cut",
+    "model.backbone.growth_rate": "of DenseNet: k, new channels a layer",
+    "model.backbone.block_sizes": "layers (DenseNet) or blocks (ResNet) of each stage",
+    "model.backbone.init_features": "channels of the stem",
+    "model.backbone.bottleneck": "of ResNet: blocks of three convolutions; else of two",
+    "model.backbone.cells": "of NASNet: normal cells of a stage",
+    "model.backbone.filters": "of NASNet: channels of the first stage's cells",
+    "model.backbone.stem_filters": "of NASNet: channels of the stem",
+    "model.train_backbone": "False: the corpus is frozen",
+    "model.freeze_norms": "True keeps all batch norm in inference mode",
+    "model.head_blocks": "of the map head, each of which doubles the map's sides",
+}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base, options = common.read_variant(
-        variant,
-        ("quick", "phantoms", "cohen", "fewlabels", "smoke"),
-        {
-            "pool": "max",
-            "backbone": "densenet121",
-            "vit": 1,
-            "regime": "labelled",
-            "paper": "severity",
-        },
-    )
-    for name, known in (("backbone", [*BACKBONES, "none"]), ("paper", PAPERS)):
-        if options[name] not in known:
-            raise InputError(f"{name}={options[name]!r}; expected one of {', '.join(known)}")
-    if options["paper"] == "corpus" and base not in ("", "smoke"):
-        raise InputError(f"variant {variant!r}: paper=corpus is a setting of its own, not {base!r}")
-    config = common.get_config()
+def paper(config: ml_collections.ConfigDict, *, backbone: str) -> None:
+    """The severity model of Kim et al. 2021, on phantoms: its films are not public."""
     config.task = "severity"
-    config.pool = options["pool"]  # Eq. 9: the maximum; mean is the ablation
-    config.levels = 1  # the paper's zones are negative or positive
+    config.levels = 1  # [paper]
     config.lungs = dict(masks="record", workdir="")
-    config.regime = dict(  # Table 3; the second data set is config.extra
-        name=options["regime"],
-        stage_steps=2000,  # [paper, Sec. 4]
-        shares=5,  # [PAPERS: a further fifth a stage]
-        pseudo_labels="hard",
-        extra_fraction=0.0,
-    )
-    config.extra.labels = "given" if options["regime"] == "supervised" else "hidden"
-    if options["regime"] != "labelled":
-        config.extra.name = "brixia"  # [paper, Table 3]
-        config.lungs.masks = "record_or_predicted"  # it has none; needs config.lungs.workdir
-
     config.total_steps = 12_000  # [paper, Sec. 3]
     config.batch_size = 8  # [paper]
     config.checkpoint_every = 500
@@ -94,50 +93,32 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.update(name="sgd", lr=0.004, momentum=0.9)  # [paper]
     config.model = dict(
         # DenseNet-121 before transition 3: 16x16x1024 at 256 px [paper, Sec. 2.2]
-        backbone=BACKBONES.get(options["backbone"], dict(name="none")),
+        backbone=BACKBONES.get(backbone, dict(name="none")),
         train_backbone=False,  # [paper]
         freeze_norms=False,
-        # B/16: on the cells of the corpus, or on raw patches where there is none
-        vit=dict(
-            num_layers=12,
-            num_heads=12,
-            width=768,
-            mlp_dim=3072,
-            dropout=0.0,
-            patch_size=1,
-            stride=1,
-        ),
+        vit=VIT_B16,  # on the cells of the corpus
         head_blocks=4,  # [paper]
     )
-    if options["paper"] == "corpus":
-        _corpus(config)
-    if options["backbone"] == "none":
+    if backbone == "none":  # on raw patches
         config.model.vit.patch_size = 16  # [PAPERS]
-    if base in ("quick", "phantoms", "cohen"):
-        _small(config)
-    if base == "phantoms":
-        _phantoms(config)
-    if base == "cohen":
-        _cohen(config)
-    if base == "fewlabels":
-        _small(config)
-        _few_labels(config)
-    if base == "smoke":
-        _small(config)
-        _smoke(config)
-        if options["paper"] == "corpus" and config.model.backbone.name == "densenet":
-            config.model.backbone.tap = "final"
-    if base in ("quick", "phantoms", "cohen"):
-        config.regime.stage_steps = config.total_steps // 6  # six stages, as in the paper
-    if not options["vit"]:  # a CNN baseline of Table 2: the head on the backbone, trained whole
-        config.model.vit.num_layers = 0
-        config.model.train_backbone = True
-        if base and base != "smoke" and config.model.backbone.name == "densenet":
-            config.model.backbone.init_features = 20  # 100 channels: the head halves them twice
-    return config.lock()
 
 
-def _corpus(config: ml_collections.ConfigDict) -> None:
+def second_set(config: ml_collections.ConfigDict, regime: str) -> None:
+    """Table 3: how a second data set is used, and which."""
+    config.regime = dict(
+        name=regime,
+        stage_steps=2000,  # [paper, Sec. 4]
+        shares=5,  # [PAPERS: a further fifth a stage]
+        pseudo_labels="hard",
+        second_fraction=0.0,
+    )
+    config.second.labels = "given" if regime == "supervised" else "hidden"
+    if regime != "labelled":
+        config.second = sources.second_block("brixia", labels=config.second.labels)  # [paper]
+        config.lungs.masks = "record_or_predicted"  # it has none; needs config.lungs.workdir
+
+
+def corpus(config: ml_collections.ConfigDict) -> None:
     """The severity model of Park et al. 2021: 512 px, the last map, all of it trained."""
     config.preprocess.size = 512  # [Sec. 4.6]
     config.preprocess.order = ("equalize", "blur", "resize")  # [Sec. 4.6; PAPERS]
@@ -152,7 +133,7 @@ def _corpus(config: ml_collections.ConfigDict) -> None:
     config.optimizer.lr = 0.003  # [Sec. 4.6]
 
 
-def _small(config: ml_collections.ConfigDict) -> None:
+def small(config: ml_collections.ConfigDict) -> None:
     """A third of a million parameters at 128 px, trained whole: there is no corpus to freeze.
 
     The tap at stride 8 gives the 16x16 cells that the paper has at 256 px; the map is 64x64.
@@ -169,21 +150,39 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 16
     config.checkpoint_every = 50
     config.eval_steps = (350, 400, 450)
-    config.optimizer.update(
-        name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=30, clip_norm=1.0
-    )
+    common.small_optimizer(config, warmup_steps=30)
 
 
-def _phantoms(config: ml_collections.ConfigDict) -> None:
+def phantoms(config: ml_collections.ConfigDict) -> None:
     """Two scanners, heavier disease, strong augmentation: closer to the spread of real films."""
     config.levels = 3
-    config.data.update(appearance="mixed", heavy=0.4, train=3000)
+    config.data.update(appearance="mixed", disease_extent=0.4, train=3000)
     common.strong_augmentation(config)
     config.total_steps = 800
     config.eval_steps = (700, 750, 800)
 
 
-def _few_labels(config: ml_collections.ConfigDict) -> None:
+def cohen(config: ml_collections.ConfigDict) -> None:
+    """107 training films: every setting here was chosen on its five folds, never on the test part.
+
+    Brixia's 0..3 scores train three maps, of score >= 1, >= 2 and >= 3; the first is the paper's.
+    """
+    config.data = sources.block("brixia_cohen")
+    config.lungs.masks = "record_or_predicted"
+    config.levels = 3
+    common.strong_augmentation(config)
+    config.total_steps = 200
+    config.eval_steps = (150, 175, 200)
+    config.model.vit.dropout = 0.1
+    config.optimizer.update(lr=3e-4, weight_decay=1e-2)
+
+
+def six_stages(config: ml_collections.ConfigDict) -> None:
+    """As many stages of self-training as in the paper."""
+    config.regime.stage_steps = config.total_steps // 6
+
+
+def few_labels(config: ml_collections.ConfigDict) -> None:
     """Table 3 on phantoms: 64 labelled films of one scanner, 1024 of another; tested on both.
 
     64 px, so that five seeds of four regimes take an hour on two cores. Six stages and a constant
@@ -195,8 +194,14 @@ def _few_labels(config: ml_collections.ConfigDict) -> None:
     config.data.update(train=64, test=256, test_appearance="mixed", size=128, seed=12)
     config.lungs.masks = "record"
     if config.regime.name != "labelled":
-        config.extra.name = "phantom_cxr"
-        config.extra.update(train=1024, appearance="shifted", size=128, seed=1_000_012)
+        config.second = sources.second_block(
+            "phantom_cxr",
+            labels=config.second.labels,
+            train=1024,
+            appearance="shifted",
+            size=128,
+            seed=1_000_012,
+        )
     common.strong_augmentation(config)
     config.optimizer.update(schedule="constant", lr=1e-3)
     config.total_steps = 600
@@ -205,22 +210,8 @@ def _few_labels(config: ml_collections.ConfigDict) -> None:
     config.checkpoint_every = 25
 
 
-def _cohen(config: ml_collections.ConfigDict) -> None:
-    """107 training films: every setting here was chosen on its five folds, never on the test part.
-
-    Brixia's 0..3 scores train three maps, of score >= 1, >= 2 and >= 3; the first is the paper's.
-    """
-    config.data.name = "brixia_cohen"
-    config.lungs.masks = "record_or_predicted"
-    config.levels = 3
-    common.strong_augmentation(config)
-    config.total_steps = 200
-    config.eval_steps = (150, 175, 200)
-    config.model.vit.dropout = 0.1
-    config.optimizer.update(lr=3e-4, weight_decay=1e-2)
-
-
-def _smoke(config: ml_collections.ConfigDict) -> None:
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """Two tiny steps."""
     common.smoke(config)
     config.model.backbone.update(SMOKE[config.model.backbone.name])
     if config.model.backbone.name == "none":
@@ -229,6 +220,67 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     config.model.vit.update(num_layers=1, num_heads=2, width=32, mlp_dim=32)
     config.lungs.masks = "record"
     if config.regime.name != "labelled":
-        config.extra.update(name="phantom_cxr", size=128, train=8)
+        config.second = sources.second_block(
+            "phantom_cxr", labels=config.second.labels, size=128, train=8
+        )
         config.regime.update(stage_steps=1, shares=1)
     config.eval_steps = (1, 2)
+
+
+def without_transformer(config: ml_collections.ConfigDict, *, shrunk: bool) -> None:
+    """A CNN baseline of Table 2: the head on the backbone, trained whole."""
+    config.model.vit.num_layers = 0
+    config.model.train_backbone = True
+    if shrunk and config.model.backbone.name == "densenet":
+        config.model.backbone.init_features = 20  # 100 channels: the head halves them twice
+
+
+VARIANTS = {
+    "": (),
+    "quick": (small, six_stages),
+    "phantoms": (small, phantoms, six_stages),
+    "cohen": (small, cohen, six_stages),
+    "fewlabels": (small, few_labels),
+    "smoke": (small, smoke),
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant with its options; see the module.
+
+    Raises:
+      InputError: an unknown variant, option or value, or two that exclude each other.
+    """
+    base, options = common.read_variant(variant, VARIANTS, OPTIONS)
+    common.check_options(options, KNOWN)
+    is_corpus = options["paper"] == "corpus"
+    if is_corpus and base not in ("", "smoke"):
+        raise InputError(f"variant {variant!r}: paper=corpus is a setting of its own, not {base!r}")
+    config = common.get_config()
+    config.pool = options["pool"]
+    paper(config, backbone=options["backbone"])
+    second_set(config, options["regime"])
+    if is_corpus:
+        corpus(config)
+    for change in VARIANTS[base]:
+        change(config)
+    if is_corpus and base == "smoke" and config.model.backbone.name == "densenet":
+        config.model.backbone.tap = LAST_TAP["densenet"]
+    if not options["vit"]:
+        without_transformer(config, shrunk=base not in ("", "smoke"))
+    return config.lock()
+
+
+def meanings() -> dict[str, str]:
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
+    from cxr_jax.data.lungs import LungMasks
+    from cxr_jax.models.vit import ViT
+    from cxr_jax.tasks.severity import Regime
+
+    return (
+        common.meanings()
+        | MEANINGS
+        | described("model.vit", ViT)
+        | described("lungs", LungMasks)
+        | described("regime", Regime)
+    )

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pathlib
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,11 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def initialise(
-    config: ml_collections.ConfigDict, train_state: TrainState, trainable: Any
+    config: ml_collections.ConfigDict,
+    train_state: TrainState,
+    trainable: Any,
+    *,
+    remedies: Mapping[str, str] = types.MappingProxyType({}),
 ) -> TrainState:
     """A fresh state with the arrays of `config.init_from`, where that is given; prints which.
 
@@ -74,6 +79,7 @@ def initialise(
 
     Args:
       trainable: bool pytree like the parameters.
+      remedies: as `check_frozen`.
 
     Raises:
       InputError: an array does not fit, a pattern matches nothing, or a part that is never trained
@@ -101,7 +107,13 @@ def initialise(
         variables |= student
         params = variables.pop("params")
         train_state = train_state.replace(params=params, model_state=variables)
-    check_frozen(trainable, flatten(train_state.variables), taken, config.allow_random_frozen)
+    check_frozen(
+        trainable,
+        flatten(train_state.variables),
+        taken,
+        remedies=remedies,
+        allowed=config.allow_random_frozen,
+    )
     return train_state
 
 
@@ -110,13 +122,21 @@ def _placed(new: Any, old: jax.Array) -> jax.Array:
     return jax.device_put(np.array(new, old.dtype), old.sharding)
 
 
-def check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], allowed: bool) -> None:
+def check_frozen(
+    trainable: Any,
+    ours: Iterable[str],
+    taken: Iterable[str],
+    *,
+    remedies: Mapping[str, str],
+    allowed: bool,
+) -> None:
     """Refuses a part that is never trained and keeps its random numbers.
 
     Args:
       trainable: bool pytree like the parameters.
       ours: paths of all variables.
       taken: of those that have come from elsewhere.
+      remedies: `Task.frozen`, which settings would train what a task never trains.
       allowed: refuses nothing.
 
     Raises:
@@ -131,10 +151,14 @@ def check_frozen(trainable: Any, ours: Iterable[str], taken: Iterable[str], allo
     if random and not allowed:
         raise InputError(
             f"{len(random)} frozen arrays would keep their random numbers, e.g. {random[0]}: set "
-            "config.init_from to a run that has them, train the part (severity: config.model."
-            "train_backbone=True; seam: config.freeze_stem=False), or, to measure speed only, "
-            "config.allow_random_frozen=True"
+            f"config.init_from to a run that has them, train the part{_said(remedies)}, or, to "
+            "measure speed only, config.allow_random_frozen=True"
         )
+
+
+def _said(remedies: Mapping[str, str]) -> str:
+    settings = sorted(filter(None, set(remedies.values())))
+    return f" ({', '.join(settings)})" if settings else ""
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@
     python -m cxr_jax.report --tune=val A=DIR B=DIR          each run at its best threshold there
     python -m cxr_jax.report --against=affinity.foreground --metrics=all_dice --figure=F.png DIR ...
 
-Reads each run's rows-SPLIT.npz (written by cxr_jax.main). For severity it adds the second reader,
-where the data set has one, and the constant predictor of the training mean, on the same films.
+Reads each run's rows-SPLIT.npz (written by cxr_jax.main). Where the task knows predictors that are
+no model (a second reader, the constant of the training mean), they stand beside, on the same films.
 Intervals are 95% bootstrap intervals over patients; +- is the standard deviation over runs.
 Kinds of run are compared with the first named, run by run in the order given (the same seeds); of
 volumes also by Wilcoxon's signed-rank test over the patients, each with the mean of its runs.
@@ -15,28 +15,53 @@ volumes also by Wilcoxon's signed-rank test over the patients, each with the mea
 """
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import ml_collections
 import numpy as np
 import scipy.stats
-import tqdm
 
 from cxr_jax.cli import Parser, run_command
+from cxr_jax.data import sources
 from cxr_jax.errors import InputError
-from cxr_jax.metrics.bootstrap import Metric, bootstrap
-from cxr_jax.metrics.severity import severity_counts, severity_report
+from cxr_jax.metrics.bootstrap import Metric, Value, bootstrap, numbers
+from cxr_jax.tasks import make_task
+from cxr_jax.tasks.base import Evaluation
 from cxr_jax.workdir import flatten, read_config
 
-SEVERITY = ("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy")
 # A start from another seed's run, or other labelled phantoms, are part of the seed.
 MAY_DIFFER = ("seed", "data.fold", "data.first", "init_from")
-SCORES = ("region_mae", "global_mae_18", "global_cc_18")
 
 Rows = dict[str, np.ndarray]
+Line = dict[str, str]  # metric -> what stands in the table
 
 
 def main() -> int:
+    args = _parser().parse_args()
+    if bool(args.against) != bool(args.figure) or (args.against and not args.metrics):
+        raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
+    named = [text.partition("=") for text in args.workdirs]
+    if args.against:
+        folders = [pathlib.Path(text) for text in args.workdirs]
+        text = against(folders, args.split, args.against, args.metrics, args.figure, tune=args.tune)
+    elif all(equals for _, equals, _ in named) and not args.pool:
+        groups: dict[str, list[pathlib.Path]] = {}
+        for name, _, folder in named:
+            groups.setdefault(name, []).append(pathlib.Path(folder))
+        metrics = tuple(filter(None, args.metrics.split(",")))
+        text = compare(groups, args.split, metrics, tune=args.tune)
+    elif args.tune:
+        raise InputError("--tune: name the runs, as A=DIR")
+    else:
+        workdirs = [pathlib.Path(text) for text in args.workdirs]
+        text = report(workdirs, args.split, pool=args.pool, resamples=args.resamples)
+    print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m cxr_jax.report",
         description=__doc__,
@@ -50,26 +75,21 @@ def main() -> int:
     parser.add_argument("--tune", default="", help="a split that chooses each run's threshold")
     parser.add_argument("--against", default="", help="a field of the config, e.g. affinity.radius")
     parser.add_argument("--figure", type=pathlib.Path, help="where --against draws")
-    args = parser.parse_args()
-    if bool(args.against) != bool(args.figure) or (args.against and not args.metrics):
-        raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
-    if args.against:
-        folders = [pathlib.Path(text) for text in args.workdirs]
-        print(against(folders, args.split, args.against, args.metrics, args.figure, tune=args.tune))
-        return 0
-    named = [text.partition("=") for text in args.workdirs]
-    if all(equals for _, equals, _ in named) and not args.pool:
-        groups: dict[str, list[pathlib.Path]] = {}
-        for name, _, folder in named:
-            groups.setdefault(name, []).append(pathlib.Path(folder))
-        metrics = tuple(filter(None, args.metrics.split(",")))
-        print(compare(groups, args.split, metrics, tune=args.tune))
-        return 0
-    if args.tune:
-        raise InputError("--tune: name the runs, as A=DIR")
-    workdirs = [pathlib.Path(text) for text in args.workdirs]
-    print(report(workdirs, args.split, pool=args.pool, resamples=args.resamples))
-    return 0
+    return parser
+
+
+# Kinds of run, side by side.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """The runs of one name: their reports, their films, and what is compared in pairs, averaged
+    over the runs."""
+
+    reports: list[dict[str, float]]
+    films: list[np.ndarray]
+    paired: dict[str, np.ndarray]
+    columns: tuple[str, ...]
 
 
 def compare(
@@ -84,50 +104,77 @@ def compare(
 
     Args:
       groups: name -> work directories, whose configs differ in the seed only.
-      metrics: columns; (): all that the task reports, severity its table.
+      metrics: columns; (): those of the task's table.
       tune: a split whose rows choose each run's threshold, a column then; '': as evaluated.
 
     Raises:
       InputError: runs of one name that differ in more than the seed, other films, an unknown
         metric, a threshold that would be chosen on the split that is reported.
     """
-    from cxr_jax.tasks import make_task
-
-    reports, films, lines, paired = {}, None, {}, {}
-    for name, workdirs in groups.items():
-        task = make_task(_same_config(workdirs)[0])
-        rows, chosen = _tuned(task, workdirs, split, tune)
-        for r, workdir in zip(rows, workdirs):
-            films = r["id"] if films is None else films
-            if not np.array_equal(films, r["id"]):
-                raise InputError(f"{workdir} was scored on other films than the runs before it")
-        units = [task.units(r) for r in rows]
-        reports[name] = [task.report(u) for u in units]
-        for numbers, threshold in zip(reports[name], chosen):
-            numbers["threshold"] = threshold
-        lines[name] = _mean_and_sd(reports[name])
-        each = [task.compared(u) for u in units]
-        paired[name] = {part: np.mean([e[part] for e in each], axis=0) for part in each[0]}
-    first, *others = reports
-    tests = {part: f"Wilcoxon p, {part}" for part in paired[first] if others}
-    for name in others:
-        for part in paired[name].keys() & tests.keys():
-            lines[name][tests[part]] = _wilcoxon(paired[name][part], paired[first][part])
-    for name in others:
-        if len(reports[name]) == len(reports[first]):
-            pairs = zip(reports[name], reports[first])
-            apart = [{k: a[k] - b[k] for k in a.keys() & b.keys()} for a, b in pairs]
-            lines[f"{name} minus {first}"] = _mean_and_sd(apart)
-    known = list(reports[first][0])
+    kinds = {name: _kind(workdirs, split, tune) for name, workdirs in groups.items()}
+    _check_films(groups, kinds)
+    first = next(iter(kinds.values()))
+    lines = {name: _mean_and_sd(kind.reports) for name, kind in kinds.items()}
+    tests = _add_tests(lines, kinds)
+    lines |= _differences(kinds)
+    known = list(first.reports[0])
     if unknown := [name for name in metrics if name not in known]:
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
     metrics = (*metrics, "threshold") if metrics and tune else metrics
-    names = list(metrics or [n for n in (*SEVERITY, *SCORES) if n in known] or known)
-    return _table(lines, [*names, *tests.values()])
+    names = list(metrics or [name for name in first.columns if name in known] or known)
+    return _table(lines, [*names, *tests])
 
 
-def _tuned(
-    task, workdirs: list[pathlib.Path], split: str, tune: str
+def _kind(workdirs: list[pathlib.Path], split: str, tune: str) -> _Kind:
+    evaluation = make_task(_same_config(workdirs)[0]).evaluation
+    rows, thresholds = _at_best_thresholds(evaluation, workdirs, split, tune)
+    units = [evaluation.units(r) for r in rows]
+    reports = [numbers(evaluation.report(u)) for u in units]
+    for values, threshold in zip(reports, thresholds):
+        values["threshold"] = threshold
+    each = [evaluation.paired_values(u) for u in units]
+    return _Kind(
+        reports=reports,
+        films=[r["id"] for r in rows],
+        paired={part: np.mean([e[part] for e in each], axis=0) for part in each[0]},
+        columns=evaluation.columns,
+    )
+
+
+def _check_films(groups: dict[str, list[pathlib.Path]], kinds: dict[str, _Kind]) -> None:
+    expected = next(iter(kinds.values())).films[0]
+    for name, kind in kinds.items():
+        for workdir, films in zip(groups[name], kind.films):
+            if not np.array_equal(films, expected):
+                raise InputError(f"{workdir} was scored on other films than the runs before it")
+
+
+def _add_tests(lines: dict[str, Line], kinds: dict[str, _Kind]) -> list[str]:
+    """Adds to the lines of the later kinds how likely their difference to the first is by chance;
+    the columns' names."""
+    first, *others = kinds
+    tests = {part: f"Wilcoxon p, {part}" for part in kinds[first].paired if others}
+    for name in others:
+        for part in kinds[name].paired.keys() & tests.keys():
+            pair = kinds[name].paired[part], kinds[first].paired[part]
+            lines[name][tests[part]] = _wilcoxon(*pair)
+    return list(tests.values())
+
+
+def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
+    """Each later kind minus the first, run by run, where both have as many runs."""
+    first, *others = kinds
+    lines = {}
+    for name in others:
+        if len(kinds[name].reports) == len(kinds[first].reports):
+            pairs = zip(kinds[name].reports, kinds[first].reports)
+            apart = [{k: a[k] - b[k] for k in a if k in b} for a, b in pairs]
+            lines[f"{name} minus {first}"] = _mean_and_sd(apart)
+    return lines
+
+
+def _at_best_thresholds(
+    evaluation: Evaluation, workdirs: list[pathlib.Path], split: str, tune: str
 ) -> tuple[list[Rows], list[float]]:
     """The rows of each run, and the threshold that the split `tune` chose for them, if any."""
     rows = [read_rows(workdir, split) for workdir in workdirs]
@@ -135,7 +182,7 @@ def _tuned(
         return rows, []
     if tune == split:
         raise InputError(f"--tune={tune}: a threshold is not chosen on the films it is scored on")
-    pairs = [task.tuned(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
+    pairs = [evaluation.with_best_threshold(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
     return [r for r, _ in pairs], [threshold for _, threshold in pairs]
 
 
@@ -147,6 +194,9 @@ def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
     unequal = int(np.sum(a != b))
     p = float(scipy.stats.wilcoxon(a, b).pvalue) if unequal else 1.0
     return f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} ({unequal} of {len(a)} differ)"
+
+
+# A metric against a setting.
 
 
 def against(
@@ -166,7 +216,6 @@ def against(
         number, an unknown metric.
     """
     from cxr_jax.figures import save, setting_chart
-    from cxr_jax.tasks import make_task
 
     configs = _same_config(workdirs, field)
     values: dict[float, list[float]] = {}
@@ -174,12 +223,12 @@ def against(
         setting = flatten(config).get(field)
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
-        task = make_task(config)
-        (rows,), _ = _tuned(task, [workdir], split, tune)
-        numbers = task.report(task.units(rows))
-        if metric not in numbers:
-            raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(numbers)}")
-        values.setdefault(setting, []).append(numbers[metric])
+        evaluation = make_task(config).evaluation
+        (rows,), _ = _at_best_thresholds(evaluation, [workdir], split, tune)
+        found = numbers(evaluation.report(evaluation.units(rows)))
+        if metric not in found:
+            raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(found)}")
+        values.setdefault(setting, []).append(found[metric])
     save(setting_chart(values, field, f"{split}/{metric}"), output)
     lines = {
         f"{field} = {s:g}": _mean_and_sd([{metric: v} for v in values[s]]) for s in sorted(values)
@@ -187,37 +236,103 @@ def against(
     return f"{_table(lines, [metric])}\n{output}"
 
 
+# Runs of one kind, beside predictors that are no model.
+
+
 def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: int) -> str:
-    """The table as Markdown."""
+    """The table as Markdown: mean and spread of the runs, their mean prediction, the references.
+
+    Args:
+      workdirs: of runs that differ in the seed, or in the fold.
+      split: that was evaluated.
+      pool: the runs are folds; their films are one set.
+      resamples: of the intervals.
+
+    Raises:
+      InputError: runs of several kinds or on other films; a task whose predictions have no mean.
+    """
     configs = _same_config(workdirs)
-    if others := {config.task for config in configs} - {"severity"}:
+    task = make_task(configs[0])
+    if not task.evaluation.averaged:
         raise InputError(
-            f"a run of task {min(others)!r}: this table is for severity; name the runs "
-            f"(python -m cxr_jax.report A={workdirs[0]} ...) for one of any task"
+            f"a run of task {task.name!r}: its predictions have no mean over runs; name the runs "
+            f"(python -m cxr_jax.report A={workdirs[0]} ...) for a table of any task"
         )
     rows = [read_rows(workdir, split) for workdir in workdirs]
-    if pool:
-        return _table(
-            {"pooled folds": _severity(_joined(rows), resamples)}
-            | _fold_rows(configs, rows, resamples)
-        )
+    table = _Intervals(task.evaluation, resamples)
+    make_lines = _pooled_lines if pool else _seed_lines
+    lines = make_lines(table, configs, rows)
+    columns = task.evaluation.columns
+    return _table(lines, [n for n in columns if any(n in line for line in lines.values())])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Intervals:
+    """Lines of one set of rows, with 95% intervals."""
+
+    evaluation: Evaluation
+    resamples: int
+
+    def line(self, rows: Rows) -> Line:
+        """Every metric of the rows."""
+        return self._texts(self.evaluation.report, self.evaluation.units(rows))
+
+    def paired(self, other: Rows, ours: Rows) -> Line:
+        """How much larger the errors of `other` are, on the same resampled patients."""
+
+        def difference(both: Rows) -> dict[str, Value]:
+            a, b = (
+                self.evaluation.report({k[1:]: v for k, v in both.items() if k.startswith(side)})
+                for side in "ab"
+            )
+            return {
+                name: Value(a[name].value - b[name].value, a[name].count)
+                for name in self.evaluation.errors
+            }
+
+        shared = [name for name in other if name in ours and name not in ("id", "group")]
+        both = {f"a{name}": other[name] for name in shared}
+        both |= {f"b{name}": ours[name] for name in shared}
+        return self._texts(difference, both | {"group": other["group"]})
+
+    def _texts(self, numbers_of, units: Rows) -> Line:
+        found = bootstrap(numbers_of, units, units["group"], resamples=self.resamples)
+        return {name: _text(metric) for name, metric in found.items()}
+
+
+def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str, Line]:
     for other in rows[1:]:
         if not np.array_equal(rows[0]["id"], other["id"]):
             raise InputError("the runs were scored on different films; for folds give --pool")
-    each = [severity_report(r) for r in rows]
+    evaluation = table.evaluation
+    each = [numbers(evaluation.report(evaluation.units(r))) for r in rows]
     lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": _mean_and_sd(each)}
-    mean = dict(rows[0])
-    for name in ("probs", "score_pred"):
-        if name in mean:
-            mean[name] = np.mean([r[name] for r in rows], axis=0)
-    lines["mean of the runs' predictions"] = _severity(mean, resamples)
-    for name, reference in _reference_rows(configs[0], rows[0]).items():
-        lines[name] = _severity(reference, resamples)
-        lines[f"{name} minus the runs' mean, paired"] = _paired(reference, mean, resamples)
-    return _table(lines)
+    averaged = [name for name in evaluation.averaged if name in rows[0]]
+    mean = rows[0] | {name: np.mean([r[name] for r in rows], axis=0) for name in averaged}
+    lines["mean of the runs' predictions"] = table.line(mean)
+    for name, reference in _references(evaluation, configs[0], rows[0]).items():
+        lines[name] = table.line(reference)
+        lines[f"{name} minus the runs' mean, paired"] = table.paired(reference, mean)
+    return lines
 
 
-def _same_config(workdirs: list[pathlib.Path], *free: str) -> list:
+def _pooled_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str, Line]:
+    """The folds' films as one set; each fold's constant is its own training mean."""
+    parts = [_references(table.evaluation, config, r) for config, r in zip(configs, rows)]
+    lines = {"pooled folds": table.line(_joined(rows))}
+    for name in parts[0]:
+        if all(name in part for part in parts):
+            lines[name] = table.line(_joined([part[name] for part in parts]))
+    return lines
+
+
+def _references(
+    evaluation: Evaluation, config: ml_collections.ConfigDict, rows: Rows
+) -> dict[str, Rows]:
+    return evaluation.references(rows, sources.open_source(config.data, "train"))
+
+
+def _same_config(workdirs: list[pathlib.Path], *free: str) -> list[ml_collections.ConfigDict]:
     """The configs of runs that are repetitions of one another but for the fields `free`;
     InputError where they are not."""
     configs = [read_config(workdir) for workdir in workdirs]
@@ -252,66 +367,6 @@ def read_rows(workdir: pathlib.Path, split: str) -> Rows:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _fold_rows(configs, rows: list[Rows], resamples: int) -> dict[str, dict[str, str]]:
-    """Reference lines over pooled folds; each fold's constant is its own training mean."""
-    parts = [_reference_rows(config, r) for config, r in zip(configs, rows)]
-    return {
-        name: _severity(_joined([part[name] for part in parts]), resamples)
-        for name in parts[0]
-        if all(name in part for part in parts)
-    }
-
-
-def _reference_rows(config, rows: Rows) -> dict[str, Rows]:
-    """Rows of predictors that are no model: the second reader, the training mean."""
-    from cxr_jax.data import sources
-
-    found = {}
-    keep = {name: rows[name] for name in ("labels", "scores", "valid", "group", "id")}
-    if "scores_second" in rows:
-        second = rows["scores_second"]
-        found["second reader"] = keep | {
-            "probs": (second > 0).astype(np.float32),
-            "score_pred": second,
-        }
-    source = sources.open_source(config.data, "train")
-    scores, valid = [], []
-    for i in tqdm.tqdm(range(len(source)), "training films", unit="film", disable=None):
-        record = source[i]
-        scores.append(np.asarray(record["severity"], np.float64))
-        valid.append(np.asarray(record.get("severity_valid", np.ones((3, 2))), bool))
-    scores, valid = np.stack(scores), np.stack(valid)
-    count = np.maximum(valid.sum(axis=0), 1)
-    shape = rows["labels"].shape
-    found["constant, training mean"] = keep | {
-        "probs": np.broadcast_to(((scores > 0) * valid).sum(axis=0) / count, shape),
-        "score_pred": np.broadcast_to((scores * valid).sum(axis=0) / count, shape),
-    }
-    return found
-
-
-def _severity(rows: Rows, resamples: int) -> dict[str, str]:
-    metrics = bootstrap(
-        severity_report, rows, rows["group"], resamples=resamples, counts=severity_counts
-    )
-    return {name: _text(metric) for name, metric in metrics.items()}
-
-
-def _paired(other: Rows, ours: Rows, resamples: int) -> dict[str, str]:
-    """How much larger the errors of `other` are, on the same resampled patients."""
-
-    def difference(rows: Rows) -> dict[str, float]:
-        a = severity_report({name: rows[name] for name in ("probs", "labels", "valid")})
-        b = severity_report(
-            {"probs": rows["ours"], "labels": rows["labels"], "valid": rows["valid"]}
-        )
-        return {name: a[name] - b[name] for name in ("mse", "mae")}
-
-    both = {name: other[name] for name in ("probs", "labels", "valid")} | {"ours": ours["probs"]}
-    found = bootstrap(difference, both, other["group"], resamples=resamples)
-    return {name: _text(metric) for name, metric in found.items()}
-
-
 def _text(metric: Metric) -> str:
     if metric.value is None:
         return "-"
@@ -319,7 +374,7 @@ def _text(metric: Metric) -> str:
     return f"{metric.value:.3f}{interval}"
 
 
-def _mean_and_sd(reports: list[dict[str, float]]) -> dict[str, str]:
+def _mean_and_sd(reports: list[dict[str, float]]) -> Line:
     texts = {}
     for name in reports[0]:
         values = np.array([r[name] for r in reports])
@@ -336,8 +391,7 @@ def _joined(rows: list[Rows]) -> Rows:
     return joined
 
 
-def _table(lines: dict[str, dict[str, str]], names: Sequence[str] = ()) -> str:
-    names = names or [n for n in (*SEVERITY, *SCORES) if any(n in li for li in lines.values())]
+def _table(lines: dict[str, Line], names: Sequence[str]) -> str:
     text = [f"| | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
     for title, line in lines.items():
         text.append(f"| {title} | {' | '.join(line.get(name, '-') for name in names)} |")

@@ -1,5 +1,6 @@
 """The one training loop. It never learns which paper it trains."""
 
+import dataclasses
 import faulthandler
 import functools
 import math
@@ -7,8 +8,10 @@ import os
 import pathlib
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
@@ -17,13 +20,15 @@ from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
-from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
-from cxr_jax.evaluate import Scorer, example_batch, open_split, variable_shapes
+from cxr_jax.evaluate import Scorer
 from cxr_jax.figures import save, training_curves
 from cxr_jax.initialise import check_frozen, flatten, initialise
+from cxr_jax.inputs import splits
+from cxr_jax.metrics.bootstrap import numbers
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
+from cxr_jax.trained import variable_shapes
 from cxr_jax.writers import Writer
 
 
@@ -48,127 +53,225 @@ def train(
         print(f"{workdir} is trained already, to step {config.total_steps}")
         return True
     task = make_task(config)
-    last = task.stages[-1].first_step
-    if last >= config.total_steps:
-        raise InputError(
-            f"config.total_steps={config.total_steps}: the last stage of this training begins with "
-            f"step {last}, so it would never come; train longer or make the stages shorter"
-        )
+    _check_stages(task, config)
     parallel = Parallel.create(config.parallel, config.devices)
     parallel.check_batch_size(config.batch_size)
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
+    splits.check_second(config)
     sources.open_source(config.data, final_split)
-    source = _open_training(task, config, workdir)
-    val_source = open_split(task, config.data, "val", workdir) if config.eval_every else None
-    batches = pipeline.train_batches(
-        source,
-        task.transforms,
-        batch_size=config.batch_size // jax.process_count(),
-        seed=config.seed,
-        threads=config.threads,
-        cache_mb=config.cache_mb,
-        shard=(jax.process_index(), jax.process_count()),
-        stages=task.stages,
+    run = _Run(
+        config=config,
+        workdir=workdir,
+        task=task,
+        parallel=parallel,
+        source=splits.open_training(task, config, workdir),
+        validation=splits.open_split(task, config, "val", workdir) if config.eval_every else None,
     )
+    batches = run.batches()
     try:
         with StopSignal() as stop:
-            return _loop(config, workdir, task, parallel, source, batches, val_source, stop)
+            return _train(run, batches, stop)
     finally:
         batches.close()
         faulthandler.cancel_dump_traceback_later()
 
 
-def _open_training(task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path):
-    """The training films of `config.data`, and those of `config.extra` behind them."""
-    source = open_split(task, config.data, "train", workdir, training=True)
-    if not config.extra.name:
-        return source
-    if config.extra.labels not in ("given", "hidden"):
-        raise InputError(f"config.extra.labels={config.extra.labels!r}; expected given or hidden")
-    if config.extra.name == config.data.name and config.extra.fold != config.data.fold:
-        raise InputError(
-            f"config.data.fold={config.data.fold} and config.extra.fold={config.extra.fold} of one "
-            f"data set {config.data.name!r}: films of the validation fold would be trained on; set "
-            "both alike"
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a training consists of."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    task: Task
+    parallel: Parallel
+    source: sources.Source
+    validation: sources.Source | None
+
+    def batches(self) -> grain.DatasetIterator[pipeline.Batch]:
+        """The endless stream of training batches of this host."""
+        return pipeline.train_batches(
+            self.source,
+            self.task.data.transforms,
+            batch_size=self.config.batch_size // jax.process_count(),
+            seed=self.config.seed,
+            threads=self.config.threads,
+            cache_mb=self.config.cache_mb,
+            shard=(jax.process_index(), jax.process_count()),
+            stages=self.task.data.stages,
         )
-    hidden = task.labels if config.extra.labels == "hidden" else frozenset()
-    extra = open_split(task, config.extra, "train", workdir, hidden=hidden, training=True)
-    if (extra.name, extra.version, len(extra)) == (source.name, source.version, len(source)):
-        raise InputError(
-            f"config.extra names the films of config.data ({source.name!r}, {source.version}); "
-            "choose another data set, split or seed"
-        )
-    return combine.Joined(source, extra)
+
+    def scorer(self) -> Scorer | None:
+        """Scores the validation split, where there is one."""
+        if self.validation is None:
+            return None
+        return Scorer(self.task, self.validation, self.parallel, self.config)
 
 
-def _loop(config, workdir, task, parallel, source, batches, val_source, stop) -> bool:
-    example = example_batch(task, source)
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is compiled: `create` makes a fresh state, `step` one update."""
+
+    create: Callable[[], state.TrainState]
+    step: Callable[..., tuple[state.TrainState, state.Scalars]]
+    learning_rate: Callable[[int], Any]
+    trainable: Any
+
+
+def _program(run: _Run) -> _Program:
+    task, config, parallel = run.task, run.config, run.parallel
+    example = splits.example_batch(task, run.source)
     shapes = variable_shapes(task, example)
     tx, trainable = optimizers.make_optimizer(
-        config.optimizer, shapes["params"], total_steps=config.total_steps, frozen=task.frozen
+        config.optimizer,
+        shapes["params"],
+        total_steps=config.total_steps,
+        frozen=tuple(task.frozen),
     )
-    if not config.init_from and not complete_steps(workdir):
+    if not config.init_from and not complete_steps(run.workdir):
         # `initialise` would say the same, after a minute of compiling.
-        check_frozen(trainable, flatten(shapes), (), config.allow_random_frozen)
-    train_step = parallel.compile_train_step(
-        state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
-    )
-    learning_rate = optimizers.make_schedule(config.optimizer, config.total_steps)
-    validate = Scorer(task, val_source, parallel, config) if val_source is not None else None
+        check_frozen(
+            trainable,
+            flatten(shapes),
+            (),
+            remedies=task.frozen,
+            allowed=config.allow_random_frozen,
+        )
+    step = state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     create = functools.partial(state.create, task, tx, seed=config.seed)
-    train_state = jax.jit(create, out_shardings=parallel.replicated)(example)
+    create = jax.jit(create, out_shardings=parallel.replicated)
+    return _Program(
+        create=functools.partial(create, example),
+        step=parallel.compile_train_step(step),
+        learning_rate=optimizers.make_schedule(config.optimizer, config.total_steps),
+        trainable=trainable,
+    )
 
+
+def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
+    """From the first step, or the last checkpoint, to the last step or SIGTERM."""
+    config = run.config
+    program = _program(run)
     checkpoints = Checkpoints(
-        workdir,
+        run.workdir,
         keep_last=config.keep_last,
         keep_every=config.keep_every,
         keep_steps=tuple(config.eval_steps),
     )
     with checkpoints:
-        step = checkpoints.latest() or 0
-        if step:
-            train_state = checkpoints.restore(step, train_state, batches)
-            print(f"resuming {workdir} from step {step}")
-        else:
-            train_state = initialise(config, train_state, trainable)
-            print(summary(task, train_state, trainable))
+        train_state = _first_state(run, program, checkpoints, batches)
         print(
             "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
         )
-        workdirs.claim(config, workdir, source)
-        with Writer(workdir, total_steps=config.total_steps, first_step=step) as writer:
-            _watch(config.hang_warning_s)
-            while step < config.total_steps and not stop.received:
-                batch = parallel.shard_batch(next(batches))
-                train_state, scalars = train_step(train_state, batch)
-                step += 1
-                last = step == config.total_steps
-                saves = step % config.checkpoint_every == 0 or last or step in config.eval_steps
-                logs = step % config.log_every == 0 or last
-                if logs or saves:
-                    scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
-                    _check_finite(scalars, step, checkpoints)  # before a save could hide it
-                if logs:
-                    writer.scalars(step, scalars | {"lr": float(learning_rate(step - 1))})
-                    _watch(config.hang_warning_s)
-                writer.advance(step)
-                if validate is not None and (step % config.eval_every == 0 or last):
-                    rows = validate([train_state.variables], stop=stop).rows
-                    if not stop.received:
-                        values = task.report(task.units(rows))
-                        writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
-                # After the validation: a run that is killed between the two repeats both.
-                if saves:
-                    checkpoints.save(train_state, batches)
-            faulthandler.cancel_dump_traceback_later()
-            if stop.received:
-                _check_finite({"loss": float(scalars["loss"])} if step else {}, step, checkpoints)
+        workdirs.claim(config, run.workdir, run.source)
+        first = int(train_state.step)
+        with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
+            loop = _Loop(run, program, batches, checkpoints, writer, stop)
+            train_state = loop(train_state)
             checkpoints.save(train_state, batches, wait=True)
+    step = int(train_state.step)
     if step < config.total_steps:
         print(f"stopped by SIGTERM at step {step}, saved; the same command resumes from there")
         return False
-    save(training_curves(workdir / "metrics.jsonl"), workdir / "figures" / "training.png")
+    curves = training_curves(run.workdir / "metrics.jsonl")
+    save(curves, run.workdir / "figures" / "training.png")
     return True
+
+
+def _first_state(
+    run: _Run, program: _Program, checkpoints: Checkpoints, batches: grain.DatasetIterator
+) -> state.TrainState:
+    """The state of the last checkpoint, and `batches` set to it; else a fresh one."""
+    fresh = program.create()
+    if step := checkpoints.latest() or 0:
+        restored = checkpoints.restore(step, fresh, batches)
+        print(f"resuming {run.workdir} from step {step}")
+        return restored
+    started = initialise(run.config, fresh, program.trainable, remedies=run.task.frozen)
+    print(summary(run.task, started, program.trainable))
+    return started
+
+
+class _Loop:
+    """Step after step: what is logged, validated and saved when."""
+
+    def __init__(
+        self,
+        run: _Run,
+        program: _Program,
+        batches: grain.DatasetIterator,
+        checkpoints: Checkpoints,
+        writer: Writer,
+        stop: StopSignal,
+    ):
+        self._run, self._config, self._program = run, run.config, program
+        self._batches, self._checkpoints = batches, checkpoints
+        self._writer, self._stop = writer, stop
+        self._validate = run.scorer()
+
+    def __call__(self, train_state: state.TrainState) -> state.TrainState:
+        """Runs to `total_steps` or SIGTERM; every save but the last one."""
+        config, step = self._config, int(train_state.step)
+        scalars: dict[str, Any] = {}
+        _watch(config.hang_warning_s)
+        while step < config.total_steps and not self._stop.received:
+            batch = self._run.parallel.shard_batch(next(self._batches))
+            train_state, scalars = self._program.step(train_state, batch)
+            step += 1
+            last = step == config.total_steps
+            saves = step % config.checkpoint_every == 0 or last or step in config.eval_steps
+            if step % config.log_every == 0 or last:
+                self._log(step, scalars)
+            elif saves:  # a save must not hide that the run has come to nothing
+                self._check_finite(step, scalars)
+            self._writer.advance(step)
+            if config.eval_every and (step % config.eval_every == 0 or last):
+                self._log_validation(step, train_state)
+            # After the validation: a run that is killed between the two repeats both.
+            if saves:
+                self._checkpoints.save(train_state, self._batches)
+        faulthandler.cancel_dump_traceback_later()
+        if self._stop.received and scalars:
+            self._check_finite(step, {"loss": scalars["loss"]})
+        return train_state
+
+    def _log(self, step: int, scalars: state.Scalars) -> None:
+        values = self._check_finite(step, scalars)
+        rate = float(self._program.learning_rate(step - 1))
+        self._writer.scalars(step, values | {"lr": rate})
+        _watch(self._config.hang_warning_s)
+
+    def _log_validation(self, step: int, train_state: state.TrainState) -> None:
+        rows = self._validate([train_state.variables], stop=self._stop).rows
+        if self._stop.received:
+            return
+        evaluation = self._run.task.evaluation
+        values = numbers(evaluation.report(evaluation.units(rows)))
+        self._writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
+
+    def _check_finite(self, step: int, scalars: state.Scalars) -> dict[str, float]:
+        """The numbers on the host.
+
+        Raises:
+          InputError: one of them is not finite.
+        """
+        values = {k: float(v) for k, v in jax.device_get(scalars).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise InputError(
+                f"{bad[0]} is {values[bad[0]]} at step {step}; the last checkpoint is of step "
+                f"{self._checkpoints.latest() or 0}. Lower config.optimizer.lr or set "
+                "config.optimizer.clip_norm, and use another --workdir"
+            )
+        return values
+
+
+def _check_stages(task: Task, config: ml_collections.ConfigDict) -> None:
+    last = task.data.stages[-1].first_step
+    if last >= config.total_steps:
+        raise InputError(
+            f"config.total_steps={config.total_steps}: the last stage of this training begins with "
+            f"step {last}, so it would never come; train longer or make the stages shorter"
+        )
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -212,16 +315,6 @@ def summary(task: Task, train_state: state.TrainState, trainable: Any) -> str:
     return (
         f"task {task.name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained{frozen}"
     )
-
-
-def _check_finite(scalars: dict[str, float], step: int, checkpoints: Checkpoints) -> None:
-    bad = [name for name, value in scalars.items() if not math.isfinite(value)]
-    if bad:
-        raise InputError(
-            f"{bad[0]} is {scalars[bad[0]]} at step {step}; the last checkpoint is of step "
-            f"{checkpoints.latest() or 0}. Lower config.optimizer.lr or set "
-            "config.optimizer.clip_norm, and use another --workdir"
-        )
 
 
 def _watch(seconds: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import ml_collections
 
+from cxr_jax import migrations
 from cxr_jax.checkpoints import complete_steps
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.writers import write_json
 
@@ -27,18 +28,9 @@ FREE = (
     "log_every",
     "threads",
 )
-# What an evaluation may change beside: other data (an external test), other lung masks, what
-# becomes of the maps.
-FREE_IN_EVALUATION = (
-    *FREE,
-    "data",
-    "lungs",
-    "devices",
-    "parallel",
-    "threshold",
-    "gate",
-    "normalize_map",
-)
+# What every evaluation may change beside: other data (an external test), and where it runs. A task
+# adds what becomes of its outputs (`Evaluation.settings`).
+FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -51,7 +43,8 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise InputError(f"{workdir} is no work directory: it has no config.json")
     try:
-        config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+        saved = migrations.migrate(json.loads(path.read_text(encoding="utf-8")))
+        config = ml_collections.ConfigDict(_tuples(saved))
         _ = config.task, config.data.name
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a config of cxr_jax: {error}") from error

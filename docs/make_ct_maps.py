@@ -11,14 +11,12 @@ import argparse
 import pathlib
 
 import cv2
-import jax
 import numpy as np
 from PIL import Image
 
-from cxr_jax import evaluate
-from cxr_jax.checkpoints import restore_variables
-from cxr_jax.data import pipeline, sources
-from cxr_jax.tasks import make_task
+from cxr_jax.data import sources
+from cxr_jax.inputs import splits
+from cxr_jax.trained import TrainedRun
 from cxr_jax.workdir import read_config
 
 TILE, HEAD, GAP = 150, 22, 4
@@ -59,21 +57,14 @@ def _slices(source, count: int) -> list[int]:
 
 def _column(name: str, folder: pathlib.Path, threshold: str, split: str, chosen: list[int]):
     """The tiles of one run, and the records."""
-    config = read_config(folder)
-    task = make_task(config)
-    source = evaluate.open_split(task, config.data, split, folder)
-    shapes = evaluate.variable_shapes(task, evaluate.example_batch(task, source))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    _, (variables,) = restore_variables(folder, shapes, device)
-    predict = jax.jit(task.predict)
-    examples = pipeline.Examples(source, task.transforms)
-    tiles, records = [_header(name)], []
-    for index in chosen:
-        image = task.transforms.finish(examples[index].arrays, None)["image"][None]
-        out = {key: np.asarray(a)[0] for key, a in predict(variables, {"image": image}).items()}
-        heat = task.shown_map(out, (TILE, TILE))
-        records.append(source[index])
-        tiles.append(_tile(records[-1], heat, float(threshold or config.threshold)))
+    run = TrainedRun.load(folder)
+    source = splits.open_split(run.task, run.config, split, folder)
+    records = [source[index] for index in chosen]
+    tiles = [_header(name)]
+    for record in records:
+        (out,) = run.predict([record])
+        heat = run.task.shown_map(out, (TILE, TILE))
+        tiles.append(_tile(record, heat, float(threshold or run.config.threshold)))
     return np.vstack(tiles), records
 
 

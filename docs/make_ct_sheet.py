@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cxr_jax.data.phantoms_ct import ct_slice
+from cxr_jax.data.phantoms.ct import ct_slice
 
 COLUMNS, SLICES = 6, 32
 POSITIVE, NEGATIVE = (0, 1, 2, 3), 4
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _about_most(number: int) -> np.ndarray:
-    areas = [ct_slice(0, number, k, 64, slices=SLICES)["lesion"].sum() for k in range(SLICES)]
+    areas = [ct_slice(0, number, k, size=64, slices=SLICES)["lesion"].sum() for k in range(SLICES)]
     first = int(np.clip(np.argmax(areas) - COLUMNS // 2, 0, SLICES - COLUMNS))
     return np.arange(first, first + COLUMNS)
 
@@ -45,7 +45,7 @@ def _row(number: int, slices: np.ndarray, *, positive: bool) -> np.ndarray:
     height = ROWS_SHOWN.stop - ROWS_SHOWN.start
     row = np.full((height + GAP, COLUMNS * (TILE + GAP)), GREYS // 2, np.uint8)
     for column, k in enumerate(slices):
-        record = ct_slice(0, number, int(k), SIZE, slices=SLICES, positive=positive)
+        record = ct_slice(0, number, int(k), size=SIZE, slices=SLICES, positive=positive)
         image = cv2.resize(record["image"], (TILE, TILE), interpolation=cv2.INTER_AREA)
         tile = (image.astype(int) * (GREYS - 1) // 255).astype(np.uint8)
         mask = cv2.resize(record["lesion"], (TILE, TILE), interpolation=cv2.INTER_NEAREST)

@@ -14,7 +14,8 @@ import numpy as np
 
 from cxr_jax import figures
 from cxr_jax.data import sources
-from cxr_jax.tasks.lungs import Segmenter, enlarge
+from cxr_jax.data.lungs import enlarge
+from cxr_jax.inputs.lungs import Segmenter
 from cxr_jax.workdir import read_config
 
 

@@ -22,6 +22,11 @@ UNOPTIMISED = "--xla_backend_optimization_level=0"  # for the processes that tes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def counts(report) -> dict[str, int]:
+    """Of how many films, zones, patients, ... each number of a report is."""
+    return {name: value.count for name, value in report.items()}
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden(name)`: the arrays of a reference file, from the folder in CXR_GOLDEN."""

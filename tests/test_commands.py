@@ -13,8 +13,10 @@ import pytest
 from configs import lungs as lungs_config
 from configs import severity as severity_config
 from cxr_jax import checkpoints, cli, evaluate, predict, train, weights, workdir, writers
+from cxr_jax.data import sources
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import splits
 from tests.conftest import ROOT
 
 
@@ -143,7 +145,7 @@ def test_films_without_a_lesion_mask_among_films_with_one(workdirs, tmp_path):
         rows.append(f"{i}.png,patient{i},{split},{i}-lungs.png,{lesion},{scores}")
     (tmp_path / "films.csv").write_text("\n".join(rows))
     config = workdir.read_config(severity).copy_and_resolve_references()
-    config.data.update(name="manifest", path=str(tmp_path / "films.csv"))
+    config.data = sources.block("manifest", path=str(tmp_path / "films.csv"))
     metrics = evaluate.evaluate(config, severity)  # an external test
     assert "manifest-test/mse" in metrics
     expected = sum(f",{i}-lesion" in row for i, row in enumerate(rows[1:5]))
@@ -160,15 +162,17 @@ def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     config.lungs.update(masks="predicted", workdir=str(lungs))
     config.devices = 1
     task = train.make_task(config)
-    source = train.sources.open_source(config.data, "test")
-    adapted = task.adapt(source, tmp_path)
+    source = sources.open_source(config.data, "test")
+    completion = splits.COMPLETIONS["lungs"](config)
+    assert task.data.inputs == {"image", "lungs"}
+    adapted = completion.apply(source, tmp_path)
     segmenter = train.make_task(workdir.read_config(lungs))
     assert adapted[0]["lungs"].shape == adapted[0]["image"].shape
     (cache,) = tmp_path.glob("lungs-test-*.npy")
     masks = np.load(cache)
     assert masks.shape == (len(source), segmenter.preprocess.size, segmenter.preprocess.size)
     before = cache.stat().st_mtime_ns
-    assert np.array_equal(task.adapt(source, tmp_path)[1]["lungs"], adapted[1]["lungs"])
+    assert np.array_equal(completion.apply(source, tmp_path)[1]["lungs"], adapted[1]["lungs"])
     assert cache.stat().st_mtime_ns == before  # made once
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import figures
+from cxr_jax.figures import overlays
 
 
 @pytest.fixture
@@ -195,6 +196,51 @@ def test_lungs_panel(case):
     alone = figures.lungs_panel(film, pred, dice=(0.5, np.nan))
     assert {"right lung, Dice 0.50", "no left lung found, Dice –"} <= set(texts(alone))
     assert count(alone, figures.TRUTH, axes=1)[0] == 0
+
+
+def test_layers_are_checked_and_shrunk_with_the_film():
+    film = np.zeros((2000, 1000), np.uint8)
+    labels = np.zeros(film.shape, np.int64)
+    labels[1000:] = 7
+    shown, kept, averaged, absent = overlays.fit_layers(
+        film, labels=labels, heat=labels / 7, other=None
+    )
+    assert shown.shape == kept.shape == averaged.shape == (1024, 512)
+    assert absent is None
+    assert (kept.dtype, averaged.dtype) == (np.uint8, np.float32)
+    assert set(np.unique(kept)) == {0, 7}  # labels are never mixed
+    with pytest.raises(ValueError, match=r"heat is \(10, 10\) and the film \(2000, 1000\)"):
+        overlays.fit_layers(film, heat=np.zeros((10, 10)))
+
+
+def test_labels_are_tinted_each_in_its_colour():
+    film = np.full((60, 80), 100, np.uint8)
+    labels = np.zeros_like(film)
+    labels[20:40, 10:30], labels[20:40, 50:70], labels[45:55, 30:50] = 1, 2, 3
+    figure, bare, ax = overlays.film_pair(film, title="")
+    overlays.draw_labels(ax, labels, colors={1: "red", 2: "blue"})
+    pixels = figures.to_array(figure).astype(int)
+
+    def at(axes, y, x):
+        across, up = axes.transData.transform((x, y))
+        return pixels[round(pixels.shape[0] - up), round(across)]
+
+    assert at(ax, 30, 20)[0] > at(ax, 30, 20)[2] + 20
+    assert at(ax, 30, 60)[2] > at(ax, 30, 60)[0] + 20
+    for axes, y, x in ((ax, 50, 40), (ax, 5, 5), (bare, 30, 20)):  # no colour for the label 3
+        np.testing.assert_allclose(at(axes, y, x), 100, atol=1)
+
+
+def test_boxes_are_green_and_solid_unless_told_otherwise():
+    film = np.full((100, 100), 90, np.uint8)
+    figure, (solid, dashed), _ = overlays.film_row(film, 2, title="")
+    box = np.array([[20.0, 30.0, 60.0, 70.0]])
+    overlays.draw_boxes(solid, box)
+    overlays.draw_boxes(dashed, box, edgecolor=figures.PREDICTION, linestyle="--")
+    num, place = count(figure, figures.TRUTH, axes=0)
+    np.testing.assert_allclose(place, [49.5, 39.5], atol=1)  # [y, x], pixel middles
+    assert count(figure, figures.PREDICTION, axes=0)[0] == 0
+    assert 0.4 * num < count(figure, figures.PREDICTION, axes=1)[0] < 0.9 * num
 
 
 def test_scatter_places_each_film_and_computes_its_metrics():

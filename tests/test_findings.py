@@ -48,7 +48,7 @@ def smoke():
     """A tiny task, and the first four phantoms as a batch of evaluation."""
     task = tiny()
     source = PhantomCXR(split="test", count=4, seed=0, size=128)
-    batch = next(pipeline.eval_batches(source, task.transforms, batch_size=4, threads=0))
+    batch = next(pipeline.eval_batches(source, task.data.transforms, batch_size=4, threads=0))
     return task, {k: v for k, v in batch.items() if v.dtype.kind not in "US"}
 
 
@@ -113,7 +113,7 @@ def test_every_pooling_fits(base, pool):
         ({"mask_lungs": True, "lungs.masks": "drawn"}, "config.lungs.masks='drawn'"),
         ({"mask_lungs": True, "lungs.masks": "predicted"}, "config.lungs.workdir"),
         ({"untrained": ("fracture",)}, "config.untrained has 'fracture'"),
-        ({"extra.name": "phantom_cxr"}, "nothing can be learned from films without findings"),
+        ({"second.name": "phantom_cxr"}, "nothing can be learned from films without findings"),
     ],
     ids=str,
 )
@@ -131,7 +131,7 @@ def test_boxes_follow_the_stretch_of_the_film(smoke):
     film[20:60, 50:150] = 200
     record = {"id": "a", "image": film, "box_label": np.array([3])}
     record["boxes"] = np.array([[50, 20, 150, 60]], np.float32)
-    example = task.transforms.example(record)
+    example = task.data.transforms.example(record)
     # 64 px a side: x times 0.32, y times 0.64
     np.testing.assert_allclose(example["boxes"][0], [16, 12.8, 48, 38.4], rtol=1e-6)
     assert np.isnan(example["boxes"][1:]).all()
@@ -146,7 +146,9 @@ def test_boxes_follow_the_stretch_of_the_film(smoke):
 def test_training_has_no_boxes(smoke):
     task, _ = smoke
     source = PhantomCXR(split="train", count=2, seed=0, size=128)
-    example = task.transforms.finish(task.transforms.example(source[0]), np.random.default_rng(0))
+    example = task.data.transforms.finish(
+        task.data.transforms.example(source[0]), np.random.default_rng(0)
+    )
     assert set(example) == {"image", "findings"}
     np.testing.assert_array_equal(example["findings"], source[0]["findings"])
 
@@ -156,11 +158,11 @@ def test_too_many_boxes_are_one_line(smoke):
     record = {"id": "crowded", "image": np.zeros((64, 64), np.uint8)}
     record |= {"boxes": np.zeros((65, 4)), "box_label": np.zeros(65)}
     with pytest.raises(InputError, match="'crowded' has 65 boxes"):
-        task.transforms.example(record)
+        task.data.transforms.example(record)
 
 
 def test_phantoms_have_fewer_boxes_than_are_kept():
-    source = PhantomCXR(split="test", count=40, seed=0, size=128, heavy=1.0)
+    source = PhantomCXR(split="test", count=40, seed=0, size=128, disease_extent=1.0)
     assert 0 < max(len(source[i]["boxes"]) for i in range(0, 40, 2)) <= MAX_BOXES
 
 
@@ -175,7 +177,7 @@ def test_films_without_a_known_finding_are_left_out(smoke):
         def __getitem__(self, index):
             return {"id": str(index)} | ({"findings": np.zeros(K)} if index % 2 else {})
 
-    source = smoke[0].adapt(Source(), None)
+    source = smoke[0].data.adapt(Source(), training=True)
     assert [source[i]["id"] for i in range(len(source))] == ["1", "3"]
 
 
@@ -247,9 +249,9 @@ def test_positive_weights_scale_the_loss_of_positives_only():
 
 def test_with_masks_only_the_lungs_are_seen(smoke):
     task = tiny(mask_lungs=True)
-    assert task.inputs == {"image", "lungs"}
+    assert task.data.inputs == {"image", "lungs"}
     source = PhantomCXR(split="test", count=2, seed=0, size=128)
-    batch = next(pipeline.eval_batches(source, task.transforms, batch_size=2, threads=0))
+    batch = next(pipeline.eval_batches(source, task.data.transforms, batch_size=2, threads=0))
     batch = {k: v for k, v in batch.items() if v.dtype.kind not in "US"}
     variables = random_variables(task, batch)
     predict = jax.jit(task.predict)
@@ -261,7 +263,7 @@ def test_with_masks_only_the_lungs_are_seen(smoke):
 
 
 def test_describe_is_plain_json(smoke):
-    described = smoke[0].describe({"probs": np.linspace(0, 1, K, dtype=np.float32)})
+    described = smoke[0].describe({}, {"probs": np.linspace(0, 1, K, dtype=np.float32)})
     assert described["findings"]["no finding"] == 0.0
     assert described["findings"]["support devices"] == 1.0
     assert list(described["findings"]) == list(FINDINGS)
@@ -386,7 +388,7 @@ def test_summary_figures_survive_one_class(smoke):
         "group": np.array(list("aabbcc")),
     }
     rows["labels"][:3, 2], rows["labels"][:, 4] = 1, np.nan
-    shown = texts(smoke[0].summary_figures(rows)["auc"])
+    shown = texts(smoke[0].evaluation.figures(rows)["auc"])
     assert shown.count("undefined: one class only") == K - 1
     assert {"3 of 6", "0 of 0"} <= set(shown)
 
@@ -395,12 +397,12 @@ def test_what_is_not_trained_is_not_told():
     task = tiny(untrained=("cardiomegaly", "support devices"))
     source = PhantomCXR(split="test", count=40, seed=0, size=128)
     record = next(r for r in source if len(r["box_label"]) and r["findings"][9])
-    example = task.transforms.example(record)
+    example = task.data.transforms.example(record)
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(example["findings"])), [1, 9])
     assert 9 in record["box_label"]
     assert not np.isin(example["box_label"], (1, 9)).any()
     outputs = {"probs": np.full(K, 0.9, np.float32), "heat": np.zeros((4, 4, K), np.float32)}
-    told = task.describe(outputs)["findings"]
+    told = task.describe(record, outputs)["findings"]
     assert [name for name, p in told.items() if p is None] == ["cardiomegaly", "support devices"]
     texts = [text.get_text() for text in task.figure(record, outputs).findobj(Text)]
     assert "edema" in texts

@@ -18,11 +18,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, predict, state, train
+from cxr_jax import checkpoints, evaluate, predict, state, train, trained
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
+from cxr_jax.tasks.base import VolumeTask
 from tests.conftest import ROOT, UNOPTIMISED
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
@@ -91,7 +93,7 @@ def test_every_config_trains_and_reports(smoke_run):
     for key in ("seed", "data", "precision", "device", "wall_s", "code_version", "steps"):
         assert key in results
     assert results["metrics"].keys() == metrics.keys()
-    volumes = make_task(config).volumes
+    volumes = isinstance(make_task(config), VolumeTask)
     if volumes:  # bags: at least one of each kind
         assert results["trained_on"]["train"] >= 2
     else:
@@ -229,7 +231,7 @@ def test_every_combination_of_options_fits_together(base, vit, pool):
         "lungs": np.zeros((1, size, size), np.uint8),
         "zones": np.zeros((1, size, size), np.uint8),
     }
-    shapes = evaluate.variable_shapes(task, example)
+    shapes = trained.variable_shapes(task, example)
     assert ("vit" in shapes["params"]) == bool(vit)
 
 
@@ -290,9 +292,9 @@ def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
 def test_ensemble_is_the_mean_of_its_members(smoke_run):
     config, workdir, _ = smoke_run
     task, parallel = make_task(config), Parallel.create("jit", 1)
-    source = evaluate.open_split(task, config.data, "test", workdir)
-    shapes = evaluate.variable_shapes(task, evaluate.example_batch(task, source))
-    _, members = checkpoints.restore_variables(workdir, shapes, parallel.replicated, (1, 2))
+    source = splits.open_split(task, config, "test", workdir)
+    run = trained.TrainedRun.load(workdir, (1, 2), config=config, sharding=parallel.replicated)
+    members = run.ensemble
     score = evaluate.Scorer(task, source, parallel, config)
     films = frozenset({0, 3})
     single = [score([member], keep_outputs=films).outputs for member in members]

@@ -9,9 +9,12 @@ from configs import lungs as lungs_config
 from cxr_jax import evaluate, losses, teacher, train
 from cxr_jax.data import phantoms
 from cxr_jax.errors import InputError
+from cxr_jax.inputs.lungs import Segmenter
 from cxr_jax.metrics import segmentation
+from cxr_jax.metrics.bootstrap import numbers
 from cxr_jax.models import adain
 from cxr_jax.tasks import lungs, make_task
+from tests import conftest
 
 SIZE, B = 32, 4
 TAUGHT = ("semi", "adain")
@@ -89,9 +92,9 @@ def test_films_without_labels_count_from_their_step_on(taught):
     assert float(late) > 0
     assert biggest(gradient["params"]) > 0
     assert biggest(loss(variables, batch, 4)[1]["params"]) > 0
-    assert [s.first_step for s in task.stages] == [0, 5]
-    assert task.stages[0].extra_share == 0
-    assert task.stages[1].extra_share == 1
+    assert [s.first_step for s in task.data.stages] == [0, 5]
+    assert task.data.stages[0].second_share == 0
+    assert task.data.stages[1].second_share == 1
 
 
 def test_the_teacher_has_no_gradient_and_follows_the_student(taught):
@@ -183,7 +186,7 @@ def views(record, seed, **changes):
     config = tiny("semi", **changes)
     config.preprocess.size = 64
     config.preprocess.order = ("resize",)
-    transforms = make_task(config).transforms
+    transforms = make_task(config).data.transforms
     return transforms.finish(transforms.example(record), np.random.default_rng(seed))
 
 
@@ -207,7 +210,7 @@ def test_opacities_are_equalised_as_a_real_one_would_have_been(record):
     config.strong.contrast = 0.0
     config.augment.update(brightness=0.0, contrast=0.0)
     config.preprocess.size = 64
-    transforms = make_task(config).transforms
+    transforms = make_task(config).data.transforms
     seen = transforms.finish(transforms.example(record), np.random.default_rng(0))
     assert config.preprocess.order[-1] == "equalize"
     grey = np.rint(seen["image"] * config.preprocess.std + config.preprocess.mean)
@@ -217,7 +220,7 @@ def test_opacities_are_equalised_as_a_real_one_would_have_been(record):
 
 
 def test_examples_have_one_shape_with_and_without_truth(record):
-    transforms = make_task(tiny("semi")).transforms
+    transforms = make_task(tiny("semi")).data.transforms
     bare = {name: record[name] for name in ("image", "id", "group")}
     full, empty = transforms.example(record), transforms.example(bare)
     assert {k: (v.shape, v.dtype) for k, v in full.items()} == {
@@ -272,13 +275,15 @@ def test_severe_films_are_reported_apart():
     values = {name: np.array([0.9, 0.8, 0.5, np.nan]) for name in lungs.ROWS}
     scores = np.array([3.0, np.nan, 11.0, 18.0])
     rows = values | {"global_severity": scores, "id": np.array(list("abcd"))}
-    report, counts = task.report(rows), task.counts(rows)
+    found = task.evaluation.report(rows)
+    report, counts = numbers(found), conftest.counts(found)
     assert report["lung_dice"] == pytest.approx(2.2 / 3)
     assert report["severe_lung_dice"] == 0.5  # 11 counts as severe; the NaN is left out
     assert (counts["lung_dice"], counts["severe_lung_dice"]) == (3, 1)
     unscored = rows | {"global_severity": np.full(4, np.nan)}
-    assert task.counts(unscored)["severe_lung_dice"] == 0
-    assert np.isnan(task.report(unscored)["severe_lung_dice"])
+    severe = task.evaluation.report(unscored)["severe_lung_dice"]
+    assert severe.count == 0
+    assert np.isnan(severe.value)
 
 
 def test_a_missed_consolidation_shows_in_its_recall():
@@ -291,7 +296,7 @@ def test_a_missed_consolidation_shows_in_its_recall():
     found[:, 22:, :14] = 0
     probs = np.stack([found == 1, found == 2], axis=-1).astype(np.float32)
     batch = {"lungs": truth, "lesion": lesion, "global_severity": np.array([12.0])}
-    rows = task.finish_rows(
+    rows = task.evaluation.finish_rows(
         {k: np.asarray(v) for k, v in task.score({"lung_probs": probs}, batch).items()}
     )
     np.testing.assert_allclose(rows["lesion_recall"], [0.5])  # 6 of the 12 rows within the lung
@@ -306,9 +311,9 @@ def test_a_missed_consolidation_shows_in_its_recall():
 @pytest.mark.parametrize(
     ("method", "changes", "said"),
     [
-        ("unet", {"extra.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
-        ("semi", {"extra.name": ""}, "needs films without masks"),
-        ("adain", {"extra.labels": "given"}, "config.extra.labels to hidden"),
+        ("unet", {"second.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
+        ("semi", {"second.name": ""}, "needs films without masks"),
+        ("adain", {"second.labels": "given"}, "config.second.labels to hidden"),
         ("unet", {"method": "vnet"}, "expected one of unet, semi, adain"),
         ("semi", {"teaching.first_step": 0}, "first_step=0"),
         ("semi", {"teaching.decay": 1.0}, "decay=1.0"),
@@ -329,7 +334,7 @@ def test_settings_that_do_not_fit_are_refused_in_a_line(method, changes, said):
 def test_every_variant_makes_a_task(variant, method):
     config = lungs_config.get_config(f"{variant},method={method}")
     task = make_task(config)
-    assert task.stages[-1].first_step < config.total_steps
+    assert task.data.stages[-1].first_step < config.total_steps
     with pytest.raises(InputError, match="expected one of unet, semi, adain"):
         lungs_config.get_config(f"{variant},method=vnet")
 
@@ -349,7 +354,7 @@ def test_a_generator_trains_and_then_labels_films(tmp_path, record):
     assert train.train(config, tmp_path)
     metrics = evaluate.evaluate(config, tmp_path)
     assert {"test/lung_dice", "test/lung_area_ratio", "test/lesion_recall"} <= metrics.keys()
-    segmenter = lungs.Segmenter.load(tmp_path)
+    segmenter = Segmenter.load(tmp_path)
     labels = segmenter.labels([record["image"], record["image"][:100]])
     assert labels.shape == (2, 64, 64)
     assert labels.dtype == np.uint8

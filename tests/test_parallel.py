@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import severity
-from cxr_jax import evaluate, optimizers, state
+from cxr_jax import optimizers, state
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
 
@@ -32,10 +33,10 @@ def one_update(mode: str, devices: int, *, frozen_norms: bool):
     task = make_task(c)
     source = sources.open_source(c.data, "train")
     parallel = Parallel.create(mode, devices)
-    example = evaluate.example_batch(task, source)
+    example = splits.example_batch(task, source)
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
     tx, trainable = optimizers.make_optimizer(
-        c.optimizer, shapes, total_steps=2, frozen=task.frozen
+        c.optimizer, shapes, total_steps=2, frozen=tuple(task.frozen)
     )
     create = functools.partial(state.create, task, tx, seed=0)
     start = jax.jit(create, out_shardings=parallel.replicated)(example)
@@ -43,7 +44,7 @@ def one_update(mode: str, devices: int, *, frozen_norms: bool):
     step = parallel.compile_train_step(
         state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     )
-    batches = pipeline.train_batches(source, task.transforms, batch_size=8, seed=0, threads=0)
+    batches = pipeline.train_batches(source, task.data.transforms, batch_size=8, seed=0, threads=0)
     after, scalars = step(start, parallel.shard_batch(next(batches)))
     batches.close()
     variables, scalars = jax.device_get((after.variables, scalars))

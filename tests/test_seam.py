@@ -57,9 +57,9 @@ def volumes():
 
 def training_batch(task, source, size=2):
     """The first bags: positive and negative in turn."""
-    bags = task.adapt(source, None, training=True)
+    bags = task.data.adapt(source, training=True)
     batches = pipeline.train_batches(
-        bags, task.transforms, batch_size=size, seed=0, threads=0, stages=task.stages
+        bags, task.data.transforms, batch_size=size, seed=0, threads=0, stages=task.data.stages
     )
     batch = next(batches)
     batches.close()
@@ -284,7 +284,7 @@ def test_the_loss_is_eq_8_by_hand(method, volumes):
 @pytest.mark.parametrize("method", METHODS)
 def test_weak_methods_never_see_a_mask_in_training(method, volumes):
     task = make_task(config_of(f"smoke,method={method}"))
-    bags = task.adapt(volumes, None, training=True)
+    bags = task.data.adapt(volumes, training=True)
     asked = set().union(*(part for index in range(len(bags)) for part in bags[index]["slices"]))
     batch = training_batch(task, volumes)
     assert {"image", "lesion"} <= set(volumes[0])
@@ -342,8 +342,8 @@ def test_batches_hold_as_many_negative_bags_as_positive(volumes):
 
 def test_channels_are_the_slice_between_its_neighbours(volumes):
     task = make_task(config_of("smoke,method=cam"))
-    source = task.adapt(volumes, None)
-    example = task.transforms.finish(task.transforms.example(source[5]), None)
+    source = task.data.adapt(volumes, training=False)
+    example = task.data.transforms.finish(task.data.transforms.example(source[5]), None)
     assert example["image"].shape == (1, 64, 64, 3)
     for channel, number in enumerate((4, 5, 6)):
         expected = (volumes[number]["image"].astype(np.float32) - 128) / 64
@@ -390,8 +390,10 @@ def test_a_bag_of_one_is_a_slice_with_its_own_label():
 @pytest.mark.parametrize("method", WEAK)
 def test_prediction_is_a_probability_and_reads_no_label(method, volumes):
     task = tiny_task(method)
-    source = task.adapt(PhantomCT(split="test", count=1, seed=0, size=64, slices=8), None)
-    batch = next(pipeline.eval_batches(source, task.transforms, batch_size=4, threads=0))
+    source = task.data.adapt(
+        PhantomCT(split="test", count=1, seed=0, size=64, slices=8), training=False
+    )
+    batch = next(pipeline.eval_batches(source, task.data.transforms, batch_size=4, threads=0))
     variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
     outputs = jax.jit(task.predict)(variables, {"image": batch["image"]})
     assert outputs["lesion_map"].shape == (4, 64, 64)
@@ -414,7 +416,7 @@ def test_the_gate_silences_slices_that_are_called_free(volumes):
     open_task = dataclasses.replace(task, gate="none")
     assert open_task.score(outputs, batch)["found"].tolist() == [64 * 64, 64 * 64]
     first = {k: np.asarray(v[0]) for k, v in outputs.items()}
-    assert task.describe(first)["lesion_area_share"] == 0
+    assert task.describe({}, first)["lesion_area_share"] == 0
     assert open_task.mask(first, (32, 32)).all()
 
 
@@ -474,7 +476,7 @@ def test_seam_starts_from_cam():
         ("smoke", {"losses.hardest": 0.0}, "config.losses.hardest=0.0"),
         ("smoke", {"model.dropout": (0.5,)}, "config.model.dropout="),
         ("smoke,method=multiscale_cam", {"scales": (0.5, -1.0)}, "config.scales"),
-        ("smoke", {"extra.name": "phantom_ct"}, "config.extra.name='phantom_ct'"),
+        ("smoke", {"second.name": "phantom_ct"}, "config.second.name='phantom_ct'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(variant, changes, words):
@@ -488,7 +490,7 @@ def test_settings_that_cannot_be_meant_are_one_line(variant, changes, words):
 def test_films_are_refused_by_name():
     task = make_task(config_of("smoke"))
     with pytest.raises(InputError, match="'phantom_cxr' has films and no CT slices"):
-        task.adapt(PhantomCXR(split="train", count=2, seed=0, size=128), None, training=True)
+        task.data.adapt(PhantomCXR(split="train", count=2, seed=0, size=128), training=True)
 
 
 class Unmasked:
@@ -513,13 +515,15 @@ class Unmasked:
 def test_patients_without_lesions_count_though_nobody_drew_on_them():
     source = PhantomCT(split="test", count=2, seed=0, size=64, slices=8, positive=0.5)
     task = make_task(config_of("smoke,method=cam"))
-    bare = task.adapt(Unmasked(source, lambda record: record["slice_label"] == 1), None)
+    bare = task.data.adapt(
+        Unmasked(source, lambda record: record["slice_label"] == 1), training=False
+    )
     for index in range(len(bare)):
-        example = task.transforms.example(bare[index])
+        example = task.data.transforms.example(bare[index])
         assert example["known"]
         np.testing.assert_array_equal(example["lesion"], source[index]["lesion"])
-    nobody = task.adapt(Unmasked(source, lambda record: False), None)
-    known = [bool(task.transforms.example(nobody[i])["known"]) for i in range(len(nobody))]
+    nobody = task.data.adapt(Unmasked(source, lambda record: False), training=False)
+    known = [bool(task.data.transforms.example(nobody[i])["known"]) for i in range(len(nobody))]
     assert known == (source.slice_table().label == 0).tolist()
 
 
@@ -529,12 +533,12 @@ def test_the_unet_learns_from_drawn_slices_and_from_slices_known_to_be_free():
     )
     task = make_task(config_of("smoke,method=unet"))
     half = Unmasked(source, lambda record: record["slice_label"] == 1 and record["slice"] % 2)
-    bags = task.adapt(half, None, training=True)
-    everything = task.adapt(source, None, training=True)
+    bags = task.data.adapt(half, training=True)
+    everything = task.data.adapt(source, training=True)
     drawn = sum(bool(half[i].get("lesion") is not None) for i in range(len(half)))
     assert bags.parts == (drawn, everything.parts[1])
     for index in range(len(bags)):
-        example = task.transforms.example(bags[index])
+        example = task.data.transforms.example(bags[index])
         assert example["lesion"].any() == (example["bag_label"] == 1)
 
 
@@ -546,16 +550,18 @@ def test_a_split_without_truth_has_predictions_and_no_numbers():
         "true": np.zeros(1), "both": np.zeros(1), "found_at": np.zeros((1, 19)),
         "both_at": np.zeros((1, 19)), "histogram": np.zeros((1, 50, 2)),
     }  # fmt: skip
-    assert len(task.units(rows)["group"]) == 0
-    assert task.summary_figures(rows) == {}
+    assert len(task.evaluation.units(rows)["group"]) == 0
+    assert task.evaluation.figures(rows) == {}
 
 
 def test_slices_with_lesions_are_drawn_first():
     task = tiny_task("cam")
-    source = task.adapt(PhantomCT(split="val", count=2, seed=0, size=64, slices=12), None)
-    chosen = task.drawn(source, 8)
+    source = task.data.adapt(
+        PhantomCT(split="val", count=2, seed=0, size=64, slices=12), training=False
+    )
+    chosen = task.evaluation.figure_indices(source, 8)
     assert len(set(chosen.tolist())) == 8
     assert (source.slice_table().label[chosen] == 1).sum() >= 5
     healthy = PhantomCT(split="val", count=1, seed=0, size=64, slices=12, positive=0.0)
-    assert len(task.drawn(task.adapt(healthy, None), 8)) == 8
-    assert not len(task.drawn(source, 0))
+    assert len(task.evaluation.figure_indices(task.data.adapt(healthy, training=False), 8)) == 8
+    assert not len(task.evaluation.figure_indices(source, 0))

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, teacher, train
+from cxr_jax import checkpoints, teacher, train
 from cxr_jax.data import sources
 from cxr_jax.data.sources import combine
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import splits
 from cxr_jax.tasks import make_task, severity
 from tests.test_loops import ROOT, load_config
 
@@ -98,7 +99,7 @@ def test_hidden_labels_change_nothing(config, run, tmp_path, monkeypatch):
 
     def scrambled(data, split):
         source = opened(data, split)
-        if data.seed != config.extra.seed:
+        if data.seed != config.second.seed:
             return source
         get = type(source).__getitem__
         other = type("Other", (type(source),), {})
@@ -137,8 +138,10 @@ def test_pseudo_labels_are_the_teachers_and_follow_a_mirrored_film(config, kind,
 
 def test_a_film_without_labels_has_none_in_its_example(config, run):
     task = make_task(config)
-    source = evaluate.open_split(task, config.extra, "train", run, hidden=task.labels)
-    batch = evaluate.example_batch(task, source)
+    source = splits.open_split(
+        task, config, "train", run, data=config.second, hidden=task.data.labels
+    )
+    batch = splits.example_batch(task, source)
     assert not batch["labelled"].any()
     assert not batch["severity_valid"].any()
 
@@ -151,11 +154,17 @@ def test_a_film_without_labels_has_none_in_its_example(config, run):
         ({"regime.name": "twice"}, "regime.name='twice'; expected one of labelled"),
         ({"regime.pseudo_labels": "firm"}, "expected one of hard, soft"),
         ({"regime.stage_steps": 0}, "stage_steps=0"),
-        ({"regime.extra_fraction": 1.0}, "a share below 1"),
-        ({"extra.name": ""}, "needs a second data set"),
-        ({"extra.labels": "given"}, "needs 'hidden'"),
-        ({"extra.seed": 0, "extra.train": 8}, "names the films of config.data"),
-        ({"extra.fold": 1}, "films of the validation fold would be trained on"),
+        ({"regime.second_fraction": 1.0}, "a share below 1"),
+        ({"second.name": ""}, "needs a second data set"),
+        ({"second.labels": "given"}, "needs 'hidden'"),
+        ({"second.seed": 0, "second.train": 8}, "names the films of config.data"),
+        (
+            {
+                "data": sources.block("brixia_cohen", fold=0),
+                "second": sources.second_block("brixia_cohen", fold=1),
+            },
+            "films of the validation fold would be trained on",
+        ),
         ({"regime.stage_steps": 3}, "the last stage of this training begins with step 6"),
     ],
     ids=str,

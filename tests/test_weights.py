@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import struct
@@ -341,7 +342,7 @@ def test_safetensors_round_trip_and_half_a_write_leaves_the_old_file(tmp_path, m
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weight_files.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         weight_files.write_safetensors(file, {"a": np.zeros(3)}, {})
     assert file.read_bytes() == before

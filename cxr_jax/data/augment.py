@@ -11,16 +11,47 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cxr_jax.data import boxes
+from cxr_jax.data.records import (
+    BOXES,
+    IMAGE,
+    MASK,
+    REGION_TABLE,
+    REGIONS,
+    SCHEMA,
+    ZONE_TABLE,
+    Field,
+)
 from cxr_jax.errors import InputError
 
-MASKS = ("lungs", "zones", "lesion", "lesion_type")  # warped with the film, [H, W]
-SIDED_TABLES = ("severity", "severity_second", "severity_valid", "zone_valid", "zone_order")
-BOXES = ("regions", "boxes")
+# What tasks make of a record's fields, under names of its own.
+EXAMPLE_FIELDS = {
+    "zones": Field(
+        np.uint8,
+        ("H", "W"),
+        MASK,
+        "0 outside, 1 upper right, 2 upper left .. 6 lower left (data/zones.py)",
+        values=range(7),
+        exchanged=((1, 2), (3, 4), (5, 6)),
+    ),
+    "zone_valid": Field(np.bool_, (3, 2), ZONE_TABLE, "the zone has a pixel in zones"),
+    "zone_order": Field(np.int8, (3, 2), ZONE_TABLE, "which zone of the film it was"),
+}
+FIELDS = SCHEMA | EXAMPLE_FIELDS
 
-# Labels after a flip: lungs 1 <-> 2; in the zone map 1 <-> 2, 3 <-> 4, 5 <-> 6.
-_FLIPPED = {"lungs": np.arange(256, dtype=np.uint8), "zones": np.arange(256, dtype=np.uint8)}
-_FLIPPED["lungs"][[1, 2]] = 2, 1
-_FLIPPED["zones"][[1, 2, 3, 4, 5, 6]] = 2, 1, 4, 3, 6, 5
+
+_SIDES = {"right": "left", "left": "right"}
+
+
+def _other_side(region: str) -> str:
+    """The region on the other side; itself where it has no partner."""
+    side, _, part = region.partition(" ")
+    other = f"{_SIDES.get(side, side)} {part}"
+    return other if other in REGIONS else region
+
+
+# Row by row of REGIONS, the row that a flip puts there.
+_FLIPPED_REGIONS = np.array([REGIONS.index(_other_side(region)) for region in REGIONS])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,52 +87,29 @@ class Augment:
         """Changes one example; the input is left as it is.
 
         Args:
-            example: `image` uint8 [H, W], or slices [S, H, W] that move together; of the masks
-                `lungs`, `zones`, `lesion`, `lesion_type` those there are, uint8 [H, W] of the same
-                size; of the tables [3, 2] in `SIDED_TABLES` those there are; anything else is
-                passed on.
+            example: `image` uint8 [H, W], or slices [S, H, W] that move together; of the fields of
+                `FIELDS` those there are: masks are uint8 [H, W] of the same size, boxes are in its
+                pixels and may be padded (NaN, label -1); anything else is passed on.
             rng: the numbers drawn depend on it alone, and as many are drawn for every setting.
 
         Returns:
             A new dict with the same keys, types and shapes. What comes in from outside the film is
-            0 (black, as beyond the collimator). `zone_valid` is also cleared where a zone of
-            `zones` has left the film.
+            0 (black, as beyond the collimator). Boxes and regions that have left the film are NaN,
+            with label -1 or not present; the others are clipped to it, and after a rotation they
+            are the upright boxes around the turned ones. `zone_valid` is also cleared where a zone
+            of `zones` has left the film.
 
         Raises:
-            ValueError: an image or mask of another type or size, or boxes, which are not moved.
+            ValueError: an image or mask of another type or size.
         """
         draws = rng.uniform(-1.0, 1.0, size=6)
         mirror = bool(rng.random() < 0.5) and self.flip
         out = dict(example)
-        image = out["image"]
-        masks = [name for name in MASKS if name in out]
-        for name in ["image", *masks]:
-            array = out[name]
-            planes = array.ndim == 2 or (name == "image" and array.ndim == 3)
-            if not planes or array.dtype != np.uint8 or array.shape[-2:] != image.shape[-2:]:
-                raise ValueError(
-                    f"{name!r} is {array.dtype} {array.shape}; expected uint8 {image.shape[-2:]}"
-                )
-        moves = bool(self.rotate_deg or self.shift or self.scale)
-        if moves or self.flip:
-            for name in BOXES:
-                if name in out:
-                    raise ValueError(f"Augment does not move {name!r}; drop it from the example")
+        _check_planes(out)
         if mirror:
-            self._mirror(out, masks)
-        if moves:
-            matrix = self._matrix(draws[:4], image.shape[-2:])
-            size = image.shape[:-3:-1]
-            out["image"] = _each(
-                out["image"], lambda x: cv2.warpAffine(x, matrix, size, flags=cv2.INTER_LINEAR)
-            )
-            for name in masks:
-                out[name] = cv2.warpAffine(out[name], matrix, size, flags=cv2.INTER_NEAREST)
-            if "zones" in masks and "zone_valid" in out:
-                # Six comparisons are ten times faster than a histogram of the map.
-                there = [(out["zones"] == zone).any() for zone in range(1, 7)]
-                valid = np.asarray(out["zone_valid"])
-                out["zone_valid"] = valid * np.reshape(there, (3, 2)).astype(valid.dtype)
+            _mirror(out)
+        if self.rotate_deg or self.shift or self.scale:
+            _warp(out, self._matrix(draws[:4], out["image"].shape[-2:]))
         if self.brightness or self.contrast:
             out["image"] = self._expose(out["image"], draws[4], draws[5])
         return out
@@ -119,15 +127,6 @@ class Augment:
         moved = centre + self.shift * np.array([width * draws[2], height * draws[3]])
         return np.concatenate([linear, (moved - linear @ centre)[:, None]], axis=1)
 
-    def _mirror(self, out: dict[str, Any], masks: list[str]) -> None:
-        """Mirrors the arrays of `out` (replaced, not written to) and exchanges the sides."""
-        for name in ["image", *masks]:
-            flipped = _each(out[name], lambda x: cv2.flip(x, 1))
-            out[name] = cv2.LUT(flipped, _FLIPPED[name]) if name in _FLIPPED else flipped
-        for name in SIDED_TABLES:
-            if name in out:
-                out[name] = np.asarray(out[name])[:, ::-1].copy()
-
     def _expose(self, image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
         """Contrast about the mean grey, then brightness, clipped and rounded; by a table."""
         mean = cv2.mean(image.reshape(-1, image.shape[-1]))[0]
@@ -136,6 +135,77 @@ class Augment:
         levels += 255.0 * self.brightness * brightness
         table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
         return _each(image, lambda x: cv2.LUT(x, table))
+
+
+def _named(out: Mapping[str, Any], kind: str) -> list[str]:
+    """The fields of this kind that are there."""
+    return [name for name in out if name in FIELDS and FIELDS[name].kind == kind]
+
+
+def _check_planes(out: Mapping[str, Any]) -> None:
+    size = out["image"].shape[-2:]
+    for name in [*_named(out, IMAGE), *_named(out, MASK)]:
+        array = out[name]
+        planes = array.ndim == 2 or (name == "image" and array.ndim == 3)
+        if not planes or array.dtype != np.uint8 or array.shape[-2:] != size:
+            raise ValueError(f"{name!r} is {array.dtype} {array.shape}; expected uint8 {size}")
+
+
+def _mirror(out: dict[str, Any]) -> None:
+    """Mirrors the film and exchanges the sides of every label.
+
+    Here as below the arrays of `out` are replaced, never written to: the pipeline's cache has them.
+    """
+    out["image"] = _each(out["image"], lambda x: cv2.flip(x, 1))
+    for name in _named(out, MASK):
+        out[name] = _exchanged(cv2.flip(out[name], 1), FIELDS[name].exchanged)
+    for name in _named(out, ZONE_TABLE):
+        out[name] = np.asarray(out[name])[:, ::-1].copy()
+    for name in _named(out, BOXES):
+        out[name] = boxes.flip(out[name], out["image"].shape[-1])
+    for name in [*_named(out, BOXES), *_named(out, REGION_TABLE)]:
+        if FIELDS[name].by_region:
+            out[name] = np.asarray(out[name])[_FLIPPED_REGIONS]
+
+
+def _exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """The mask with the labels of each pair exchanged."""
+    if not pairs:
+        return mask
+    table = np.arange(256, dtype=np.uint8)
+    for right, left in pairs:
+        table[[right, left]] = left, right
+    return cv2.LUT(mask, table)
+
+
+def _warp(out: dict[str, Any], matrix: np.ndarray) -> None:
+    """Moves the film by a map from source to target pixels, and what lies on it."""
+    shape = out["image"].shape[-2:]
+    size = shape[::-1]  # OpenCV: width first
+    out["image"] = _each(
+        out["image"], lambda x: cv2.warpAffine(x, matrix, size, flags=cv2.INTER_LINEAR)
+    )
+    for name in _named(out, MASK):
+        out[name] = cv2.warpAffine(out[name], matrix, size, flags=cv2.INTER_NEAREST)
+    for name in _named(out, BOXES):
+        out[name] = boxes.warp(out[name], matrix, shape)
+    _mark_gone(out)
+
+
+def _mark_gone(out: dict[str, Any]) -> None:
+    """Says of the boxes and zones that have left the film that they are not there."""
+    for name in out.keys() & FIELDS.keys():
+        field = FIELDS[name]
+        if field.boxes in out:
+            gone = np.isnan(out[field.boxes]).any(axis=-1)
+            rows = np.array(out[name])
+            rows[gone] = field.gone
+            out[name] = rows
+    if "zones" in out and "zone_valid" in out:
+        # Six comparisons are ten times faster than a histogram of the map.
+        there = [(out["zones"] == zone).any() for zone in range(1, 7)]
+        valid = np.asarray(out["zone_valid"])
+        out["zone_valid"] = valid * np.reshape(there, (3, 2)).astype(valid.dtype)
 
 
 def _each(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

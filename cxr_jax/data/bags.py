@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr_jax.data import splits
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.slices import SliceSource, SliceTable
+from cxr_jax.data.sources.base import SliceSource, SliceTable
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"slices", "bag_label", "instance_valid"})

@@ -30,7 +30,8 @@ class Opacities:
     Attributes:
       chance: that a film gets any; 0 is the identity.
       most: opacities on such a film, 1 .. most, each a round patch or a part of a lobe.
-      weakest, strongest: range of an opacity's w at its densest; strongest 0 is the identity.
+      weakest: least w of an opacity at its densest.
+      strongest: greatest w of an opacity at its densest; 0 is the identity.
       whole: chance that an opacity takes in a whole lung (a white-out).
     """
 

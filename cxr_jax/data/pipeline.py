@@ -21,7 +21,7 @@ import grain
 import numpy as np
 
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 
 Example = dict[str, np.ndarray]
@@ -52,14 +52,14 @@ class Stage:
 
     Attributes:
       first_step: the step it begins with; the first stage begins with 0.
-      extra_share: how much of the second set is in, 0..1. The films are drawn once, so that a
+      second_share: how much of the second set is in, 0..1. The films are drawn once, so that a
         larger share holds a smaller one.
-      extra_fraction: share of the second set in every batch; None: as the numbers of films are.
+      second_fraction: share of the second set in every batch; None: as the numbers of films are.
     """
 
     first_step: int
-    extra_share: float = 1.0
-    extra_fraction: float | None = None
+    second_share: float = 1.0
+    second_fraction: float | None = None
 
 
 class Entry(NamedTuple):
@@ -179,14 +179,16 @@ def _numbers(
     firsts = [stage.first_step for stage in stages]
     if not stages or firsts[0] != 0 or firsts != sorted(set(firsts)):
         raise ValueError(f"stages begin with the steps {firsts}; expected 0 and then rising ones")
-    first_part, extra_part = getattr(source, "parts", (len(source), 0))
-    joining = first_part + np.random.default_rng([seed, first_part]).permutation(extra_part)
+    first_part, second_part = getattr(source, "parts", (len(source), 0))
+    joining = first_part + np.random.default_rng([seed, first_part]).permutation(second_part)
     parts = []
     for k, stage in enumerate(stages):
         ends = k + 1 < len(stages)
         steps = firsts[k + 1] - firsts[k] if ends else _ENDLESS // films_per_step
-        extra = joining[: round(stage.extra_share * extra_part)].tolist()
-        numbers = _shuffled(list(range(first_part)), extra, stage.extra_fraction, seed + k)
+        second = joining[: round(stage.second_share * second_part)].tolist()
+        numbers = _shuffled(
+            list(range(first_part)), second, second_fraction=stage.second_fraction, seed=seed + k
+        )
         parts.append(numbers[: steps * films_per_step])
     return parts[0] if len(parts) == 1 else grain.MapDataset.concatenate(parts)
 
@@ -196,19 +198,19 @@ _ENDLESS = 2**48
 
 
 def _shuffled(
-    first: list[int], extra: list[int], extra_fraction: float | None, seed: int
+    first: list[int], second: list[int], *, second_fraction: float | None, seed: int
 ) -> grain.MapDataset[int]:
     """Endless: every number once an epoch, in another order each epoch."""
 
     def endless(numbers: list[int], seed: int) -> grain.MapDataset[int]:
         return grain.MapDataset.source(numbers).seed(seed % 2**32).shuffle().repeat()
 
-    if extra_fraction is None or not extra:
-        return endless(first + extra, seed)
-    if not 0 < extra_fraction < 1:
-        raise InputError(f"extra_fraction={extra_fraction}; it must lie between 0 and 1")
-    weights = [1 - extra_fraction, extra_fraction]
-    streams = [endless(first, seed), endless(extra, seed + 1)]
+    if second_fraction is None or not second:
+        return endless(first + second, seed)
+    if not 0 < second_fraction < 1:
+        raise InputError(f"second_fraction={second_fraction}; it must lie between 0 and 1")
+    weights = [1 - second_fraction, second_fraction]
+    streams = [endless(first, seed), endless(second, seed + 1)]
     return grain.MapDataset.mix([stream[:_ENDLESS] for stream in streams], weights)
 
 

@@ -9,14 +9,16 @@ A run that is killed leaves no half data set; running it again is safe.
 """
 
 import argparse
-import importlib
 import pathlib
 from collections.abc import Callable, Sequence
 
 import tqdm
 
 from cxr_jax import cli
+from cxr_jax.data import sources
 from cxr_jax.errors import InputError
+
+PREPARED = {name: entry for name, entry in sources.DATASETS.items() if entry.source}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,61 +47,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
     print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
-    if args.name in EXAMPLES:
+    if example := PREPARED[args.name].example:
         print(
-            f"train with, for example: python -m cxr_jax.main --config={EXAMPLES[args.name]} "
+            f"train with, for example: python -m cxr_jax.main --config={example} "
             f"--config.data.name={args.name} --config.data.path={builder.data_dir} --workdir=DIR"
         )
-
-
-# Data set -> file in `data/sources`, and in it `builder(source, *, data_dir, max_side)`. Imported
-# when asked for: TensorFlow Datasets takes seconds to import.
-BUILDERS = {
-    "brixia_cohen": "brixia_cohen:builder",
-    "manifest": "manifest:builder",
-    "chexpert": "chexpert:builder",
-    "nih_cxr14": "nih_cxr14:builder",
-    "cxr_3class": "cxr_3class:builder",
-    "brixia": "brixia:builder",
-    "jsrt_scr": "lung_masks:jsrt_scr",
-    "montgomery": "lung_masks:montgomery",
-    "shenzhen": "lung_masks:shenzhen",
-    "ct_lesions": "ct_lesions:builder",
-    "covid19_ct_seg": "covid19_ct_seg:builder",
-    "ct_volume": "ct_volume:builder",
-}
-
-
-# What can be trained on the sets that have a path.
-EXAMPLES = {
-    "manifest": "configs/severity.py:quick",
-    "ct_volume": "configs/seam.py:quick,method=cam",
-}
 
 
 def find_builder(name: str) -> Callable:
     """The `builder` of a data set.
 
     Raises:
-      InputError: no data set has this name.
+      InputError: no data set that can be prepared has this name.
     """
-    if name not in BUILDERS:
-        raise InputError(f"data set {name!r}; expected one of {', '.join(sorted(BUILDERS))}")
-    module, function = BUILDERS[name].split(":")
-    return getattr(importlib.import_module(f"cxr_jax.data.sources.{module}"), function)
+    if name not in PREPARED:
+        raise InputError(f"data set {name!r}; expected one of {', '.join(sorted(PREPARED))}")
+    return sources.find(name).builder
 
 
 def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, PREPARED))
+    lines = [f"  {name:<{width}}  {entry.source}" for name, entry in PREPARED.items()]
     parser = cli.Parser(
         prog="python -m cxr_jax.data.prepare",
         description="Turns a downloaded data set into ArrayRecord files, once.",
+        epilog="\n".join(["data sets, and what --source is:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=f"the data set: {', '.join(BUILDERS)}")
-    parser.add_argument(
-        "--source",
-        required=True,
-        help="its folder as downloaded; for manifest and ct_volume the CSV file",
-    )
+    parser.add_argument("name", help="the data set, see below")
+    parser.add_argument("--source", required=True, help="its folder or CSV file, see below")
     parser.add_argument(
         "--data_dir",
         default="",

@@ -1,4 +1,4 @@
-"""The deterministic preparation of a film, in the order that a paper gives.
+"""The deterministic preparation of a film, in the order that a paper gives; resizing of records.
 
 Kim et al. 2021: resize to 256x256, Gaussian blur 3x3, histogram equalisation, normalisation.
 Park et al. 2021: histogram equalisation, Gaussian blur 3x3, normalisation, resize to 512x512, with
@@ -11,6 +11,8 @@ import dataclasses
 import cv2
 import numpy as np
 
+from cxr_jax.data.boxes import scale as scale_boxes
+from cxr_jax.data.records import BOXES, IMAGE, MASK, SCHEMA, Record
 from cxr_jax.errors import InputError
 
 STEPS = ("resize", "blur", "equalize", "clahe")
@@ -72,9 +74,39 @@ class Preprocess:
         _check_plane(mask)
         return resize_mask(mask, (self.size, self.size))
 
+    def boxes(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Boxes [M, 4] on a film of `shape` (height, width) -> float32 [M, 4] on the square."""
+        boxes = np.asarray(boxes, np.float32)
+        return scale_boxes(boxes, shape, (self.size, self.size))
+
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Grey levels [...] -> float32 [...]: (x - mean) / std."""
         return (np.asarray(image, np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
+
+def shrink(record: Record, max_side: int) -> Record:
+    """The record with its pictures reduced so that the longest side is at most `max_side`.
+
+    Never enlarged; the shape is kept to the nearest pixel. Masks keep their labels (nearest);
+    boxes and `pixel_area` follow.
+    """
+    height, width = shape = record["image"].shape
+    scale = max_side / max(shape)
+    if scale >= 1:
+        return record
+    new = max(1, round(height * scale)), max(1, round(width * scale))
+    small = {}
+    for name in record.keys() & SCHEMA.keys():
+        kind, value = SCHEMA[name].kind, record[name]
+        if kind == IMAGE:
+            small[name] = cv2.resize(value, new[::-1], interpolation=cv2.INTER_AREA)
+        elif kind == MASK:
+            small[name] = resize_mask(value, new)
+        elif kind == BOXES:
+            small[name] = scale_boxes(np.asarray(value, np.float64), shape, new)
+    if "pixel_area" in record:
+        small["pixel_area"] = record["pixel_area"] * (width * height) / (new[0] * new[1])
+    return record | small
 
 
 def resize_film(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,11 +1,25 @@
 """Percentile bootstrap intervals over patients."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 Rows = Mapping[str, np.ndarray]
+
+
+class Value(NamedTuple):
+    """A number over the rows of a split, NaN where it is undefined, and how many films, zones,
+    patients, ... it is computed from."""
+
+    value: float
+    count: int
+
+
+def numbers(report: Mapping[str, Value]) -> dict[str, float]:
+    """The values of a report without their counts."""
+    return {name: float(value.value) for name, value in report.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +40,12 @@ class Metric:
 
 
 def bootstrap(
-    fn: Callable[[Rows], Mapping[str, float]],
+    fn: Callable[[Rows], Mapping[str, Value]],
     rows: Rows,
     groups: np.ndarray,
     *,
     resamples: int = 1000,
     seed: int = 0,
-    counts: Callable[[Rows], Mapping[str, int]] | None = None,
 ) -> dict[str, Metric]:
     """Metrics of a split with 95% percentile intervals, resampling whole patients.
 
@@ -41,13 +54,11 @@ def bootstrap(
     the rows (but for rounding).
 
     Args:
-        fn: rows -> name -> float; NaN is "undefined here". It must return the same names for any
-            choice of rows.
+        fn: rows -> name -> value and count. It must return the same names for any choice of rows.
         rows: name -> [N, ...]; all of one length, padding dropped.
         groups: [N] the patient of each row.
         resamples: number of resamples; 0 gives no intervals.
         seed: of the resampling.
-        counts: rows -> name -> n of that metric; by default n is the number of rows.
 
     Returns:
         name -> Metric. An undefined value is None and so is its interval. The interval is taken
@@ -64,34 +75,35 @@ def bootstrap(
         raise ValueError(f"rows differ in length: {lengths}.")
     if len(groups) == 0:
         raise ValueError("no rows to evaluate; is the split empty?")
+    found = fn(rows)
+    samples = {name: np.full(resamples, np.nan) for name in found}
+    for i, index in enumerate(_resampled(groups, resamples, seed)):
+        for name, value in fn({name: array[index] for name, array in rows.items()}).items():
+            samples[name][i] = value.value
+    return {name: _metric(value, samples[name]) for name, value in found.items()}
 
-    values = fn(rows)
-    num = {name: len(groups) for name in values} | dict(counts(rows) if counts else {})
 
+def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """The rows of each resample, group by group; none where there is only one group."""
     _, member = np.unique(groups, return_inverse=True)
     order = np.argsort(member, kind="stable")  # rows, group by group
     size = np.bincount(member)
     start = np.cumsum(size) - size
-
-    samples = {name: np.full(resamples, np.nan) for name in values}
     rng = np.random.default_rng(seed)
-    for i in range(resamples if len(size) > 1 else 0):
+    for _ in range(resamples if len(size) > 1 else 0):
         drawn = rng.integers(len(size), size=len(size))
         taken = size[drawn]
         # Positions start..start+size of each drawn group, one after another, without a loop.
         within = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
-        index = order[np.repeat(start[drawn], taken) + within]
-        for name, value in fn({name: array[index] for name, array in rows.items()}).items():
-            samples[name][i] = value
+        yield order[np.repeat(start[drawn], taken) + within]
 
-    def metric(name: str) -> Metric:
-        value = float(values[name])
-        if not np.isfinite(value):
-            return Metric(None, None, None, int(num[name]))
-        defined = samples[name][np.isfinite(samples[name])]
-        if defined.size == 0 or defined.size < resamples / 2:
-            return Metric(value, None, None, int(num[name]))
-        low, high = np.percentile(defined, [2.5, 97.5])
-        return Metric(value, float(low), float(high), int(num[name]))
 
-    return {name: metric(name) for name in values}
+def _metric(found: Value, samples: np.ndarray) -> Metric:
+    value, count = float(found.value), int(found.count)
+    if not np.isfinite(value):
+        return Metric(None, None, None, count)
+    defined = samples[np.isfinite(samples)]
+    if defined.size == 0 or defined.size < len(samples) / 2:
+        return Metric(value, None, None, count)
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return Metric(value, float(low), float(high), count)

@@ -1,8 +1,8 @@
 """The findings report: discrimination of each finding, and whether its heat map points at it.
 
-`findings_report` and `findings_counts` take the rows of a whole split, and go into
-`bootstrap.bootstrap(findings_report, rows, groups, counts=findings_counts)`. Rows that they know,
-K findings in the order of `records.FINDINGS`:
+`findings_report` takes the rows of a whole split, and goes into
+`bootstrap.bootstrap(findings_report, rows, groups)`. Rows that it knows, K findings in the order of
+`records.FINDINGS`:
 
 | row | shape | meaning |
 | --- | --- | --- |
@@ -21,6 +21,7 @@ import numpy as np
 
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.metrics import classification, regression
+from cxr_jax.metrics.bootstrap import Value
 
 Array = jax.Array
 Rows = Mapping[str, np.ndarray]
@@ -62,16 +63,21 @@ def pointing(heat: Array, boxes: Array, box_label: Array) -> dict[str, Array]:
     }
 
 
-def finding_aucs(rows: Rows) -> dict[str, float]:
+def finding_aucs(rows: Rows) -> dict[str, Value]:
     """`auc_<finding>` of each over the films where it is known; NaN without both classes."""
+    labels = np.asarray(rows["labels"], np.float64)
+    known = (~np.isnan(labels)).sum(axis=0)
     return {
-        f"auc_{_key(name)}": classification.auroc(rows["probs"][:, k], rows["labels"][:, k])
+        f"auc_{_key(name)}": Value(
+            classification.auroc(rows["probs"][:, k], labels[:, k]), int(known[k])
+        )
         for k, name in enumerate(FINDINGS)
     }
 
 
-def findings_report(rows: Rows) -> dict[str, float]:
-    """Every metric of the findings task over one split. NaN where undefined.
+def findings_report(rows: Rows) -> dict[str, Value]:
+    """Every metric of the findings task over one split, and of how many films it is. NaN where
+    undefined.
 
     Args:
         rows: see the module's table.
@@ -81,39 +87,32 @@ def findings_report(rows: Rows) -> dict[str, float]:
         are, and `auc_<finding>` of each. With pointing rows: `mean_pointing` over the findings that
         have a box, `mean_pointing_chance`, the same of a blind guess, and `pointing_<finding>`, the
         share of films with such a box whose map points into one.
+        Counts: known labels for `auc_<finding>`, films with a box for `pointing_<finding>`; for
+        the means, films with any known finding, and with any box.
     """
     aucs = finding_aucs(rows)
+    defined = [auc.value for auc in aucs.values()]
+    known = int((~np.isnan(np.asarray(rows["labels"], np.float64))).any(axis=1).sum())
     report = {
-        "mean_auc": regression.mean(list(aucs.values())),
-        "findings_with_auc": float(sum(not np.isnan(auc) for auc in aucs.values())),
+        "mean_auc": Value(regression.mean(defined), known),
+        "findings_with_auc": Value(float(sum(not np.isnan(auc) for auc in defined)), known),
         **aucs,
     }
-    if "pointing_hit" in rows:
-        hits = _per_finding(rows, "pointing_hit")
-        chances = _per_finding(rows, "pointing_chance")
-        report["mean_pointing"] = regression.mean(list(hits.values()))
-        report["mean_pointing_chance"] = regression.mean(list(chances.values()))
-        report |= {f"pointing_{name}": hit for name, hit in hits.items()}
-    return report
+    return report | (_pointing_report(rows) if "pointing_hit" in rows else {})
 
 
-def findings_counts(rows: Rows) -> dict[str, int]:
-    """How many films each metric of `findings_report` is computed from.
-
-    Known labels for `auc_<finding>`, films with a box for `pointing_<finding>`; for the means,
-    films with any known finding, and with any box.
-    """
-    known = ~np.isnan(np.asarray(rows["labels"], np.float64))
-    counts = {"mean_auc": int(known.any(axis=1).sum())}
-    counts["findings_with_auc"] = counts["mean_auc"]
-    counts |= {f"auc_{_key(name)}": int(known[:, k].sum()) for k, name in enumerate(FINDINGS)}
-    if "pointing_hit" in rows:
-        boxed = np.asarray(rows["pointing_valid"]).astype(bool)
-        counts["mean_pointing"] = counts["mean_pointing_chance"] = int(boxed.any(axis=1).sum())
-        counts |= {
-            f"pointing_{_key(name)}": int(boxed[:, k].sum()) for k, name in enumerate(FINDINGS)
-        }
-    return counts
+def _pointing_report(rows: Rows) -> dict[str, Value]:
+    valid = np.asarray(rows["pointing_valid"]).astype(bool)
+    boxed = int(valid.any(axis=1).sum())
+    hits = _per_finding(rows["pointing_hit"], valid)
+    chances = _per_finding(rows["pointing_chance"], valid)
+    return {
+        "mean_pointing": Value(regression.mean([hit.value for hit in hits.values()]), boxed),
+        "mean_pointing_chance": Value(
+            regression.mean([chance.value for chance in chances.values()]), boxed
+        ),
+        **{f"pointing_{name}": hit for name, hit in hits.items()},
+    }
 
 
 def _key(name: str) -> str:
@@ -121,10 +120,10 @@ def _key(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _per_finding(rows: Rows, name: str) -> dict[str, float]:
-    """Finding -> mean of a pointing row over the films that have a box of it."""
-    valid = np.asarray(rows["pointing_valid"]).astype(bool)
-    values = np.asarray(rows[name], np.float64)
+def _per_finding(values: np.ndarray, valid: np.ndarray) -> dict[str, Value]:
+    """Finding -> mean of a pointing row [N, K] over the films that have a box of it."""
+    values = np.asarray(values, np.float64)
     return {
-        _key(finding): regression.mean(values[valid[:, k], k]) for k, finding in enumerate(FINDINGS)
+        _key(finding): Value(regression.mean(values[valid[:, k], k]), int(valid[:, k].sum()))
+        for k, finding in enumerate(FINDINGS)
     }

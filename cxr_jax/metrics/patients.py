@@ -6,6 +6,7 @@ import numpy as np
 import scipy.special
 
 from cxr_jax.errors import InputError
+from cxr_jax.metrics.bootstrap import Value
 
 Array = jax.Array
 Rows = dict[str, np.ndarray]
@@ -101,10 +102,7 @@ def per_patient(rows: Rows) -> Rows:
         `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices` [P, 2, 400], how
         many slices without and with a lesion have which probability, by its logit -20..20.
     """
-    rows = {name: np.asarray(values) for name, values in rows.items()}
-    labelled = rows["group"][~np.isnan(rows["label"])]
-    kept = np.isin(rows["group"], labelled)
-    rows = {name: values[kept] for name, values in rows.items()}
+    rows = _of_labelled_patients(rows)
     patients, member = np.unique(rows["group"], return_inverse=True)
     known, label = np.asarray(rows["known"], bool), rows["label"]
 
@@ -115,12 +113,7 @@ def per_patient(rows: Rows) -> Rows:
 
     found, true, both = (total(rows[name] * known) for name in ("found", "true", "both"))
     found_at, both_at = (total(rows[name] * known[:, None]) for name in ("found_at", "both_at"))
-    logit = scipy.special.logit(np.asarray(rows["slice_prob"], np.float64))
-    bins = np.floor((logit + MAX_LOGIT) * LOGIT_BINS / (2 * MAX_LOGIT))
-    slices = np.zeros((len(patients), 2, LOGIT_BINS))
-    bins = bins.clip(0, LOGIT_BINS - 1).astype(int)
-    for value in (0, 1):
-        np.add.at(slices, (member[label == value], value, bins[label == value]), 1)
+    slices = _slice_histograms(rows, member, len(patients))
     positive = slices[:, 1].sum(-1) > 0
     scored = np.where(positive, total(known & (label == 1)) > 0, total(np.isnan(label)) == 0)
 
@@ -144,6 +137,26 @@ def per_patient(rows: Rows) -> Rows:
         }
 
 
+def _of_labelled_patients(rows: Rows) -> Rows:
+    """The rows of the patients of whom a slice is labelled."""
+    rows = {name: np.asarray(values) for name, values in rows.items()}
+    labelled = rows["group"][~np.isnan(rows["label"])]
+    kept = np.isin(rows["group"], labelled)
+    return {name: values[kept] for name, values in rows.items()}
+
+
+def _slice_histograms(rows: Rows, member: np.ndarray, count: int) -> np.ndarray:
+    """[count, 2, 400]: of each patient the slices without and with a lesion, by their logit."""
+    logit = scipy.special.logit(np.asarray(rows["slice_prob"], np.float64))
+    bins = np.floor((logit + MAX_LOGIT) * LOGIT_BINS / (2 * MAX_LOGIT))
+    bins = bins.clip(0, LOGIT_BINS - 1).astype(int)
+    slices = np.zeros((count, 2, LOGIT_BINS))
+    for value in (0, 1):
+        of_value = rows["label"] == value
+        np.add.at(slices, (member[of_value], value, bins[of_value]), 1)
+    return slices
+
+
 def parts(units: Rows) -> dict[str, np.ndarray]:
     """Which of the patients of `per_patient` have a Dice: bool [P] of `positive` ones (with
     lesions), `negative` ones and `all`."""
@@ -152,8 +165,8 @@ def parts(units: Rows) -> dict[str, np.ndarray]:
     return {"positive": scored & positive, "negative": scored & ~positive, "all": scored}
 
 
-def patients_report(units: Rows) -> dict[str, float]:
-    """Table 1 of Tang et al. 2021: mean and standard deviation over patients.
+def patients_report(units: Rows) -> dict[str, Value]:
+    """Table 1 of Tang et al. 2021: mean and standard deviation over patients, and their number.
 
     Args:
         units: of `per_patient`.
@@ -172,30 +185,27 @@ def patients_report(units: Rows) -> dict[str, float]:
         "negative_dice": units["dice"][of["negative"]],
         "all_dice": units["dice"][of["all"]],
     }
-    report = {name: float(np.mean(v)) if len(v) else np.nan for name, v in values.items()}
+    report = {
+        name: Value(float(np.mean(v)) if len(v) else np.nan, len(v)) for name, v in values.items()
+    }
     report |= {
-        f"{name}_sd": float(np.std(v, ddof=1)) if len(v) > 1 else np.nan
+        f"{name}_sd": Value(float(np.std(v, ddof=1)) if len(v) > 1 else np.nan, len(v))
         for name, v in values.items()
     }
-    negative, positive = units["slices"].sum(0)
+    return report | _of_slices(units["slices"].sum(0))
+
+
+def _of_slices(slices: np.ndarray) -> dict[str, Value]:
+    """How well the slices' own probability tells them apart, from their histogram [2, 400]."""
+    negative, positive = slices
     called = slice(LOGIT_BINS // 2, None)
     below = np.cumsum(negative) - negative / 2  # ties count one half
     with np.errstate(invalid="ignore"):
-        of_slices = {
-            "slice_sensitivity": positive[called].sum() / positive.sum(),
-            "slice_specificity": 1 - negative[called].sum() / negative.sum(),
-            "slice_auc": positive @ below / (positive.sum() * negative.sum()),
-        }
-    return report | {name: float(value) for name, value in of_slices.items()}
-
-
-def patients_counts(units: Rows) -> dict[str, int]:
-    """How many patients, or slices, each number of `patients_report` is computed from."""
-    slices = units["slices"].sum((0, 2)).astype(int)
-    of_slices = {"sensitivity": slices[1], "specificity": slices[0], "auc": slices.sum()}
-    sizes = {name: chosen.sum() for name, chosen in parts(units).items()}
+        sensitivity = positive[called].sum() / positive.sum()
+        specificity = 1 - negative[called].sum() / negative.sum()
+        auc = positive @ below / (positive.sum() * negative.sum())
     return {
-        name: int(of_slices[what] if of == "slice" else sizes[of])
-        for name in patients_report(units)
-        for of, what in [name.split("_", 1)]
+        "slice_sensitivity": Value(float(sensitivity), int(positive.sum())),
+        "slice_specificity": Value(float(specificity), int(negative.sum())),
+        "slice_auc": Value(float(auc), int(slices.sum())),
     }

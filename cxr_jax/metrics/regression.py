@@ -6,6 +6,8 @@ return a float: NaN where the number is undefined.
 
 import numpy as np
 
+from cxr_jax.metrics.bootstrap import Value
+
 # Eight float32 ulps: a spread this small beside the values is rounding, not variation.
 _CONSTANT = 1e-6
 
@@ -26,6 +28,12 @@ def mean(values) -> float:
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
+
+
+def mean_of_known(values) -> Value:
+    """`mean`, and how many values it is of."""
+    known = ~np.isnan(np.asarray(values, np.float64))
+    return Value(mean(values), int(known.sum()))
 
 
 def mse(pred, true) -> float:

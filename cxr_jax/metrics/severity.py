@@ -1,7 +1,7 @@
 """The severity report: global score, zones and localisation (Kim et al. 2021, Tables 2 and 3).
 
-`severity_report` and `severity_counts` take the rows of a whole split, and go into
-`bootstrap.bootstrap(severity_report, rows, groups, counts=severity_counts)`. Rows that they know:
+`severity_report` takes the rows of a whole split, and goes into
+`bootstrap.bootstrap(severity_report, rows, groups)`. Rows that it knows:
 
 | row | shape | meaning |
 | --- | --- | --- |
@@ -24,6 +24,7 @@ import numpy as np
 
 from cxr_jax.data.records import ZONE_NAMES
 from cxr_jax.metrics import classification, regression
+from cxr_jax.metrics.bootstrap import Value
 
 Rows = Mapping[str, np.ndarray]
 
@@ -48,8 +49,9 @@ def _zone_columns() -> list[tuple[str, int, int]]:
     ]
 
 
-def severity_report(rows: Rows) -> dict[str, float]:
-    """Every metric of the severity task over one split. NaN where undefined.
+def severity_report(rows: Rows) -> dict[str, Value]:
+    """Every metric of the severity task over one split, and how many films or zones it is of. NaN
+    where undefined.
 
     Args:
         rows: see the module's table.
@@ -70,82 +72,82 @@ def severity_report(rows: Rows) -> dict[str, float]:
         zone. With lung rows: their means.
     """
     valid = np.asarray(rows["valid"]).astype(bool)
-    probs = np.asarray(rows["probs"], np.float64)
-    labels = np.where(valid, np.asarray(rows["labels"], np.float64), 0.0)
-    hard = (probs >= HARD_THRESHOLD).astype(np.float64)
-
-    report = {}
-    truth = _sums(labels, valid)
-    for prefix, predicted in (("", _sums(probs, valid)), ("hard_", _sums(hard, valid))):
-        report[f"{prefix}mse"] = regression.mse(predicted, truth)
-        report[f"{prefix}mae"] = regression.mae(predicted, truth)
-        report[f"{prefix}cc"] = regression.cc(predicted, truth)
-        report[f"{prefix}r2"] = regression.r2(predicted, truth)
-
-    aucs = {}
-    for name, row, column in _zone_columns():
-        scored = valid[:, row, column]
-        aucs[name] = classification.auroc(probs[scored, row, column], labels[scored, row, column])
-    report["mean_auc"] = regression.mean(list(aucs.values()))
-    report["zones_with_auc"] = float(sum(not np.isnan(auc) for auc in aucs.values()))
-    report |= aucs
-    report["zone_accuracy"] = regression.mean(hard[valid] == labels[valid])
-    report["zone_kappa"] = classification.cohen_kappa(hard[valid], labels[valid], num_classes=2)
-
+    report = _global_scores(rows, valid) | _zones(rows, valid)
     if "labelled" in rows:
         labelled = np.asarray(rows["labelled"]).astype(bool)
-        report["zones_lost"] = regression.mean(~valid[labelled])
+        lost = regression.mean(~valid[labelled])
+        report["zones_lost"] = Value(lost, int(np.asarray(rows["labelled"]).sum()))
     if "scores" in rows and "score_pred" in rows:
-        scores = np.where(valid, np.asarray(rows["scores"], np.float64), 0.0)
-        score_pred = np.where(valid, np.asarray(rows["score_pred"], np.float64), 0.0)
-        rounded = np.clip(np.rint(score_pred), 0, 3)
-        total, total_pred = _sums(scores, valid), _sums(score_pred, valid)
-        report["region_mae"] = regression.mae(score_pred[valid], scores[valid])
-        report["region_kappa"] = classification.cohen_kappa(
-            rounded[valid], scores[valid], num_classes=4, quadratic=True
-        )
-        report["global_mae_18"] = regression.mae(total_pred, total)
-        report["global_mse_18"] = regression.mse(total_pred, total)
-        report["global_cc_18"] = regression.cc(total_pred, total)
-
+        report |= _levels(rows, valid)
     if "lesion_dice" in rows:
-        nonempty = np.asarray(rows["lesion_nonempty"]).astype(bool)
-        for name in _LESION:
-            report[f"lesion_{name}"] = regression.mean(rows[f"lesion_{name}"][nonempty])
-        report["lesion_false_area"] = regression.mean(rows["lesion_false_area"][~nonempty])
+        report |= _localisation(rows)
     if "pointing_hit" in rows:
         positive = np.asarray(rows["pointing_valid"]).astype(bool)
-        report["pointing"] = regression.mean(rows["pointing_hit"][positive])
-    for name in _LUNGS:
-        if name in rows:
-            report[name] = regression.mean(rows[name])
+        hits = regression.mean(rows["pointing_hit"][positive])
+        report["pointing"] = Value(hits, int(np.asarray(rows["pointing_valid"]).sum()))
+    return report | {name: regression.mean_of_known(rows[name]) for name in _LUNGS if name in rows}
+
+
+def _truth(rows: Rows, valid: np.ndarray) -> np.ndarray:
+    """float64 [N, 3, 2] 0/1; 0 where a zone is invalid."""
+    return np.where(valid, np.asarray(rows["labels"], np.float64), 0.0)
+
+
+def _global_scores(rows: Rows, valid: np.ndarray) -> dict[str, Value]:
+    """The global score 0..6, soft and hard, over the films with a valid zone."""
+    films = int(valid.any(axis=(1, 2)).sum())
+    probs = np.asarray(rows["probs"], np.float64)
+    hard = (probs >= HARD_THRESHOLD).astype(np.float64)
+    truth = _sums(_truth(rows, valid), valid)
+    report = {}
+    for prefix, predicted in (("", _sums(probs, valid)), ("hard_", _sums(hard, valid))):
+        for metric in (regression.mse, regression.mae, regression.cc, regression.r2):
+            report[f"{prefix}{metric.__name__}"] = Value(metric(predicted, truth), films)
     return report
 
 
-def severity_counts(rows: Rows) -> dict[str, int]:
-    """How many films or zones each metric of `severity_report` is computed from.
-
-    Films for the global scores, AUCs, lesion and lung metrics; zones for `zone_*`, `region_*` and
-    `pointing`.
-    """
-    valid = np.asarray(rows["valid"]).astype(bool)
+def _zones(rows: Rows, valid: np.ndarray) -> dict[str, Value]:
+    """AUC of each zone and their mean; agreement over all valid zones at 0.5."""
     films, zones = int(valid.any(axis=(1, 2)).sum()), int(valid.sum())
-    counts = {name: films for name in severity_report(rows)}
-    counts |= {name: int(valid[:, row, column].sum()) for name, row, column in _zone_columns()}
-    counts |= {"zone_accuracy": zones, "zone_kappa": zones}
-    if "labelled" in rows:
-        counts["zones_lost"] = int(np.asarray(rows["labelled"]).sum())
-    if "region_mae" in counts:
-        counts |= {"region_mae": zones, "region_kappa": zones}
-    if "lesion_dice" in rows:
-        nonempty = np.asarray(rows["lesion_nonempty"]).astype(bool)
-        for name in _LESION:
-            counts[f"lesion_{name}"] = int((~np.isnan(rows[f"lesion_{name}"][nonempty])).sum())
-        empty = np.asarray(rows["lesion_false_area"], np.float64)[~nonempty]
-        counts["lesion_false_area"] = int((~np.isnan(empty)).sum())
-    if "pointing_hit" in rows:
-        counts["pointing"] = int(np.asarray(rows["pointing_valid"]).sum())
-    for name in _LUNGS:
-        if name in rows:
-            counts[name] = int((~np.isnan(np.asarray(rows[name], np.float64))).sum())
-    return counts
+    probs, labels = np.asarray(rows["probs"], np.float64), _truth(rows, valid)
+    aucs = {}
+    for name, row, column in _zone_columns():
+        scored = valid[:, row, column]
+        auc = classification.auroc(probs[scored, row, column], labels[scored, row, column])
+        aucs[name] = Value(auc, int(scored.sum()))
+    defined = [auc.value for auc in aucs.values()]
+    hard = (probs >= HARD_THRESHOLD).astype(np.float64)[valid]
+    kappa = classification.cohen_kappa(hard, labels[valid], num_classes=2)
+    return {
+        "mean_auc": Value(regression.mean(defined), films),
+        "zones_with_auc": Value(float(sum(not np.isnan(auc) for auc in defined)), films),
+        **aucs,
+        "zone_accuracy": Value(regression.mean(hard == labels[valid]), zones),
+        "zone_kappa": Value(kappa, zones),
+    }
+
+
+def _levels(rows: Rows, valid: np.ndarray) -> dict[str, Value]:
+    """The zone scores 0..3, and their sum 0..18 over the films with a valid zone."""
+    films, zones = int(valid.any(axis=(1, 2)).sum()), int(valid.sum())
+    scores = np.where(valid, np.asarray(rows["scores"], np.float64), 0.0)
+    predicted = np.where(valid, np.asarray(rows["score_pred"], np.float64), 0.0)
+    rounded = np.clip(np.rint(predicted), 0, 3)
+    kappa = classification.cohen_kappa(rounded[valid], scores[valid], num_classes=4, quadratic=True)
+    total, total_predicted = _sums(scores, valid), _sums(predicted, valid)
+    return {
+        "region_mae": Value(regression.mae(predicted[valid], scores[valid]), zones),
+        "region_kappa": Value(kappa, zones),
+        "global_mae_18": Value(regression.mae(total_predicted, total), films),
+        "global_mse_18": Value(regression.mse(total_predicted, total), films),
+        "global_cc_18": Value(regression.cc(total_predicted, total), films),
+    }
+
+
+def _localisation(rows: Rows) -> dict[str, Value]:
+    """Overlap over the films with a lesion; the area that is marked on films without one."""
+    nonempty = np.asarray(rows["lesion_nonempty"]).astype(bool)
+    names = [f"lesion_{name}" for name in _LESION]
+    return {name: regression.mean_of_known(rows[name][nonempty]) for name in names} | {
+        "lesion_false_area": regression.mean_of_known(rows["lesion_false_area"][~nonempty])
+    }

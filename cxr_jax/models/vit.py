@@ -132,7 +132,10 @@ class ViT(nn.Module):
     """A transformer over the cells of a map and a learned [class] token.
 
     Attributes:
-      num_layers, num_heads, width, mlp_dim: L, heads, D and the MLP's hidden size.
+      num_layers: L.
+      num_heads: of the attention.
+      width: D.
+      mlp_dim: the MLP's hidden size.
       stride: of the 1x1 projection (2 for the 1024-pixel ablation of Park et al. 2021).
       patch_size: 1 takes the cells of a feature map; 16 cuts a raw image into 16x16 patches.
       dropout: after the embedding, in the attention and in the MLP.

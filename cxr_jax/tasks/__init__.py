@@ -1,9 +1,19 @@
-"""The tasks: one file a paper."""
+"""The tasks: one file a paper, and the table that names them."""
+
+from collections.abc import Callable
 
 import ml_collections
 
 from cxr_jax.errors import InputError
+from cxr_jax.tasks import findings, lungs, seam, severity
 from cxr_jax.tasks.base import Task
+
+TASKS: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
+    "findings": findings.Findings.from_config,
+    "lungs": lungs.Lungs.from_config,
+    "seam": seam.from_config,
+    "severity": severity.Severity.from_config,
+}
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
@@ -12,18 +22,10 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     Raises:
       InputError: an unknown task, a setting that cannot be meant, or a config that lacks a field.
     """
-    from cxr_jax.tasks import findings, lungs, seam, severity
-
-    tasks = {
-        "findings": findings.Findings.from_config,
-        "lungs": lungs.Lungs.from_config,
-        "seam": seam.from_config,
-        "severity": severity.Severity.from_config,
-    }
-    if config.task not in tasks:
-        raise InputError(f"config.task={config.task!r}; expected one of {', '.join(tasks)}")
+    if config.task not in TASKS:
+        raise InputError(f"config.task={config.task!r}; expected one of {', '.join(TASKS)}")
     try:
-        return tasks[config.task](config)
+        return TASKS[config.task](config)
     except AttributeError as error:
         if not (error.args and isinstance(error.args[0], KeyError)):
             raise  # no missing field, but a bug of ours

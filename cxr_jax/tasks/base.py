@@ -1,8 +1,22 @@
-"""What one paper adds to the shared loop."""
+"""What one paper adds to the shared loops: a task of ten names, in three parts.
+
+| name | what | where it runs |
+| --- | --- | --- |
+| `name` | of the task, in configs and results | |
+| `data` | what it reads, and how a record becomes an example (`Data`) | host |
+| `frozen` | the parts that are never trained | |
+| `init`, `loss`, `predict`, `score` | pure functions of variables and batch | jitted |
+| `evaluation` | from the rows of a split to numbers and charts (`Evaluation`) | host |
+| `figure`, `describe` | one example as a picture, and as plain JSON | host |
+
+Two more where a task needs them: `explain`, for the records that are drawn, and `combine`, how the
+outputs of several checkpoints become one. A task of CT volumes is a `VolumeTask`.
+"""
 
 import abc
-import pathlib
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -10,8 +24,9 @@ from matplotlib.figure import Figure
 
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
+from cxr_jax.metrics.bootstrap import Value
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -20,57 +35,124 @@ Rows = dict[str, np.ndarray]
 Variables = dict[str, Any]
 
 
+class Adapt(Protocol):
+    """Makes of a source what is trained on, or evaluated."""
+
+    def __call__(self, source: Source, *, training: bool) -> Source: ...
+
+
+def as_it_is(source: Source, *, training: bool) -> Source:
+    """The source itself."""
+    del training
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a task reads.
+
+    Attributes:
+      fields: the record fields it trains and is scored on (`data/records.py`). Those of them that
+        a source lacks may be completed (`inputs/`).
+      transforms: how a record becomes an example. Labels are optional: `predict` has none.
+      inputs: those of `fields` that `predict` reads.
+      labels: those of `fields`, and those that go with them, that a film without labels lacks: what
+        is hidden of a second data set whose labels are not to be used.
+      stages: when how much of a second data set joins the training.
+      adapt: leaves out records, or makes of them what is trained on, e.g. bags of slices.
+    """
+
+    fields: frozenset[str]
+    transforms: Transforms
+    inputs: frozenset[str] = frozenset({"image"})
+    labels: frozenset[str] = frozenset()
+    stages: tuple[Stage, ...] = (Stage(0),)
+    adapt: Adapt = as_it_is
+
+
+class Evaluation(abc.ABC):
+    """From the rows of a whole split to numbers and charts, on the host.
+
+    Attributes:
+      settings: config fields that an evaluation may set otherwise than the training did, since they
+        decide only what becomes of the outputs, e.g. a threshold.
+      columns: the metrics of a table over runs; () takes all.
+      averaged: rows that are predictions, so that several runs have a mean prediction; () if none.
+      errors: metrics whose differences to the `references` are told, patient by patient.
+    """
+
+    settings: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    def finish_rows(self, rows: Rows) -> Rows:
+        """Host work on the rows of one batch (post-processing) before they are kept."""
+        return rows
+
+    def units(self, rows: Rows) -> Rows:
+        """What `report` and its intervals count, from the rows of a whole split: the rows
+        themselves, or one for each patient, of whose slices the rows are. Has `id` and `group`."""
+        return rows
+
+    @abc.abstractmethod
+    def report(self, units: Rows) -> dict[str, Value]:
+        """Numbers over the `units` of a whole split, each with how many films, zones, patients, ...
+        it is computed from; NaN where one is not defined."""
+
+    def paired_values(self, units: Rows) -> dict[str, np.ndarray]:
+        """By which numbers runs are compared in pairs (Wilcoxon): name of a part of the `units` ->
+        one number of each unit of it."""
+        del units
+        return {}
+
+    def with_best_threshold(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
+        """`rows` at the threshold that is best on the `validation` rows of the run, and which.
+
+        Raises:
+          InputError: the task's numbers depend on no threshold.
+        """
+        raise InputError("this task has no threshold to choose; leave out --tune")
+
+    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
+        """Rows of predictors that are no model, on the same examples: a second reader, a constant.
+
+        Args:
+          rows: of an evaluation.
+          training: the training films, of which a constant may be the mean.
+        """
+        del rows, training
+        return {}
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """Charts of a whole split, by file stem."""
+        del rows
+        return {}
+
+    def figure_indices(self, source: Source, count: int) -> np.ndarray:
+        """Which records of a split are drawn: at most `count`, evenly spaced."""
+        return evenly(np.arange(len(source)), count)
+
+
 class Task(abc.ABC):
     """One paper, behind ten names. A subclass is a frozen dataclass made from a config.
 
-    A task owns no arrays and no loop. `init`, `loss`, `predict` and `score` are pure and are
-    jitted by the loop; `report`, `figures` and `describe` run on the host.
+    A task owns no arrays and no loop. `init`, `loss`, `predict`, `score` and `explain` are pure and
+    are jitted by the loops; the rest runs on the host.
     """
 
     name: ClassVar[str]
-    volumes: ClassVar[bool] = False  # its examples are slices of CT volumes and not films
 
     @property
     @abc.abstractmethod
-    def fields(self) -> frozenset[str]:
-        """The record fields it trains and is scored on (see `data/records.py`)."""
+    def data(self) -> Data:
+        """What it reads, and how a record becomes an example."""
 
     @property
-    def inputs(self) -> frozenset[str]:
-        """Those of `fields` that `predict` reads."""
-        return frozenset({"image"})
-
-    @property
-    def adds(self) -> frozenset[str]:
-        """Those of `fields` that `adapt` can give to a source without them."""
-        return frozenset()
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Patterns of the parameter paths this task never trains, e.g. ('backbone/.*',)."""
-        return ()
-
-    @property
-    def labels(self) -> frozenset[str]:
-        """Those of `fields`, and those that go with them, that a film without labels lacks: what
-        is hidden of a second data set whose labels are not to be used."""
-        return frozenset()
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """When how much of a second data set joins the training."""
-        return (Stage(0),)
-
-    @property
-    @abc.abstractmethod
-    def transforms(self) -> Transforms:
-        """How a record becomes an example. Labels are optional: `predict` has none."""
-
-    def adapt(self, source: Source, cache_dir: pathlib.Path, *, training: bool = False) -> Source:
-        """Adds what the records lack, e.g. lung masks from another trained model, or makes of them
-        what is trained on, e.g. bags of slices."""
-        del cache_dir, training
-        return source
+    def frozen(self) -> Mapping[str, str]:
+        """Patterns of the parameter paths that are never trained -> the setting that would train
+        them, e.g. {'backbone/.*': 'config.model.train_backbone=True'}."""
+        return {}
 
     @abc.abstractmethod
     def init(self, rng: Array, batch: Batch) -> Variables:
@@ -95,53 +177,63 @@ class Task(abc.ABC):
     def score(self, outputs: Outputs, batch: Batch) -> dict[str, Array]:
         """Rows [B, ...]: one an example, nothing averaged."""
 
-    def units(self, rows: Rows) -> Rows:
-        """What `report` and its intervals count, from the rows of a whole split: the rows
-        themselves, or one for each patient, of whose slices the rows are. Has `id` and `group`."""
-        return rows
-
-    def finish_rows(self, rows: Rows) -> Rows:
-        """Host work on the rows of one batch (post-processing) before they are kept."""
-        return rows
-
+    @property
     @abc.abstractmethod
-    def report(self, rows: Rows) -> dict[str, float]:
-        """Numbers over the `units` of a whole split; NaN where one is not defined."""
-
-    def counts(self, rows: Rows) -> dict[str, int]:
-        """How many films, zones, ... each number of `report` is computed from."""
-        return {name: len(rows["id"]) for name in self.report(rows)}
-
-    def compared(self, units: Rows) -> dict[str, np.ndarray]:
-        """By which numbers runs are compared in pairs (Wilcoxon): name of a part of the `units` ->
-        one number of each unit of it."""
-        del units
-        return {}
-
-    def tuned(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
-        """`rows` at the threshold that is best on the `validation` rows of the run, and which.
-
-        Raises:
-          InputError: the task's numbers depend on no threshold.
-        """
-        raise InputError(f"task {self.name!r} has no threshold to choose; leave out --tune")
-
-    def summary_figures(self, rows: Rows) -> dict[str, Figure]:
-        """Pictures of a whole split, by file stem."""
-        del rows
-        return {}
-
-    def drawn(self, source: Source, count: int) -> np.ndarray:
-        """Which records of a split an evaluation draws: at most `count`, evenly spaced."""
-        return evenly(np.arange(len(source)), count)
+    def evaluation(self) -> Evaluation:
+        """From the rows of a whole split to numbers and charts."""
 
     @abc.abstractmethod
     def figure(self, record: Record, outputs: dict[str, np.ndarray]) -> Figure:
-        """One example: the film at its own size, the truth where there is one, the prediction."""
+        """One example: the film at its own size, the truth where there is one, the prediction.
+        `outputs` are those of `predict`, and of `explain` where there is one."""
 
     @abc.abstractmethod
-    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        """One example's prediction as plain JSON, for `predictions.jsonl`."""
+    def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """One example's prediction as plain JSON, for `predictions.jsonl`; places are told in the
+        record's own pixels."""
+
+    # Optional: (variables, batch) -> further arrays [B, ...] for `figure`, e.g. attention. It may
+    # cost more than `predict`, so it runs for the records that are drawn only.
+    explain: ClassVar[Callable[..., Outputs] | None] = None
+
+    def combine(self, outputs: Sequence[Outputs]) -> Outputs:
+        """One prediction of the members of an ensemble: the mean, output by output. A task whose
+        outputs have no mean (boxes, say) does it its own way, on the host if need be."""
+        return mean(outputs)
+
+
+class VolumeTask(Task):
+    """A task whose records are slices of CT volumes, each with its neighbours (`slices`).
+
+    Its `predict` gives `slice_prob` [B], the probability that there is a find in the slice.
+    """
+
+    @abc.abstractmethod
+    def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """What is found on a slice of `shape`: uint8 [H, W], 1 inside."""
+
+    @abc.abstractmethod
+    def describe_volume(
+        self,
+        probs: list[float],
+        mask: np.ndarray,
+        *,
+        numbers: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, Any]:
+        """A volume's prediction as plain JSON.
+
+        Args:
+            probs: [S] `slice_prob` of every slice.
+            mask: [S, H, W] what was found.
+            numbers: [S] of the slices, as they are told.
+            spacing_mm: between slices, rows, columns.
+        """
+
+
+def mean(outputs: Sequence[Outputs]) -> Outputs:
+    """The mean of several outputs, array by array."""
+    return jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *outputs)
 
 
 def evenly(values: np.ndarray, count: int) -> np.ndarray:

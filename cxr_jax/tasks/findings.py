@@ -9,7 +9,6 @@ backbone under its own name. Boxes of findings are never trained on: `score` alo
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
 import jax
@@ -18,18 +17,19 @@ import ml_collections
 import numpy as np
 
 from cxr_jax import figures, losses
-from cxr_jax.data import sources
+from cxr_jax.data import boxes as film_boxes
 from cxr_jax.data.augment import Augment
+from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.sources.base import Source, only_with
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import findings
 from cxr_jax.metrics.bootstrap import bootstrap
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.pcam import PCAMHeads, PCAMNet
-from cxr_jax.tasks.base import Task
-from cxr_jax.tasks.lungs import MaskSource
+from cxr_jax.tasks.base import Data, Evaluation, Task
 
 POOLS = ("pcam", "avg", "max", "lse", "exp", "linear")
 MAX_BOXES = 64  # a batch has one shape; phantoms have up to 36 boxes, NIH films up to 6
@@ -55,84 +55,43 @@ class Findings(Task):
     augment: Augment
     positive_weights: tuple[float, ...]
     untrained: tuple[str, ...]
-    lungs: MaskSource | None
+    lungs: LungMasks | None
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Findings":
-        if config.pool not in POOLS:
-            raise InputError(f"config.pool={config.pool!r}; expected one of {', '.join(POOLS)}")
-        if config.extra.name and config.extra.labels != "given":
-            raise InputError(
-                f"config.extra.labels={config.extra.labels!r}: nothing can be learned from films "
-                "without findings; set it to given, or config.extra.name to nothing"
-            )
-        weights = tuple(float(weight) for weight in config.positive_weights)
-        if len(weights) not in (0, len(FINDINGS)) or not all(0 < w < np.inf for w in weights):
-            raise InputError(
-                f"config.positive_weights={weights}; expected () or {len(FINDINGS)} positive "
-                "numbers, in the order of records.FINDINGS"
-            )
-        if wrong := set(config.untrained) - set(FINDINGS):
-            raise InputError(
-                f"config.untrained has {min(wrong)!r}; the findings are {', '.join(FINDINGS)}"
-            )
-        stride = 2 ** (len(config.model.backbone.block_sizes) + 1)
-        if config.preprocess.size % stride:
-            raise InputError(
-                f"config.preprocess.size={config.preprocess.size}: the backbone's stride {stride} "
-                "must divide it"
-            )
+        _check(config)
         c, dtype = config.model, jnp.dtype(config.precision)
+        backbone = DenseNet(
+            growth_rate=c.backbone.growth_rate,
+            block_sizes=tuple(c.backbone.block_sizes),
+            init_features=c.backbone.init_features,
+            dtype=dtype,
+        )
+        heads = PCAMHeads(len(FINDINGS), pool=config.pool, lse_gamma=c.lse_gamma, dtype=dtype)
         return cls(
-            model=PCAMNet(
-                backbone=DenseNet(
-                    growth_rate=c.backbone.growth_rate,
-                    block_sizes=tuple(c.backbone.block_sizes),
-                    init_features=c.backbone.init_features,
-                    dtype=dtype,
-                ),
-                heads=PCAMHeads(
-                    len(FINDINGS), pool=config.pool, lse_gamma=c.lse_gamma, dtype=dtype
-                ),
-            ),
+            model=PCAMNet(backbone=backbone, heads=heads),
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
-            positive_weights=weights,
+            positive_weights=tuple(float(weight) for weight in config.positive_weights),
             untrained=tuple(config.untrained),
-            lungs=MaskSource(**config.lungs) if config.mask_lungs else None,
+            lungs=LungMasks(**config.lungs) if config.mask_lungs else None,
         )
 
     @property
-    def fields(self) -> frozenset[str]:
-        return self.inputs | {"findings"}
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        return frozenset({"image", "lungs"} if self.lungs else {"image"})
-
-    @property
-    def adds(self) -> frozenset[str]:
-        return self.lungs.adds if self.lungs else frozenset()
-
-    @property
-    def labels(self) -> frozenset[str]:
-        return frozenset({"findings"})
-
-    @property
-    def transforms(self) -> Transforms:
-        return Transforms(example=self._example, finish=self._finish)
+    def data(self) -> Data:
+        inputs = frozenset({"image", "lungs"} if self.lungs else {"image"})
+        return Data(
+            fields=inputs | {"findings"},
+            inputs=inputs,
+            labels=frozenset({"findings"}),
+            transforms=Transforms(example=self._example, finish=self._finish),
+            adapt=_with_findings,
+        )
 
     @property
     def _trained(self) -> np.ndarray:
         """bool [10]: the outputs that mean something."""
         return np.array([name not in self.untrained for name in FINDINGS])
-
-    def adapt(
-        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
-    ) -> sources.Source:
-        """Leaves out films of which no finding is known; gives lung masks if they are used."""
-        source = sources.only_with(source, {"findings"})
-        return self.lungs.apply(source, cache_dir) if self.lungs else source
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         example = {"image": self.preprocess.film(record["image"])}
@@ -141,21 +100,17 @@ class Findings(Task):
         unknown = np.full(len(FINDINGS), np.nan)
         known = np.asarray(record.get("findings", unknown), np.float32)
         example["findings"] = np.where(self._trained, known, np.float32(np.nan))
-        boxes = np.asarray(record.get("boxes", np.zeros((0, 4))), np.float32)
-        if len(boxes) > MAX_BOXES:
-            raise InputError(
-                f"film {record['id']!r} has {len(boxes)} boxes of findings; at most {MAX_BOXES} "
-                "can be scored: merge some, or leave the film out"
-            )
-        # The film is stretched to the square, and its boxes with it.
-        height, width = record["image"].shape
-        scale = self.preprocess.size / np.array([width, height, width, height], np.float32)
-        example["boxes"] = np.full((MAX_BOXES, 4), np.nan, np.float32)
-        example["boxes"][: len(boxes)] = boxes * scale
-        example["box_label"] = np.full(MAX_BOXES, -1, np.int32)
-        example["box_label"][: len(boxes)] = record.get("box_label", ())
-        example["box_label"][~np.isin(example["box_label"], np.flatnonzero(self._trained))] = -1
+        example["boxes"], example["box_label"] = self._boxes(record)
         return example
+
+    def _boxes(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [M, 4] in pixels of the square, and labels int32 [M]; -1 where not trained."""
+        drawn = record.get("boxes", np.zeros((0, 4), np.float32))
+        # The film is stretched to the square, and its boxes with it.
+        drawn = self.preprocess.boxes(drawn, record["image"].shape)
+        labels = record.get("box_label", np.zeros(0, np.int32))
+        padded, labels = film_boxes.pad(drawn, labels, length=MAX_BOXES, film=record["id"])
+        return padded, np.where(np.isin(labels, np.flatnonzero(self._trained)), labels, -1)
 
     def _finish(self, example, rng):
         if rng is not None:
@@ -198,29 +153,9 @@ class Findings(Task):
         shares = batch["boxes"] / self.preprocess.size
         return rows | findings.pointing(outputs["heat"], shares, batch["box_label"])
 
-    def report(self, rows):
-        return findings.findings_report(rows)
-
-    def counts(self, rows):
-        return findings.findings_counts(rows)
-
-    def summary_figures(self, rows):
-        """The AUC of each finding with its interval."""
-        found = bootstrap(
-            findings.finding_aucs,
-            {name: rows[name] for name in ("probs", "labels")},
-            rows["group"],
-            resamples=_FIGURE_RESAMPLES,
-        )
-        positives = np.nansum(rows["labels"], axis=0).astype(int)
-        known = (~np.isnan(rows["labels"])).sum(axis=0)
-        return {
-            "auc": figures.auc_chart(
-                FINDINGS,
-                [(auc.value, auc.low, auc.high) for auc in found.values()],
-                [f"{p} of {n}" for p, n in zip(positives, known)],
-            )
-        }
+    @property
+    def evaluation(self) -> Evaluation:
+        return FindingsEvaluation()
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         kept = np.flatnonzero(self._trained)
@@ -239,10 +174,71 @@ class Findings(Task):
             title=str(record["id"]),
         )
 
-    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        del record  # a finding has no place in the answer
         return {
             "findings": {
                 name: round(float(p), 4) if trained else None
                 for name, p, trained in zip(FINDINGS, outputs["probs"], self._trained, strict=True)
             }
         }
+
+
+class FindingsEvaluation(Evaluation):
+    """Discrimination of each finding, and whether its map points at it."""
+
+    columns = ("mean_auc", "mean_pointing", "mean_pointing_chance")
+
+    def report(self, units):
+        return findings.findings_report(units)
+
+    def figures(self, rows):
+        """The AUC of each finding with its interval."""
+        found = bootstrap(
+            findings.finding_aucs,
+            {name: rows[name] for name in ("probs", "labels")},
+            rows["group"],
+            resamples=_FIGURE_RESAMPLES,
+        )
+        positives = np.nansum(rows["labels"], axis=0).astype(int)
+        known = (~np.isnan(rows["labels"])).sum(axis=0)
+        return {
+            "auc": figures.auc_chart(
+                FINDINGS,
+                [(auc.value, auc.low, auc.high) for auc in found.values()],
+                [f"{p} of {n}" for p, n in zip(positives, known)],
+            )
+        }
+
+
+def _with_findings(source: Source, *, training: bool) -> Source:
+    """Leaves out films of which no finding is known."""
+    del training
+    return only_with(source, {"findings"})
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that cannot be meant."""
+    if config.pool not in POOLS:
+        raise InputError(f"config.pool={config.pool!r}; expected one of {', '.join(POOLS)}")
+    if config.second.name and config.second.labels != "given":
+        raise InputError(
+            f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
+            "without findings; set it to given, or config.second.name to nothing"
+        )
+    weights = tuple(float(weight) for weight in config.positive_weights)
+    if len(weights) not in (0, len(FINDINGS)) or not all(0 < w < np.inf for w in weights):
+        raise InputError(
+            f"config.positive_weights={weights}; expected () or {len(FINDINGS)} positive "
+            "numbers, in the order of records.FINDINGS"
+        )
+    if wrong := set(config.untrained) - set(FINDINGS):
+        raise InputError(
+            f"config.untrained has {min(wrong)!r}; the findings are {', '.join(FINDINGS)}"
+        )
+    stride = 2 ** (len(config.model.backbone.block_sizes) + 1)
+    if config.preprocess.size % stride:
+        raise InputError(
+            f"config.preprocess.size={config.preprocess.size}: the backbone's stride {stride} "
+            "must divide it"
+        )

@@ -16,9 +16,6 @@ and how much of the lungs is found (`lung_area_ratio`, `lung_recall`; below 1: u
 """
 
 import dataclasses
-import hashlib
-import os
-import pathlib
 from typing import Any, ClassVar
 
 import cv2
@@ -27,27 +24,26 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
 from cxr_jax import figures, losses, teacher
-from cxr_jax.checkpoints import restore_variables
-from cxr_jax.data import sources, zones
+from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data.augment import Augment
+from cxr_jax.data.lungs import LEFT, RIGHT
 from cxr_jax.data.opacities import Opacities
 from cxr_jax.data.pipeline import Stage, Transforms
-from cxr_jax.data.preprocess import Preprocess, resize_map
+from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
+from cxr_jax.data.sources.base import Source, only_with
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
 from cxr_jax.models import adain
 from cxr_jax.models.adain import AdaINGenerator
 from cxr_jax.models.unet import UNet
-from cxr_jax.tasks.base import Task
-from cxr_jax.workdir import read_config
+from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 
 Array = jax.Array
 
-RIGHT, LEFT = 0, 1  # output channels
+FIELDS = frozenset({"image", "lungs"})
 ROWS = (
     "lung_dice",
     "lung_dice_right",
@@ -65,7 +61,7 @@ class Teaching:
 
     Attributes:
       first_step: they join here; before, the labelled films are trained on alone.
-      extra_fraction: their share of every batch from then on; 0: as the numbers of films are.
+      second_fraction: their share of every batch from then on; 0: as the numbers of films are.
       decay: of the teacher, a moving average of the student.
       weight: of a film without mask beside one with a mask.
       ramp_steps: that weight rises from 0 in so many steps.
@@ -75,7 +71,7 @@ class Teaching:
     """
 
     first_step: int
-    extra_fraction: float
+    second_fraction: float
     decay: float
     weight: float
     ramp_steps: int
@@ -88,9 +84,9 @@ class Teaching:
                 f"config.teaching.first_step={self.first_step} and ramp_steps={self.ramp_steps}; "
                 "expected at least 1 and at least 0"
             )
-        if not 0 <= self.extra_fraction < 1 or not 0 <= self.decay < 1 or self.weight < 0:
+        if not 0 <= self.second_fraction < 1 or not 0 <= self.decay < 1 or self.weight < 0:
             raise InputError(
-                f"config.teaching: extra_fraction={self.extra_fraction} and decay={self.decay} "
+                f"config.teaching: second_fraction={self.second_fraction} and decay={self.decay} "
                 f"must lie in 0..1 (1 excluded) and weight={self.weight} be at least 0"
             )
         if not 0.5 <= self.confidence < 1:
@@ -103,7 +99,7 @@ class Teaching:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Labelled films alone, then both sets."""
-        return Stage(0, 0.0), Stage(self.first_step, 1.0, self.extra_fraction or None)
+        return Stage(0, 0.0), Stage(self.first_step, 1.0, self.second_fraction or None)
 
     def weight_at(self, step: Array) -> Array:
         """The weight of a film without mask at this step: 0, then rising, then `weight`."""
@@ -140,7 +136,7 @@ class Lungs(Task):
             raise InputError(
                 f"config.method={config.method!r}; expected one of {', '.join(methods)}"
             )
-        _check_extra(config)
+        _check_second(config)
         return methods[config.method](
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
@@ -157,22 +153,19 @@ class Lungs(Task):
         return {"model": UNet(tuple(config.model.features), out_channels=2, dtype=dtype)}
 
     @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"image", "lungs"})
+    def stages(self) -> tuple[Stage, ...]:
+        """When films without masks join."""
+        return (Stage(0),)
 
     @property
-    def labels(self) -> frozenset[str]:
-        return frozenset({"lungs"})
-
-    @property
-    def transforms(self) -> Transforms:
-        return Transforms(example=self._example, finish=self._finish)
-
-    def adapt(
-        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
-    ) -> sources.Source:
-        """Leaves out films without a mask, but where all masks are hidden."""
-        return sources.only_with(source, self.fields)
+    def data(self) -> Data:
+        return Data(
+            fields=FIELDS,
+            labels=frozenset({"lungs"}),
+            stages=self.stages,
+            transforms=Transforms(example=self._example, finish=self._finish),
+            adapt=_with_masks,
+        )
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         """`image`, `lungs` and whether they are known (`labelled`); for scoring the lesions, where
@@ -248,49 +241,22 @@ class Lungs(Task):
             "global_severity": batch["global_severity"],
         }
 
-    def finish_rows(self, rows):
-        """Dice per lung, area and recall after post-processing (holes filled, one component a
-        lung), which runs on the host; the maps themselves are dropped.
-
-        `lesion_recall` is the share of the true lesions within the true lungs that the predicted
-        lungs hold; NaN where there is none.
-        """
-        probs = rows.pop("lung_probs_u8") / np.float32(255)
-        truth, lesion = jnp.asarray(rows.pop("lungs")), jnp.asarray(rows.pop("lesion"))
-        labels = jnp.asarray([zones.lungs_from_probs(p[..., RIGHT], p[..., LEFT]) for p in probs])
-        post = segmentation.lung_rows(labels, truth) | segmentation.lung_area_rows(labels, truth)
-        sick = segmentation.overlap_rows(labels > 0, (lesion > 0) & (truth > 0))
-        post["lesion_recall"] = sick["recall"]
-        return rows | {name: np.asarray(value) for name, value in post.items()}
-
-    def report(self, rows):
-        return {name: regression.mean(values) for name, values in self._subsets(rows).items()}
-
-    def counts(self, rows):
-        return {name: int((~np.isnan(v)).sum()) for name, v in self._subsets(rows).items()}
-
-    def _subsets(self, rows) -> dict[str, np.ndarray]:
-        """The values of each metric of `report`: of all films, and of the severe ones."""
-        severe = np.asarray(rows["global_severity"]) >= self.severe_from  # False for NaN
-        everything = {name: np.asarray(rows[name], np.float64) for name in ROWS}
-        return everything | {f"severe_{name}": v[severe] for name, v in everything.items()}
+    @property
+    def evaluation(self) -> Evaluation:
+        return LungsEvaluation(self.severe_from)
 
     def figure(self, record, outputs):
         film = record["image"]
-        return figures.lungs_panel(film, self.label_map(outputs, film.shape), record.get("lungs"))
+        labels = lung_labels.label_map(outputs["lung_probs"], film.shape)
+        return figures.lungs_panel(film, labels, record.get("lungs"))
 
-    def describe(self, outputs):
-        labels = self.label_map(outputs, outputs["lung_probs"].shape[:2])
+    def describe(self, record, outputs):
+        del record  # shares are told, not places
+        labels = lung_labels.label_map(outputs["lung_probs"], outputs["lung_probs"].shape[:2])
         share = {
             side: round(float(np.mean(labels == i)), 4) for i, side in ((1, "right"), (2, "left"))
         }
         return {"lung_area_share": share}
-
-    @staticmethod
-    def label_map(outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-        """[h, w, 2] probabilities -> uint8 [H, W] lung labels of a film of `shape`."""
-        probs = resize_map(np.asarray(outputs["lung_probs"], np.float32), shape)
-        return zones.lungs_from_probs(probs[..., RIGHT], probs[..., LEFT])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +277,7 @@ class SemiLungs(Lungs):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
+        """Films with masks first, then both kinds."""
         return self.teaching.stages
 
     def _teacher_view(self, film: np.ndarray) -> dict[str, np.ndarray]:
@@ -444,155 +411,54 @@ def _student(variables):
     return {name: tree for name, tree in variables.items() if name != teacher.COLLECTION}
 
 
-def _check_extra(config: ml_collections.ConfigDict) -> None:
+def _check_second(config: ml_collections.ConfigDict) -> None:
     """Refuses a method without its second data set, or the other way round."""
-    name, labels = config.extra.name, config.extra.labels
+    name, labels = config.second.name, config.second.labels
     if config.method == "unet" and name and labels == "hidden":
         raise InputError(
-            f"config.extra.name={name!r} without masks beside config.method='unet', which learns "
-            "from masks alone; set config.method to semi or adain, or config.extra.labels=given"
+            f"config.second.name={name!r} without masks beside config.method='unet', which learns "
+            "from masks alone; set config.method to semi or adain, or config.second.labels=given"
         )
     if config.method != "unet" and (not name or labels != "hidden"):
         raise InputError(
-            f"config.method={config.method!r} needs films without masks; set config.extra.name "
-            f"to a data set (it is {name!r}) and config.extra.labels to hidden (it is {labels!r})"
+            f"config.method={config.method!r} needs films without masks; set config.second.name "
+            f"to a data set (it is {name!r}) and config.second.labels to hidden (it is {labels!r})"
         )
 
 
-def enlarge(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [h, w] lung labels -> uint8 [H, W] of `shape`, with smooth borders."""
-    right, left = (resize_map((labels == i).astype(np.float32), shape) for i in (1, 2))
-    return np.where(right >= 0.5, 1, np.where(left > 0.5, 2, 0)).astype(np.uint8)
-
-
 @dataclasses.dataclass(frozen=True)
-class Segmenter:
-    """A trained `lungs` work directory, ready to label films."""
-
-    task: Lungs
-    variables: Any
-    apply: Any  # (variables, batch) -> outputs, jitted
-    version: str  # digest of config and weights, for the cache
-    batch_size: int = 8
-
-    @classmethod
-    def load(cls, workdir: str | pathlib.Path) -> "Segmenter":
-        """Raises InputError where the folder holds no trained `lungs` run."""
-        workdir = pathlib.Path(workdir)
-        config = read_config(workdir)
-        if config.task != Lungs.name:
-            raise InputError(
-                f"{workdir} is a run of task {config.task!r}; lung masks need one of 'lungs' "
-                "(python -m cxr_jax.main --config=configs/lungs.py)"
-            )
-        task = Lungs.from_config(config)
-        size = config.preprocess.size
-        shapes = jax.eval_shape(
-            task.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, size, size))}
-        )
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        _, (variables,) = restore_variables(workdir, dict(shapes), device)
-        digest = hashlib.sha256(config.to_json().encode())
-        for array in jax.tree.leaves(variables):
-            digest.update(np.asarray(array).tobytes())
-        return cls(task, variables, jax.jit(task.predict), digest.hexdigest())
-
-    def labels(self, films: list[np.ndarray]) -> np.ndarray:
-        """At most `batch_size` films, uint8 [H, W] of any sizes -> uint8 [n, S, S] lung labels."""
-        prepare = self.task.preprocess
-        images = [prepare.normalize(prepare.film(film)) for film in films]
-        images += [images[0]] * (self.batch_size - len(films))  # one shape, one compilation
-        outputs = self.apply(self.variables, {"image": np.stack(images)})
-        probs = np.asarray(outputs["lung_probs"])[: len(films)]
-        return np.stack([zones.lungs_from_probs(p[..., RIGHT], p[..., LEFT]) for p in probs])
-
-
-MASKS = ("record", "predicted", "record_or_predicted")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskSource:
-    """Where another task's lung masks come from: `config.lungs`.
+class LungsEvaluation(Evaluation):
+    """Of all films, and of the severe ones; see the module.
 
     Attributes:
-      masks: 'record', 'predicted' by the run in `workdir`, or 'record_or_predicted'.
-      workdir: of a trained lungs run.
+      severe_from: least global severity score (0..18) of a severe film.
     """
 
-    masks: str
-    workdir: str
+    severe_from: float
 
-    def __post_init__(self):
-        if self.masks not in MASKS:
-            raise InputError(
-                f"config.lungs.masks={self.masks!r}; expected one of {', '.join(MASKS)}"
-            )
-        if self.masks != "record" and not self.workdir:
-            raise InputError(
-                f"config.lungs.masks={self.masks!r} needs config.lungs.workdir, the work "
-                "directory of a trained lungs run (--config=configs/lungs.py)"
-            )
+    def finish_rows(self, rows: Rows) -> Rows:
+        """Dice per lung, area and recall after post-processing (holes filled, one component a
+        lung), which runs on the host; the maps themselves are dropped.
 
-    @property
-    def adds(self) -> frozenset[str]:
-        """What `apply` gives to a source without it."""
-        return frozenset() if self.masks == "record" else frozenset({"lungs"})
+        `lesion_recall` is the share of the true lesions within the true lungs that the predicted
+        lungs hold; NaN where there is none.
+        """
+        probs = rows.pop("lung_probs_u8") / np.float32(255)
+        truth, lesion = jnp.asarray(rows.pop("lungs")), jnp.asarray(rows.pop("lesion"))
+        labels = jnp.asarray([lung_labels.labels_from_probs(p) for p in probs])
+        post = segmentation.lung_rows(labels, truth) | segmentation.lung_area_rows(labels, truth)
+        sick = segmentation.overlap_rows(labels > 0, (lesion > 0) & (truth > 0))
+        post["lesion_recall"] = sick["recall"]
+        return rows | {name: np.asarray(value) for name, value in post.items()}
 
-    def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
-        """`source` with a mask for every film; without predictions, its films that have one."""
-        if self.masks == "record":
-            return sources.only_with(source, {"lungs"})
-        if self.masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
-            return source
-        segmenter = Segmenter.load(self.workdir)
-        return WithLungs(source, segmenter, cache_dir, replace=self.masks == "predicted")
+    def report(self, units):
+        severe = np.asarray(units["global_severity"]) >= self.severe_from  # False for NaN
+        everything = {name: np.asarray(units[name], np.float64) for name in ROWS}
+        subsets = everything | {f"severe_{name}": v[severe] for name, v in everything.items()}
+        return {name: regression.mean_of_known(values) for name, values in subsets.items()}
 
 
-class WithLungs:
-    """A source whose records have `lungs` from a trained model where they have none of their own,
-    or always.
-
-    The masks are made once, at the segmenter's size, and kept in one memory-mapped file of the
-    work directory: 64 kB a film at 256 pixels, whatever the size of the data set.
-    """
-
-    def __init__(
-        self,
-        source: sources.Source,
-        segmenter: Segmenter,
-        cache_dir: pathlib.Path,
-        *,
-        replace: bool,
-    ):
-        self._source, self._replace = source, replace
-        self.name, self.version, self.split = source.name, source.version, source.split
-        self.fields = source.fields | {"lungs"}
-        self.partial = source.partial - {"lungs"}
-        size = segmenter.task.preprocess.size
-        key = f"{segmenter.version}|{source.name}|{source.version}|{source.split}|{len(source)}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self._path = cache_dir / f"lungs-{source.split}-{digest}.npy"
-        if not self._path.exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}.part")
-            masks = np.lib.format.open_memmap(
-                part, mode="w+", dtype=np.uint8, shape=(len(source), size, size)
-            )
-            n = segmenter.batch_size
-            for start in tqdm.trange(
-                0, len(source), n, desc=f"lung masks of {source.split}", disable=None
-            ):
-                films = [source[i]["image"] for i in range(start, min(start + n, len(source)))]
-                masks[start : start + len(films)] = segmenter.labels(films)
-            masks.flush()
-            os.replace(part, self._path)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        if "lungs" in record and not self._replace:
-            return record
-        mask = np.load(self._path, mmap_mode="r")[index]
-        return {**record, "lungs": enlarge(np.asarray(mask), record["image"].shape)}
+def _with_masks(source: Source, *, training: bool) -> Source:
+    """Leaves out films without a mask, but where all masks are hidden."""
+    del training
+    return only_with(source, FIELDS)

@@ -25,7 +25,6 @@ work. The U-Net has no such gate: its own map says whether there is a lesion.
 
 import dataclasses
 import math
-import pathlib
 from typing import Any, ClassVar
 
 import jax
@@ -34,12 +33,12 @@ import ml_collections
 import numpy as np
 
 from cxr_jax import figures, losses
-from cxr_jax.data import sources
 from cxr_jax.data.augment import Augment
 from cxr_jax.data.bags import Bags, WithNeighbours
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import patients
 from cxr_jax.models.resnet38 import ResNet38
@@ -48,7 +47,7 @@ from cxr_jax.models.unet import UNet
 from cxr_jax.ops import affinity, pcm
 from cxr_jax.ops.bags import bag_logit
 from cxr_jax.ops.resize import resize_aligned
-from cxr_jax.tasks.base import Array, Task, evenly
+from cxr_jax.tasks.base import Array, Data, Evaluation, Rows, VolumeTask, evenly
 
 METHODS = ("cam", "multiscale_cam", "seam", "seam_nam", "m_seam_nam", "unet")
 MASKS = frozenset({"lesion", "lesion_type", "lungs"})
@@ -60,8 +59,11 @@ class Weights:
     """Weights of the losses: `config.losses`. Eq. 8 has all one but `nfbd`, 0.5.
 
     Attributes:
-      er, ecr: of Eq. 2 and Eq. 3.
-      nfs, nbs, nfbd: of Eq. 4, 5 and 6.
+      er: of the equivariant regularisation, Eq. 2.
+      ecr: of the equivariant cross regularisation, Eq. 3.
+      nfs: of the foreground's similarity, Eq. 4.
+      nbs: of the background's similarity, Eq. 5.
+      nfbd: of the difference between the two, Eq. 6.
       hardest: share of the values that Eq. 3 averages, the largest ones: 1 is the paper's
         equation, 0.2 the published code of SEAM.
       min_pool: of the adaptive min pooling of that code; 0 in the paper.
@@ -75,13 +77,18 @@ class Weights:
     hardest: float
     min_pool: float
 
+    def of(self, term: str) -> float:
+        """The weight of a term of the loss, by its name."""
+        return dataclasses.asdict(self)[term]
+
 
 @dataclasses.dataclass(frozen=True)
 class Affinity:
     """The neighbourhood affinity module: `config.affinity`.
 
     Attributes:
-      foreground, background: T_fg and T_bg; pixels of D above and below them.
+      foreground: T_fg; pixels of D above it are foreground.
+      background: T_bg; pixels of D below it are background.
       radius: r, in pixels of the map.
     """
 
@@ -90,11 +97,10 @@ class Affinity:
     radius: int
 
 
-class _Shared(Task):
+class _Shared(VolumeTask):
     """What the weak methods and the U-Net share: the data, the numbers and the pictures."""
 
     name: ClassVar[str] = "seam"
-    volumes: ClassVar[bool] = True
     bag: int
     preprocess: Preprocess
     augment: Augment
@@ -108,27 +114,19 @@ class _Shared(Task):
         return False
 
     @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"image", "slice_label"})
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
+    def data(self) -> Data:
         """As many negative bags as positive ones: 'to keep the sample balance' [Sec. 3.1]."""
-        return (Stage(0, extra_fraction=0.5),)
+        masks = {"lesion"} if self.masks_in_training else set()
+        return Data(
+            fields=frozenset({"image", "slice_label", *masks}),
+            inputs=frozenset({"image", "slices"}),
+            stages=(Stage(0, second_fraction=0.5),),
+            transforms=Transforms(example=self._example, finish=self._finish),
+            adapt=self._adapt,
+        )
 
-    @property
-    def transforms(self) -> Transforms:
-        return Transforms(example=self._example, finish=self._finish)
-
-    def compared(self, units):
-        of = patients.parts(units)
-        return {name: units["dice"][of[name]] for name in ("positive", "all")}
-
-    def adapt(
-        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
-    ) -> sources.Source:
+    def _adapt(self, source: Source, *, training: bool) -> Source:
         """Bags of labelled slices to train on, without masks; else every slice."""
-        del cache_dir
         if not hasattr(source, "slice_table"):
             raise InputError(
                 f"data set {source.name!r} has films and no CT slices; choose phantom_ct, "
@@ -187,46 +185,9 @@ class _Shared(Task):
             "label": batch["label"],
         }
 
-    def units(self, rows):
-        """One row a patient."""
-        return patients.per_patient(rows)
-
-    def report(self, rows):
-        return patients.patients_report(rows)
-
-    def counts(self, rows):
-        return patients.patients_counts(rows)
-
-    def tuned(self, rows, validation):
-        index = patients.best_threshold(validation)
-        return patients.at_threshold(rows, index), float(patients.THRESHOLDS[index])
-
-    def summary_figures(self, rows):
-        """The histogram of the maps, and Dice against the threshold."""
-        units = patients.per_patient(rows)
-        of = patients.parts(units)
-        if not of["all"].any():
-            return {}
-        names = {"positive": "patients with lesions", "negative": "patients without", "all": "all"}
-        dice = {
-            f"{name} ({of[part].sum()})": units["dice_at"][of[part]].mean(0)
-            if of[part].any()
-            else np.full(len(patients.THRESHOLDS), np.nan)
-            for part, name in names.items()
-        }
-        histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
-        return {
-            "thresholds": figures.threshold_chart(
-                patients.THRESHOLDS, dice, histogram, self.threshold
-            )
-        }
-
-    def drawn(self, source, count):
-        """Three quarters of them slices with a lesion, where these are known."""
-        sick = source.slice_table().label == 1
-        lesions = evenly(np.flatnonzero(sick), count - count // 4)
-        others = evenly(np.flatnonzero(~sick), count - len(lesions))
-        return np.sort(np.concatenate([lesions, others]))
+    @property
+    def evaluation(self) -> Evaluation:
+        return PatientsEvaluation(self.threshold)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         return figures.slice_panel(
@@ -248,7 +209,8 @@ class _Shared(Task):
         """False where the slice counts as free of lesions by its own probability."""
         return not self.gated or float(outputs["slice_prob"]) >= 0.5
 
-    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        del record  # of the map a share is told
         found = self.mask(outputs, outputs["lesion_map"].shape)
         return {
             "slice_prob": round(float(outputs["slice_prob"]), 4),
@@ -256,24 +218,16 @@ class _Shared(Task):
         }
 
     def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-        """What is found on a slice of `shape`: uint8 [H, W], 1 lesion."""
         return (self.shown_map(outputs, shape) > self.threshold).astype(np.uint8)
 
     def describe_volume(
         self,
         probs: list[float],
         mask: np.ndarray,
+        *,
         numbers: np.ndarray,
         spacing_mm: tuple[float, float, float],
     ) -> dict[str, Any]:
-        """A volume's prediction as plain JSON.
-
-        Args:
-            probs: [S] that a lesion is in the slice.
-            mask: [S, H, W] what was found.
-            numbers: [S] of the slices, as they are told.
-            spacing_mm: between slices, rows, columns.
-        """
         slices = mask.sum((1, 2), dtype=np.int64)
         return {
             "slices": len(mask),
@@ -334,13 +288,12 @@ class WeakSegmentation(_Shared):
         return self.gate == "slice"
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def frozen(self) -> dict[str, str]:
         """The first convolution and b2, and the norms [PAPERS, 3]; all of multiscale_cam."""
         if len(self.scales) > 1:  # looks again at a trained CAM
-            return (".*",)
-        if not self.freeze_stem:
-            return ()
-        return ("backbone/conv1a/.*", r"backbone/b2(_\d)?/.*", "backbone/(.*/)?bn[^/]*/.*")
+            return {".*": ""}
+        stem = ("backbone/conv1a/.*", r"backbone/b2(_\d)?/.*", "backbone/(.*/)?bn[^/]*/.*")
+        return dict.fromkeys(stem, "config.freeze_stem=False") if self.freeze_stem else {}
 
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1, 0], train=False)
@@ -366,30 +319,33 @@ class WeakSegmentation(_Shared):
         if self.model.refine:
             # The maps of a negative bag are cleared; of a positive bag they all stay [PAPERS, 3].
             there = jnp.repeat(jnp.maximum(label, 0.0), count)[:, None]
-            weights = self.losses
-            large, small_view = ((view["cam"], view["revised"]) for view in (one, two))
-            found = losses.equivariance_losses(large, small_view, there, hardest=weights.hardest)
-            parts = {
-                "er": found["er_cam"] + found["er_revised"],
-                "ecr": found["ecr_large"] + found["ecr_small"],
-            }
-            if weights.min_pool:
-                pooled = [losses.adaptive_min_pooling(v["revised"], there) for v in (one, two)]
-                parts["min_pool"] = sum(pooled) / 2  # as the released code averages its two views
-            if self.model.neighbourhood:
-                parts |= affinity.neighbourhood_affinity(
-                    one["lesion"] * there[:, :, None],
-                    one["features"],
-                    foreground=self.affinity.foreground,
-                    background=self.affinity.background,
-                    radius=self.affinity.radius,
-                )
-            for name, values in parts.items():
+            for name, values in self._map_losses(one, two, there).items():
                 values = values.reshape(bags, count)
                 mean = jnp.sum(jnp.where(valid, values, 0.0), 1) / jnp.maximum(valid.sum(1), 1)
                 terms[name] = mean
-                total = total + getattr(weights, name) * mean
+                total = total + self.losses.of(name) * mean
         return jnp.mean(total), (state, {name: jnp.mean(v) for name, v in terms.items()})
+
+    def _map_losses(self, one, two, there: Array) -> dict[str, Array]:
+        """[n] each: what the maps of the two views are trained by, where there is a lesion."""
+        large, small = ((view["cam"], view["revised"]) for view in (one, two))
+        found = losses.equivariance_losses(large, small, there, hardest=self.losses.hardest)
+        parts = {
+            "er": found["er_cam"] + found["er_revised"],
+            "ecr": found["ecr_large"] + found["ecr_small"],
+        }
+        if self.losses.min_pool:
+            pooled = [losses.adaptive_min_pooling(v["revised"], there) for v in (one, two)]
+            parts["min_pool"] = sum(pooled) / 2  # as the released code averages its two views
+        if self.model.neighbourhood:
+            parts |= affinity.neighbourhood_affinity(
+                one["lesion"] * there[:, :, None],
+                one["features"],
+                foreground=self.affinity.foreground,
+                background=self.affinity.background,
+                radius=self.affinity.radius,
+            )
+        return parts
 
     def _view(self, variables, image: Array, rng: Array):
         """One scale of n slices [n, h, w, 3] in training: `logits` [n], the maps at the image's
@@ -461,10 +417,6 @@ class SupervisedSegmentation(_Shared):
 
     masks_in_training: ClassVar[bool] = True
 
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"image", "slice_label", "lesion"})
-
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1, 0], train=False)
 
@@ -484,23 +436,67 @@ class SupervisedSegmentation(_Shared):
         return {"lesion_map": lesion_map, "slice_prob": jnp.max(lesion_map, axis=(1, 2))}
 
 
-def from_config(config: ml_collections.ConfigDict) -> Task:
+@dataclasses.dataclass(frozen=True)
+class PatientsEvaluation(Evaluation):
+    """Numbers per patient, of whose slices the rows are.
+
+    Attributes:
+      threshold: of the lesion map, as evaluated.
+    """
+
+    threshold: float
+    settings = ("threshold", "gate", "normalize_map")
+
+    def units(self, rows):
+        """One row a patient."""
+        return patients.per_patient(rows)
+
+    def report(self, units):
+        return patients.patients_report(units)
+
+    def paired_values(self, units):
+        of = patients.parts(units)
+        return {name: units["dice"][of[name]] for name in ("positive", "all")}
+
+    def with_best_threshold(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
+        index = patients.best_threshold(validation)
+        return patients.at_threshold(rows, index), float(patients.THRESHOLDS[index])
+
+    def figures(self, rows):
+        """The histogram of the maps, and Dice against the threshold."""
+        units = patients.per_patient(rows)
+        of = patients.parts(units)
+        if not of["all"].any():
+            return {}
+        names = {"positive": "patients with lesions", "negative": "patients without", "all": "all"}
+        dice = {
+            f"{name} ({of[part].sum()})": units["dice_at"][of[part]].mean(0)
+            if of[part].any()
+            else np.full(len(patients.THRESHOLDS), np.nan)
+            for part, name in names.items()
+        }
+        histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
+        return {
+            "thresholds": figures.threshold_chart(
+                patients.THRESHOLDS, dice, histogram, self.threshold
+            )
+        }
+
+    def figure_indices(self, source: Source, count: int) -> np.ndarray:
+        """Three quarters of them slices with a lesion, where these are known."""
+        sick = source.slice_table().label == 1
+        lesions = evenly(np.flatnonzero(sick), count - count // 4)
+        others = evenly(np.flatnonzero(~sick), count - len(lesions))
+        return np.sort(np.concatenate([lesions, others]))
+
+
+def from_config(config: ml_collections.ConfigDict) -> VolumeTask:
     """The task of `config.method`.
 
     Raises:
       InputError: an unknown method or gate, a setting that cannot be meant.
     """
-    if config.method not in METHODS:
-        raise InputError(f"config.method={config.method!r}; expected one of {', '.join(METHODS)}")
-    if config.gate not in GATES:
-        raise InputError(f"config.gate={config.gate!r}; expected one of {', '.join(GATES)}")
-    if not 0 <= config.threshold < 1:
-        raise InputError(f"config.threshold={config.threshold}; it must lie in 0..1")
-    if config.extra.name:
-        raise InputError(
-            f"config.extra.name={config.extra.name!r}: this task trains on one data set; leave it "
-            "empty"
-        )
+    _check(config)
     dtype = jnp.dtype(config.precision)
     shared = dict(
         bag=config.bag,
@@ -513,6 +509,46 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
             raise InputError(f"config.bag={config.bag}: the U-Net learns from slices; set it to 1")
         model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
         return SupervisedSegmentation(model=model, **shared)
+    _check_weak(config)
+    width = config.model.width
+    return WeakSegmentation(
+        model=SEAM(
+            backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
+            refine=config.method in ("seam", "seam_nam", "m_seam_nam"),
+            neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
+            width=width,
+            dropout=config.model.dropout[2],
+            dtype=dtype,
+        ),
+        small_scale=config.small_scale,
+        losses=Weights(**config.losses),
+        affinity=Affinity(**config.affinity),
+        scales=_scales(config) if config.method == "multiscale_cam" else (1.0,),
+        train_norms=config.train_norms,
+        freeze_stem=config.freeze_stem,
+        normalize_map=config.normalize_map,
+        gate=config.gate,
+        **shared,
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what no method can mean."""
+    if config.method not in METHODS:
+        raise InputError(f"config.method={config.method!r}; expected one of {', '.join(METHODS)}")
+    if config.gate not in GATES:
+        raise InputError(f"config.gate={config.gate!r}; expected one of {', '.join(GATES)}")
+    if not 0 <= config.threshold < 1:
+        raise InputError(f"config.threshold={config.threshold}; it must lie in 0..1")
+    if config.second.name:
+        raise InputError(
+            f"config.second.name={config.second.name!r}: this task trains on one data set; leave "
+            "it empty"
+        )
+
+
+def _check_weak(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings of the weak methods that cannot be meant."""
     if not 0 < config.losses.hardest <= 1:
         raise InputError(
             f"config.losses.hardest={config.losses.hardest}; a share above 0, at most 1"
@@ -531,32 +567,16 @@ def from_config(config: ml_collections.ConfigDict) -> Task:
             f"config.affinity.background={config.affinity.background} and foreground="
             f"{config.affinity.foreground}; the first must be the smaller"
         )
-    try:
-        scales = tuple(float(scale) for scale in config.scales)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config.scales={config.scales}; expected positive numbers") from error
+    scales = _scales(config)
     if not scales or min(scales) <= 0:
         raise InputError(f"config.scales={scales}; expected positive numbers")
     width = config.model.width
     if width <= 0 or width * 64 % 1:
         raise InputError(f"config.model.width={width}; expected a positive multiple of 1/64")
-    refine = config.method in ("seam", "seam_nam", "m_seam_nam")
-    return WeakSegmentation(
-        model=SEAM(
-            backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
-            refine=refine,
-            neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
-            width=width,
-            dropout=config.model.dropout[2],
-            dtype=dtype,
-        ),
-        small_scale=config.small_scale,
-        losses=Weights(**config.losses),
-        affinity=Affinity(**config.affinity),
-        scales=scales if config.method == "multiscale_cam" else (1.0,),
-        train_norms=config.train_norms,
-        freeze_stem=config.freeze_stem,
-        normalize_map=config.normalize_map,
-        gate=config.gate,
-        **shared,
-    )
+
+
+def _scales(config: ml_collections.ConfigDict) -> tuple[float, ...]:
+    try:
+        return tuple(float(scale) for scale in config.scales)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.scales={config.scales}; expected positive numbers") from error

@@ -14,61 +14,43 @@ clean film is the label of the augmented one.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 
 from cxr_jax import figures, losses, teacher
-from cxr_jax.data import sources, zones
+from cxr_jax.data import zones
 from cxr_jax.data.augment import Augment
+from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
+from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
-from cxr_jax.models import backbones
+from cxr_jax.models import corpus_vit
 from cxr_jax.models.map_head import SeverityMapHead
-from cxr_jax.models.vit import ViT
 from cxr_jax.ops import pooling
-from cxr_jax.tasks.base import Task
-from cxr_jax.tasks.lungs import MaskSource
+from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 
 Array = jax.Array
 
 REGIMES = ("labelled", "supervised", "progressive", "one_step")
 
 
-class SeverityNet(nn.Module):
-    """Corpus, transformer and map head.
+class SeverityNet(corpus_vit.CorpusViT):
+    """Corpus, transformer and map head."""
 
-    Attributes:
-      backbone: None is the ViT of Park et al. 2021, Table 8, on raw patches.
-      vit: None is the CNN baseline of Table 2.
-      train_backbone: False keeps the corpus frozen, its batch norm in inference mode.
-      freeze_norms: True keeps all batch norm in inference mode.
-    """
-
-    backbone: backbones.Backbone | None
-    vit: ViT | None
     head: SeverityMapHead
-    train_backbone: bool = False
-    freeze_norms: bool = False
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalised films times lung masks [B, H, W] -> logits [B, h, w, levels] of the map."""
-        features = jnp.repeat(x[..., None], 3, axis=-1)
-        norms = train and not self.freeze_norms
-        if self.backbone is not None:
-            taps = self.backbone(features, train=norms and self.train_backbone)
-            features = taps[self.backbone.stop_at]
-        if self.vit is not None:
-            features = self.vit(features, train=train)["map"]
-        return self.head(features, train=norms)
+        cells = self.encode(x, train=train)["map"]
+        return self.head(cells, train=self.trains_norms(train))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +65,14 @@ class Regime:
       stage_steps: length of a stage.
       shares: number of parts in which the films join (the paper's sixth stage ends the training).
       pseudo_labels: 'hard' (the teacher's probability >= 0.5) or 'soft' (the probability itself).
-      extra_fraction: share of the second set in every batch; 0: as the numbers of films are.
+      second_fraction: share of the second set in every batch; 0: as the numbers of films are.
     """
 
     name: str = "labelled"
     stage_steps: int = 2000
     shares: int = 5
     pseudo_labels: str = "hard"
-    extra_fraction: float = 0.0
+    second_fraction: float = 0.0
 
     def __post_init__(self):
         for name, values in (("name", REGIMES), ("pseudo_labels", ("hard", "soft"))):
@@ -102,9 +84,9 @@ class Regime:
         for name in ("stage_steps", "shares"):
             if getattr(self, name) < 1:
                 raise InputError(f"config.regime.{name}={getattr(self, name)}; expected at least 1")
-        if not 0 <= self.extra_fraction < 1:
+        if not 0 <= self.second_fraction < 1:
             raise InputError(
-                f"config.regime.extra_fraction={self.extra_fraction}; expected 0 (as the numbers "
+                f"config.regime.second_fraction={self.second_fraction}; expected 0 (as the numbers "
                 "of films are) or a share below 1"
             )
 
@@ -116,7 +98,7 @@ class Regime:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The films that are in, step by step."""
-        fraction = self.extra_fraction or None
+        fraction = self.second_fraction or None
         if self.name == "supervised":
             return (Stage(0, 1.0, fraction),)
         shares = {"labelled": 0, "progressive": self.shares, "one_step": 1}[self.name]
@@ -142,42 +124,21 @@ class Severity(Task):
     augment: Augment
     pool: str
     levels: int
-    lungs: MaskSource
+    lungs: LungMasks
     regime: Regime
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Severity":
-        lungs = MaskSource(**config.lungs)
+        lungs = LungMasks(**config.lungs)
         if config.pool not in ("max", "mean"):
             raise InputError(f"config.pool={config.pool!r}; expected max or mean")
-        c, dtype = config.model, jnp.dtype(config.precision)
-        backbone = None
-        if c.backbone.name != "none":
-            backbone = backbones.make_backbone(config, dtype)
-        elif not c.vit.num_layers:
-            raise InputError("config.model has neither a backbone nor a vit; choose one")
-        vit = ViT(**c.vit, dtype=dtype) if c.vit.num_layers else None
-        side = config.preprocess.size
-        stride = backbone.strides[backbone.stop_at] if backbone else 1
-        stride *= vit.patch_size * vit.stride if vit else 1
-        if side % stride or side % (side // stride * 2**c.head_blocks):
-            raise InputError(
-                f"config.preprocess.size={side} with cells of {stride} px and head_blocks="
-                f"{c.head_blocks}: the stride must divide the size, and the map's side (size / "
-                "stride * 2^head_blocks) too"
-            )
+        model = _make_model(config)
         regime = Regime(**config.regime)
-        _check_extra(regime, config.extra)
+        _check_second(regime, config.second)
         if config.levels not in (1, 3):
             raise InputError(f"config.levels={config.levels}; expected 1 or 3")
         return cls(
-            model=SeverityNet(
-                backbone=backbone,
-                vit=vit,
-                head=SeverityMapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
-                train_backbone=c.train_backbone,
-                freeze_norms=c.freeze_norms,
-            ),
+            model=model,
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
             pool=config.pool,
@@ -187,52 +148,22 @@ class Severity(Task):
         )
 
     @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"image", "lungs", "severity"})
+    def data(self) -> Data:
+        return Data(
+            fields=frozenset({"image", "lungs", "severity"}),
+            inputs=frozenset({"image", "lungs"}),
+            labels=frozenset({"severity", "severity_valid", "severity_second"}),
+            stages=self.regime.stages,
+            transforms=Transforms(example=self._example, finish=self._finish),
+        )
 
     @property
-    def inputs(self) -> frozenset[str]:
-        return frozenset({"image", "lungs"})
-
-    @property
-    def adds(self) -> frozenset[str]:
-        return self.lungs.adds
-
-    @property
-    def labels(self) -> frozenset[str]:
-        return frozenset({"severity", "severity_valid", "severity_second"})
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return self.regime.stages
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
+    def frozen(self) -> dict[str, str]:
         trained = self.model.train_backbone or self.model.backbone is None
-        return () if trained else ("backbone/.*",)
-
-    @property
-    def transforms(self) -> Transforms:
-        return Transforms(example=self._example, finish=self._finish)
-
-    def adapt(
-        self, source: sources.Source, cache_dir: pathlib.Path, *, training: bool = False
-    ) -> sources.Source:
-        return self.lungs.apply(source, cache_dir)
+        return {} if trained else {"backbone/.*": "config.model.train_backbone=True"}
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
-        lungs = self.preprocess.mask(record["lungs"])
-        zone_map, _ = zones.zone_map(lungs)
-        if self.lungs.masks == "record" and not zone_map.any():
-            # A predicted mask may be empty: its film then has no valid zone and takes no part.
-            raise InputError(
-                f"film {record['id']!r} has an empty lung mask; mend it, or leave the film out"
-            )
-        example = {
-            "image": self.preprocess.film(record["image"]),
-            "lungs": lungs,
-            "zones": zone_map,
-        }
+        example = {"image": self.preprocess.film(record["image"]), **self._masks(record)}
         labelled = "severity" in record
         score = np.asarray(record["severity"] if labelled else np.zeros((3, 2)), np.int8)
         valid = record.get("severity_valid", np.full((3, 2), labelled))
@@ -247,9 +178,22 @@ class Severity(Task):
         has_lesion = "lesion" in record
         example["has_lesion"] = np.array(has_lesion)
         example["lesion"] = (
-            self.preprocess.mask(record["lesion"]) if has_lesion else np.zeros_like(lungs)
+            self.preprocess.mask(record["lesion"])
+            if has_lesion
+            else np.zeros_like(example["lungs"])
         )
         return example
+
+    def _masks(self, record: Record) -> dict[str, np.ndarray]:
+        """The lungs and their zones."""
+        lungs = self.preprocess.mask(record["lungs"])
+        zone_map, _ = zones.zone_map(lungs)
+        if self.lungs.masks == "record" and not zone_map.any():
+            # A predicted mask may be empty: its film then has no valid zone and takes no part.
+            raise InputError(
+                f"film {record['id']!r} has an empty lung mask; mend it, or leave the film out"
+            )
+        return {"lungs": lungs, "zones": zone_map}
 
     def _finish(self, example, rng):
         if rng is not None:
@@ -284,7 +228,7 @@ class Severity(Task):
         labels = (batch["severity"][..., None] > jnp.arange(self.levels)).astype(jnp.float32)
         terms = {}
         if self.regime.teaches:
-            copy = teacher.copy_at([s.first_step for s in self.stages[1:]], variables, step)
+            copy = teacher.copy_at([s.first_step for s in self.regime.stages[1:]], variables, step)
             taught, there = self._pseudo_labels(copy, batch, step)
             known = batch["labelled"][:, None, None]
             valid = jnp.where(known, valid, there)
@@ -320,7 +264,7 @@ class Severity(Task):
             answer = jax.eval_shape(ask, copy)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
 
-        probs, there = jax.lax.cond(step >= self.stages[1].first_step, ask, silent, copy)
+        probs, there = jax.lax.cond(step >= self.regime.stages[1].first_step, ask, silent, copy)
         labels = (
             (probs >= 0.5).astype(jnp.float32) if self.regime.pseudo_labels == "hard" else probs
         )
@@ -374,23 +318,9 @@ class Severity(Task):
         rows["lesion_nonempty"] = nonempty
         return rows
 
-    def report(self, rows):
-        return severity.severity_report(rows)
-
-    def counts(self, rows):
-        return severity.severity_counts(rows)
-
-    def summary_figures(self, rows):
-        valid = rows["valid"].astype(bool)
-        scored = valid.any(axis=(1, 2))
-        predicted = np.where(valid, rows["probs"], 0).sum(axis=(1, 2))[scored]
-        true = np.where(valid, rows["labels"], 0).sum(axis=(1, 2))[scored]
-        numbers = {
-            "mse": regression.mse(predicted, true),
-            "mae": regression.mae(predicted, true),
-            "cc": regression.cc(predicted, true),
-        }
-        return {"scatter": figures.scatter_scores(predicted, true, numbers)}
+    @property
+    def evaluation(self) -> Evaluation:
+        return SeverityEvaluation()
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         film = record["image"]
@@ -409,7 +339,8 @@ class Severity(Task):
             title=str(record["id"]),
         )
 
-    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        del record  # all is told of the zones
         probs, valid = outputs["probs"], outputs["zone_valid"] > 0.5
         description = {
             "severity": _table(probs, valid),
@@ -426,21 +357,96 @@ class Severity(Task):
         return description
 
 
-def _check_extra(regime: Regime, extra: ml_collections.ConfigDict) -> None:
-    """Refuses a regime without its second data set, or the other way round."""
-    if regime.name == "labelled" and extra.name:
+class SeverityEvaluation(Evaluation):
+    """Tables 2 and 3; beside them the second reader and the training mean."""
+
+    columns = (
+        *("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy"),
+        *("region_mae", "global_mae_18", "global_cc_18"),
+    )
+    averaged = ("probs", "score_pred")
+    errors = ("mse", "mae")
+
+    def report(self, units):
+        return severity.severity_report(units)
+
+    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
+        """The second reader, where the data set has one, and the mean of the training films, zone
+        by zone."""
+        keep = {name: rows[name] for name in ("labels", "scores", "valid", "group", "id")}
+        found = {}
+        if "scores_second" in rows:
+            second = rows["scores_second"]
+            found["second reader"] = keep | {
+                "probs": (second > 0).astype(np.float32),
+                "score_pred": second,
+            }
+        scores, valid = _training_scores(training)
+        count = np.maximum(valid.sum(axis=0), 1)
+        shape = rows["labels"].shape
+        found["constant, training mean"] = keep | {
+            "probs": np.broadcast_to(((scores > 0) * valid).sum(axis=0) / count, shape),
+            "score_pred": np.broadcast_to((scores * valid).sum(axis=0) / count, shape),
+        }
+        return found
+
+    def figures(self, rows):
+        valid = rows["valid"].astype(bool)
+        scored = valid.any(axis=(1, 2))
+        predicted = np.where(valid, rows["probs"], 0).sum(axis=(1, 2))[scored]
+        true = np.where(valid, rows["labels"], 0).sum(axis=(1, 2))[scored]
+        told = {
+            metric.__name__: metric(predicted, true)
+            for metric in (regression.mse, regression.mae, regression.cc)
+        }
+        return {"scatter": figures.scatter_scores(predicted, true, told)}
+
+
+def _training_scores(training: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Zone scores 0..3 [N, 3, 2] of the training films, and which zones were scored."""
+    scores, valid = [], []
+    for i in tqdm.tqdm(range(len(training)), "training films", unit="film", disable=None):
+        record = training[i]
+        scores.append(np.asarray(record["severity"], np.float64))
+        valid.append(np.asarray(record.get("severity_valid", np.ones((3, 2))), bool))
+    return np.stack(scores), np.stack(valid)
+
+
+def _make_model(config: ml_collections.ConfigDict) -> SeverityNet:
+    """The network of `config.model`, whose parts must fit the size of the films."""
+    c, dtype = config.model, jnp.dtype(config.precision)
+    backbone, vit = corpus_vit.make_parts(config, dtype)
+    side, cell = config.preprocess.size, corpus_vit.cell_px(backbone, vit)
+    if side % cell or side % (side // cell * 2**c.head_blocks):
         raise InputError(
-            f"config.extra.name={extra.name!r} beside config.regime.name='labelled', which uses no "
-            f"second data set; choose one of {', '.join(REGIMES[1:])}"
+            f"config.preprocess.size={side} with cells of {cell} px and head_blocks="
+            f"{c.head_blocks}: the stride must divide the size, and the map's side (size / "
+            "stride * 2^head_blocks) too"
         )
-    if regime.name != "labelled" and not extra.name:
+    return SeverityNet(
+        backbone=backbone,
+        vit=vit,
+        head=SeverityMapHead(blocks=c.head_blocks, out_channels=config.levels, dtype=dtype),
+        train_backbone=c.train_backbone,
+        freeze_norms=c.freeze_norms,
+    )
+
+
+def _check_second(regime: Regime, second: ml_collections.ConfigDict) -> None:
+    """Refuses a regime without its second data set, or the other way round."""
+    if regime.name == "labelled" and second.name:
         raise InputError(
-            f"config.regime.name={regime.name!r} needs a second data set: set config.extra.name"
+            f"config.second.name={second.name!r} beside config.regime.name='labelled', which uses "
+            f"no second data set; choose one of {', '.join(REGIMES[1:])}"
+        )
+    if regime.name != "labelled" and not second.name:
+        raise InputError(
+            f"config.regime.name={regime.name!r} needs a second data set: set config.second.name"
         )
     wanted = "hidden" if regime.teaches else "given"
-    if extra.name and extra.labels != wanted:
+    if second.name and second.labels != wanted:
         raise InputError(
-            f"config.extra.labels={extra.labels!r} beside config.regime.name={regime.name!r}, "
+            f"config.second.labels={second.labels!r} beside config.regime.name={regime.name!r}, "
             f"which needs {wanted!r}"
         )
 

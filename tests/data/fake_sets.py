@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 from PIL import Image
 
-from cxr_jax.data import prepare
+from cxr_jax.data import prepare, sources
 
 # The headers of the real tables.
 PUBLIC_HEADER = ["filename"] + [f"{r}-{zone}" for r in "SJ" for zone in (*"ABCDEF", "Global")]
@@ -94,8 +94,7 @@ def run_prepare(name: str, source: pathlib.Path, data_dir: pathlib.Path, *option
 
 
 def brixia_config(data_dir: pathlib.Path, fold: int = -1) -> ml_collections.ConfigDict:
-    data = {"name": "brixia_cohen", "data_dir": str(data_dir), "fold": fold}
-    return ml_collections.ConfigDict(data | {"min_severity": 0, "max_severity": 18})
+    return folded_config("brixia_cohen", data_dir, fold)
 
 
 MANIFEST_HEADER = (
@@ -120,7 +119,7 @@ def make_manifest(root: pathlib.Path) -> pathlib.Path:
 
 
 def manifest_config(path) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict({"name": "manifest", "path": str(path)})
+    return sources.block("manifest", path=str(path))
 
 
 def draw_chest(height: int, width: int, seed: int, *, swapped: bool = False):
@@ -242,8 +241,7 @@ def make_brixia(root: pathlib.Path, *, separator: str = ";") -> pathlib.Path:
 
 def folded_config(name: str, data_dir: pathlib.Path, fold: int = -1) -> ml_collections.ConfigDict:
     """The config's `data` of a prepared set with folds."""
-    fields = {"name": name, "data_dir": str(data_dir), "fold": fold}
-    return ml_collections.ConfigDict(fields | {"min_severity": 0, "max_severity": 18})
+    return sources.block(name, data_dir=str(data_dir), fold=fold)
 
 
 CHEXPERT_HEADER = [
@@ -351,9 +349,5 @@ def make_3class(root: pathlib.Path) -> pathlib.Path:
 
 
 def findings_config(name: str, data_dir: pathlib.Path, **fields) -> ml_collections.ConfigDict:
-    """The config's `data` of a set with findings, every field the three of them read."""
-    defaults = {"fold": -1, "uncertain": "per_finding", "blank": "zero", "split_by": "official"}
-    defaults |= {"leave_out_overlap": False}
-    known = defaults | {"name": name, "data_dir": str(data_dir)}
-    assert not fields.keys() - known.keys()
-    return ml_collections.ConfigDict(known | fields)
+    """The config's `data` of a set with findings."""
+    return sources.block(name, data_dir=str(data_dir), **fields)

@@ -10,6 +10,8 @@ import numpy as np
 import pydicom
 from fake_sets import write_csv
 
+from cxr_jax.data import sources
+
 SPACING = (2.5, 0.8, 0.7)  # mm between slices, rows, columns
 
 
@@ -187,5 +189,5 @@ def make_ct_volumes(root: pathlib.Path, only=tuple(CT_ROWS)) -> pathlib.Path:
 
 def ct_config(name: str, data_dir: pathlib.Path, **fields) -> ml_collections.ConfigDict:
     """The config's `data` of a CT set."""
-    known = {"name": name, "data_dir": str(data_dir), "path": str(data_dir), "fold": -1}
-    return ml_collections.ConfigDict(known | {"halves": False} | fields)
+    where = "path" if name == "ct_volume" else "data_dir"
+    return sources.block(name, **{where: str(data_dir)} | fields)

@@ -190,12 +190,40 @@ def test_a_mask_of_another_size_is_refused(key):
         FULL(record, np.random.default_rng(0))
 
 
-def test_boxes_are_refused_rather_than_left_behind():
-    record = copy.copy(example())
-    record["boxes"] = np.zeros((1, 4), np.float32)
-    with pytest.raises(ValueError, match="does not move 'boxes'"):
-        FULL(record, np.random.default_rng(0))
-    assert "boxes" in Augment(brightness=0.1)(record, np.random.default_rng(0))
+def padded(record):
+    """The boxes of `record` are two and a row of padding: one at a corner, one in the middle."""
+    missing = [np.nan] * 4
+    record["boxes"] = np.array([[0, 0, 5, 4], [20, 22, 40, 50], missing], np.float32)
+    record["box_label"] = np.array([2, 3, -1], np.int32)
+    return record
+
+
+def test_boxes_that_leave_the_film_are_nan_and_lose_their_label():
+    record, seen = padded(example()), set()
+    for seed in range(20):
+        out = Augment(shift=0.2)(record, np.random.default_rng(seed))
+        gone = np.isnan(out["boxes"]).all(axis=1)
+        np.testing.assert_array_equal(np.isnan(out["boxes"]).any(axis=1), gone)
+        np.testing.assert_array_equal(out["box_label"], np.where(gone, -1, record["box_label"]))
+        assert not gone[1]
+        assert gone[2]
+        assert out["boxes"].dtype == np.float32
+        seen.add(bool(gone[0]))
+    assert seen == {True, False}
+
+
+def test_boxes_without_labels_and_labels_without_boxes_are_fine():
+    for name in ("boxes", "box_label"):
+        record = padded(example())
+        del record[name]
+        assert FULL(record, np.random.default_rng(0)).keys() == record.keys()
+
+
+def test_brightness_and_contrast_leave_boxes_where_they_are():
+    record = padded(copy.copy(example()))
+    out = Augment(brightness=0.1, contrast=0.1)(record, np.random.default_rng(0))
+    for key in ("boxes", "box_label"):
+        np.testing.assert_array_equal(out[key], record[key])
 
 
 @pytest.mark.parametrize("fields", [dict(scale=-0.1), dict(scale=1.0), dict(rotate_deg=np.nan)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.data.bags import Bags, WithNeighbours
-from cxr_jax.data.sources.slices import SliceTable
+from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.errors import InputError
 
 NAN = np.nan

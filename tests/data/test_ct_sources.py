@@ -364,6 +364,7 @@ def test_a_volume_is_read_once_and_shrunk(covid19_set, tmp_path, monkeypatch):
         return original(path, **options)
 
     monkeypatch.setattr(volumes, "read_nifti", counted)
+    monkeypatch.setattr(volumes.masks, "read_nifti", counted)
     run_prepare("covid19_ct_seg", covid19_set[0], tmp_path, "--max_side=32")
     count = len(COVID19_VOLUMES)
     assert read.count("COVID-19-CT-Seg_20cases") == read.count("Lung_Mask") == count
@@ -606,7 +607,7 @@ def test_series_that_the_builder_refuses(tmp_path):
 
 
 def test_ct_sets_are_offered_by_the_command():
-    assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.BUILDERS)
-    assert all(callable(prepare.find_builder(name)) for name in prepare.BUILDERS)
+    assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.PREPARED)
+    assert all(callable(prepare.find_builder(name)) for name in prepare.PREPARED)
     with pytest.raises(InputError, match="data set 'ct_leisons'; expected one of brixia, "):
         prepare.main(["ct_leisons", "--source=nowhere"])

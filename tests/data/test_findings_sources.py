@@ -633,7 +633,7 @@ def test_a_large_split_is_prepared_in_parts(tmp_path, monkeypatch):
     source = make_chexpert(tmp_path / "source")
     run_prepare("chexpert", source, tmp_path / "whole", "--max_side=64")
     # Room for three films of at most 64x64 in memory.
-    monkeypatch.setattr(prepared, "PART_BYTES", 3 * 64 * 64)
+    monkeypatch.setattr(prepared.writing, "PART_BYTES", 3 * 64 * 64)
     run_prepare("chexpert", source, tmp_path / "parts", "--max_side=64")
     folder = tmp_path / "parts" / "chexpert" / prepared.VERSION
     assert len(list(folder.glob("chexpert-train_*"))) == 5  # 13 films by three

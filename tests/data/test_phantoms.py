@@ -8,8 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_jax.data import phantoms
 from cxr_jax.data.phantoms import Population, phantom
+from cxr_jax.data.phantoms.anatomy import Chest
+from cxr_jax.data.phantoms.attenuation import vessel_shadow
+from cxr_jax.data.phantoms.drawing import Pen
+from cxr_jax.data.phantoms.film import draw_film
+from cxr_jax.data.phantoms.patient import Patient, Visit
+from cxr_jax.data.phantoms.signs import Signs, pleural_air
 from cxr_jax.data.records import DIAGNOSES, FILM_FIELDS, FINDINGS, REGIONS
 from cxr_jax.errors import InputError
 
@@ -277,7 +282,7 @@ def test_lesions_brighten_the_film():
         record = phantom(0, i, 128)
         if not record["lesion"].any():
             continue
-        clear = phantoms._film(0, i, 128, Population(), lesions=False)
+        clear = draw_film(0, i, size=128, population=Population(), show_lesions=False)
         assert np.array_equal(clear["lesion"], record["lesion"])
         change = record["image"].astype(float) - clear["image"]
         lesion = record["lesion"] > 0
@@ -303,7 +308,7 @@ def test_pneumothorax_has_no_markings():
         box = air["boxes"][air["box_label"] == FINDING["pneumothorax"]].astype(int)
         assert len(box) == 1
         visit = _visit_of(7, i, population)
-        outline = phantoms._pleural_air(visit.chest, visit.visit)[0]
+        outline = pleural_air(visit.chest)[0]
         mask = np.zeros((256, 256), np.uint8)
         visit.pen.fill(mask, outline)
         mask = cv2.erode(mask, np.ones((9, 9))) > 200
@@ -318,15 +323,15 @@ class _visit_of:
     """The drawn chest of a film, to look at one layer alone."""
 
     def __init__(self, seed, index, population):
-        self.patient = phantoms._Patient(np.random.default_rng([seed, index // 2, 0]), population)
+        self.patient = Patient(np.random.default_rng([seed, index // 2, 0]), population)
         rng = np.random.default_rng([seed, index, 1])
-        self.visit = phantoms._Visit(rng, self.patient, population)
-        self.chest = phantoms._Chest(self.patient, self.visit)
-        self.pen = phantoms._Pen(256, self.visit.pose)
+        self.visit = Visit(rng, self.patient, population)
+        self.chest = Chest(self.patient, self.visit)
+        self.pen = Pen(256, self.visit.pose)
 
     def markings(self, population):
-        vessels = phantoms._vessels(self.pen, self.chest)
-        signs = phantoms._Signs(self.pen, self.chest, self.visit)
+        vessels = vessel_shadow(self.pen, self.chest)
+        signs = Signs(self.pen, self.chest)
         return vessels * (1 - signs.air) if population.pneumothorax else vessels
 
 
@@ -357,7 +362,12 @@ def test_large_hearts_are_large(busy):
 
 def test_heavy_raises_severity():
     light, heavy = (
-        np.mean([phantom(0, i, 128, population=Population(heavy=h))["severity"] for i in range(40)])
+        np.mean(
+            [
+                phantom(0, i, 128, population=Population(disease_extent=h))["severity"]
+                for i in range(40)
+            ]
+        )
         for h in (0.0, 1.0)
     )
     assert heavy > 1.3 * light

@@ -6,12 +6,13 @@ import pickle
 import threading
 
 import cv2
-import ml_collections
 import numpy as np
 import pytest
 
-from cxr_jax.data import phantoms_ct, sources
-from cxr_jax.data.phantoms_ct import ct_slice, draw_slice, lesion_slices
+from cxr_jax.data import sources
+from cxr_jax.data.phantoms import ct
+from cxr_jax.data.phantoms.ct import ct_slice, draw_slice, lesion_slices
+from cxr_jax.data.phantoms.ct_disease import LESION_CUT
 from cxr_jax.data.records import LESION_TYPES
 from cxr_jax.data.sources.phantom_ct import FIRST, RANGE, PhantomCT
 from cxr_jax.errors import InputError
@@ -31,7 +32,7 @@ def corr(a, b) -> float:
 @pytest.fixture(scope="module")
 def whole():
     """Every slice of some positive volumes, small."""
-    return [[draw_slice(0, v, k, 64, slices=SLICES) for k in range(SLICES)] for v in VOLUMES]
+    return [[draw_slice(0, v, k, size=64, slices=SLICES) for k in range(SLICES)] for v in VOLUMES]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,13 @@ def sick():
     pairs = []
     for v in VOLUMES:
         for k in np.flatnonzero(lesion_slices(2, v, slices=16)):
-            bare = draw_slice(2, v, int(k), 128, slices=16, show_lesions=False)
-            pairs.append((draw_slice(2, v, int(k), 128, slices=16), bare))
+            bare = draw_slice(2, v, int(k), size=128, slices=16, show_lesions=False)
+            pairs.append((draw_slice(2, v, int(k), size=128, slices=16), bare))
     return pairs
 
 
 def test_has_its_fields_with_their_types():
-    record = ct_slice(0, 1, 9, 96, slices=SLICES)
+    record = ct_slice(0, 1, 9, size=96, slices=SLICES)
     for key in ("image", "lungs", "lesion", "lesion_type"):
         assert record[key].dtype == np.uint8, key
         assert record[key].shape == (96, 96), key
@@ -54,34 +55,37 @@ def test_has_its_fields_with_their_types():
     assert record["slice"].dtype == np.int32
     assert record["slice_label"].dtype == record["pixel_area"].dtype == np.float32
     assert record["pixel_area"] == 1
-    assert record["group"] == record["volume"] != ct_slice(0, 2, 9, 96)["volume"]
-    assert record["id"] != ct_slice(0, 1, 10, 96)["id"]
+    assert record["group"] == record["volume"] != ct_slice(0, 2, 9, size=96)["volume"]
+    assert record["id"] != ct_slice(0, 1, 10, size=96)["id"]
     assert PhantomCT.fields == set(record)
     assert set(np.unique(record["lungs"])) == {0, 1, 2}
 
 
 def test_depends_on_its_arguments_only():
-    first = ct_slice(3, 5, 11, 64, slices=SLICES)
+    first = ct_slice(3, 5, 11, size=64, slices=SLICES)
     for k in range(12):  # drives volume 5 out of the cache
-        ct_slice(3, 6 + k, 1, 64, slices=SLICES)
-    assert same(first, ct_slice(3, 5, 11, 64, slices=SLICES))
-    for other in (ct_slice(4, 5, 11, 64, slices=SLICES), ct_slice(3, 4, 11, 64, slices=SLICES)):
+        ct_slice(3, 6 + k, 1, size=64, slices=SLICES)
+    assert same(first, ct_slice(3, 5, 11, size=64, slices=SLICES))
+    for other in (
+        ct_slice(4, 5, 11, size=64, slices=SLICES),
+        ct_slice(3, 4, 11, size=64, slices=SLICES),
+    ):
         assert not np.array_equal(first["image"], other["image"])
 
 
 def test_is_the_same_in_another_process():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        other = pool.apply(ct_slice, (3, 5, 11, 64))
-    assert same(other, ct_slice(3, 5, 11, 64))
+        other = pool.apply(ct_slice, (3, 5, 11), {"size": 64})
+    assert same(other, ct_slice(3, 5, 11, size=64))
 
 
 def test_threads_see_the_same_volume():
-    expected = [ct_slice(7, 3, k, 64)["image"] for k in range(8, 16)]
-    phantoms_ct._volume.cache_clear()
+    expected = [ct_slice(7, 3, k, size=64)["image"] for k in range(8, 16)]
+    ct.ct_volume.cache_clear()
     found = {}
 
     def read(k):
-        found[k] = ct_slice(7, 3, k, 64)["image"]
+        found[k] = ct_slice(7, 3, k, size=64)["image"]
 
     threads = [threading.Thread(target=read, args=(k,)) for k in range(8, 16)]
     for thread in threads:
@@ -96,8 +100,8 @@ def test_threads_see_the_same_volume():
 def test_sizes_show_the_same_slice(size):
     for v, k in ((0, 11), (1, 15), (2, 19)):
         small, record = (
-            ct_slice(2, v, k, 256, slices=SLICES),
-            ct_slice(2, v, k, size, slices=SLICES),
+            ct_slice(2, v, k, size=256, slices=SLICES),
+            ct_slice(2, v, k, size=size, slices=SLICES),
         )
         assert record["slice_label"] == small["slice_label"]
         shape, cross = (min(size, 256),) * 2, np.ones((3, 3), np.uint8)
@@ -122,16 +126,16 @@ def test_label_and_mask_agree_at_every_size(size):
     for v in range(3):
         labels = lesion_slices(5, v, slices=12)
         for k in range(12):
-            assert draw_slice(5, v, k, size, slices=12).lesion.any() == labels[k], (v, k)
+            assert draw_slice(5, v, k, size=size, slices=12).lesion.any() == labels[k], (v, k)
 
 
 def test_every_positive_volume_has_a_lesion_and_no_negative_one():
-    for slices, count in ((phantoms_ct.MIN_SLICES, 30), (SLICES, 6)):
+    for slices, count in ((ct.MIN_SLICES, 30), (SLICES, 6)):
         for v in range(count):
             assert lesion_slices(1, v, slices=slices).any(), (slices, v)
     assert not lesion_slices(1, 0, positive=False).any()
     for k in range(0, SLICES, 3):
-        record = ct_slice(1, 0, k, 64, slices=SLICES, positive=False)
+        record = ct_slice(1, 0, k, size=64, slices=SLICES, positive=False)
         assert not record["lesion"].any()
         assert not record["lesion_type"].any()
         assert record["slice_label"] == 0
@@ -139,8 +143,8 @@ def test_every_positive_volume_has_a_lesion_and_no_negative_one():
 
 def test_positive_and_negative_volumes_share_anatomy_and_distractors():
     for k in (6, 12, 20):
-        bare = draw_slice(1, 3, k, 64, slices=SLICES, show_lesions=False)
-        negative = draw_slice(1, 3, k, 64, slices=SLICES, positive=False)
+        bare = draw_slice(1, 3, k, size=64, slices=SLICES, show_lesions=False)
+        negative = draw_slice(1, 3, k, size=64, slices=SLICES, positive=False)
         np.testing.assert_array_equal(bare.hu, negative.hu)
         np.testing.assert_array_equal(bare.lungs, negative.lungs)
 
@@ -173,7 +177,7 @@ def test_lesions_lie_in_lungs_and_have_a_type(whole):
         for s in volume:
             assert not (s.lesion & (s.lungs == 0)).any()
             np.testing.assert_array_equal(s.lesion_type > 0, s.lesion)
-            np.testing.assert_array_equal(s.lesion, s.opacity >= phantoms_ct.LESION_CUT)
+            np.testing.assert_array_equal(s.lesion, s.opacity >= LESION_CUT)
             assert s.lesion_type.max(initial=0) < len(LESION_TYPES)
 
 
@@ -183,7 +187,8 @@ def test_lesions_span_slices(whole):
 
 
 def test_every_kind_of_lesion_occurs():
-    lesions = [x for v in range(40) for x in phantoms_ct._volume(1, v, 16, True, 0.0).lesions]
+    options = {"slices": 16, "positive": True, "disease_extent": 0.0}
+    lesions = [x for v in range(40) for x in ct.ct_volume(1, v, **options).lesions]
     kinds = {(x.kind, x.net) for x in lesions}
     assert kinds == {(1, False), (1, True), (2, False)}
     assert {x.bronchograms for x in lesions if x.kind == 2} == {False, True}
@@ -224,7 +229,7 @@ def test_lesions_stand_out_but_are_not_all_that_is_bright(sick):
 def test_vessels_are_no_lesion():
     lungs_bright = 0
     for k in range(4, 12):
-        s = draw_slice(2, 0, k, 256, slices=16, positive=False)
+        s = draw_slice(2, 0, k, size=256, slices=16, positive=False)
         deep = cv2.erode((s.lungs > 0).astype(np.uint8), np.ones((15, 15), np.uint8)) == 1
         lungs_bright += (s.hu[deep] > -300).sum()
         assert not s.lesion.any()
@@ -234,15 +239,15 @@ def test_vessels_are_no_lesion():
 def test_airways_are_dark():
     darkest = []
     for v in range(4):
-        s = draw_slice(2, v, 5, 256, slices=16, positive=False)
+        s = draw_slice(2, v, 5, size=256, slices=16, positive=False)
         middle = cv2.resize(s.hu, (64, 64), interpolation=cv2.INTER_AREA)[24:40, 26:38]
         darkest.append(middle.min())
     assert max(darkest) < -800  # the trachea, in the mediastinum
 
 
 def test_a_window_maps_its_ends():
-    hu = draw_slice(0, 0, 12, 64).hu
-    lung, narrow = ct_slice(0, 0, 12, 64), ct_slice(0, 0, 12, 64, window_hu=(0.0, 200.0))
+    hu = draw_slice(0, 0, 12, size=64).hu
+    lung, narrow = ct_slice(0, 0, 12, size=64), ct_slice(0, 0, 12, size=64, window_hu=(0.0, 200.0))
     expected = np.clip((hu + 600) / 1500 + 0.5, 0, 1) * 255
     assert np.abs(lung["image"] - expected).max() <= 1
     assert (narrow["image"][hu < -110] == 0).all()
@@ -253,8 +258,8 @@ def test_a_window_maps_its_ends():
     [
         ((-1, 0, 0), {}, "must not be negative"),
         ((0, -1, 0), {}, "must not be negative"),
-        ((0, 0, 0, 63), {}, "size=63 px"),
-        ((0, 0, 0, 513), {}, "size=513 px"),
+        ((0, 0, 0), {"size": 63}, "size=63 px"),
+        ((0, 0, 0), {"size": 513}, "size=513 px"),
         ((0, 0, 32), {}, "slice 32 of a volume of 32"),
         ((0, 0, 0), {"slices": 4}, "4 slices a volume"),
         ((0, 0, 0), {"window_hu": (0.0, 0.0)}, "width must be positive"),
@@ -337,18 +342,7 @@ def test_a_source_pickles():
 
 
 def test_a_config_opens_it():
-    data = ml_collections.ConfigDict(
-        dict(
-            name="phantom_ct",
-            seed=3,
-            size=64,
-            slices=10,
-            positive=0.5,
-            label_every=2,
-            heavy=0.0,
-            test_heavy=-1.0,
-        )
-    )
+    data = sources.block("phantom_ct", seed=3, size=64, slices=10, positive=0.5, label_every=2)
     data.update(train=4, val=2, test=1)
     for split, count in (("train", 4), ("val", 2), ("test", 1)):
         source = sources.open_source(data, split)
@@ -378,8 +372,8 @@ def test_bad_options_are_named(options, message):
 
 
 def test_heavy_lesions_are_larger_and_lie_in_the_same_anatomy():
-    def areas(heavy):
-        drawn = [ct_slice(5, 0, k, 64, heavy=heavy) for k in range(0, 32, 4)]
+    def areas(disease_extent):
+        drawn = [ct_slice(5, 0, k, size=64, disease_extent=disease_extent) for k in range(0, 32, 4)]
         return sum(int(d["lesion"].sum()) for d in drawn), drawn
 
     mild, heavy = areas(0.0), areas(1.0)
@@ -387,5 +381,5 @@ def test_heavy_lesions_are_larger_and_lie_in_the_same_anatomy():
     for a, b in zip(mild[1], heavy[1]):
         np.testing.assert_array_equal(a["lungs"], b["lungs"])
         assert not (b["lesion"] & (b["lungs"] == 0)).any()
-    with pytest.raises(InputError, match="heavy=2"):
-        ct_slice(5, 0, 0, 64, heavy=2.0)
+    with pytest.raises(InputError, match="disease_extent=2"):
+        ct_slice(5, 0, 0, size=64, disease_extent=2.0)

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import pickle
 
-import ml_collections
 import numpy as np
 import pytest
 
@@ -241,10 +240,8 @@ def test_examples_pickle_without_their_cache():
 
 
 def _phantoms(**changes):
-    data = {"name": "phantom_cxr", "seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
-    kind = {"appearance": "standard", "heavy": 0.0, "diseased": 0.65}
-    kind |= {"test_appearance": "", "test_heavy": -1.0, "test_diseased": -1.0, "first": 0}
-    return ml_collections.ConfigDict(data | kind | changes)
+    options = {"seed": 1, "size": 128, "train": 5, "val": 3, "test": 3}
+    return sources.block("phantom_cxr", **options | changes)
 
 
 def test_mixed_phantoms_are_of_both_scanners_by_patient():
@@ -261,8 +258,8 @@ def test_mixed_phantoms_are_of_both_scanners_by_patient():
     )
     with pytest.raises(InputError, match="appearance='film'"):
         sources.open_source(_phantoms(appearance="film"), "train")
-    with pytest.raises(InputError, match="heavy"):
-        sources.open_source(_phantoms(heavy=2.0), "train")
+    with pytest.raises(InputError, match="disease_extent"):
+        sources.open_source(_phantoms(disease_extent=2.0), "train")
 
 
 def test_phantom_splits_share_no_film():
@@ -283,7 +280,7 @@ def test_phantom_splits_share_no_film():
 
 def test_unknown_data_set_and_split():
     with pytest.raises(InputError, match=r"data.name='cohen'.*brixia_cohen"):
-        sources.open_source(_phantoms(name="cohen"), "train")
+        sources.open_source({**_phantoms(), "name": "cohen"}, "train")
     with pytest.raises(InputError, match="split 'dev'"):
         sources.open_source(_phantoms(), "dev")
 
@@ -291,7 +288,8 @@ def test_unknown_data_set_and_split():
 def test_healthy_phantoms_have_no_infection_and_the_usual_ones_stay():
     usual = sources.open_source(_phantoms(), "train")
     healthy = sources.open_source(_phantoms(diseased=0.0, test_diseased=1.0), "train")
-    sick = sources.open_source(_phantoms(diseased=0.0, test_diseased=1.0, test_heavy=1.0), "test")
+    sickest = {"diseased": 0.0, "test_diseased": 1.0, "test_disease_extent": 1.0}
+    sick = sources.open_source(_phantoms(**sickest), "test")
     assert "diseased" not in usual.version
     assert len({usual.version, healthy.version, sick.version}) == 3
     assert all(healthy[i]["severity"].sum() == 0 for i in range(5))
@@ -302,7 +300,7 @@ def test_healthy_phantoms_have_no_infection_and_the_usual_ones_stay():
 
 def test_films_join_in_stages_that_hold_one_another():
     films = Numbers(14, parts=(4, 10))
-    stages = (Stage(0, 0.0), Stage(2, 0.3), Stage(4, 0.6), Stage(6, 1.0, extra_fraction=0.5))
+    stages = (Stage(0, 0.0), Stage(2, 0.3), Stage(4, 0.6), Stage(6, 1.0, second_fraction=0.5))
 
     def numbers(steps, start=None, **options):
         options = {"batch_size": 4, "seed": 3, "threads": 0, "stages": stages} | options

@@ -177,10 +177,8 @@ import cxr_jax.data.pipeline
 import cxr_jax.data.sources
 assert "tensorflow_datasets" not in sys.modules, "TFDS is for prepared sets only"
 from cxr_jax.data import prepare, sources
-import ml_collections
 prepare.main(["brixia_cohen", "--source=" + sys.argv[1], "--data_dir=" + sys.argv[2]])
-data = {"name": "brixia_cohen", "data_dir": sys.argv[2], "fold": 0}
-data = ml_collections.ConfigDict(data | {"min_severity": 0, "max_severity": 18})
+data = sources.block("brixia_cohen", data_dir=sys.argv[2], fold=0)
 assert sources.open_source(data, "train")[0]["image"].ndim == 2
 assert "tensorflow" not in sys.modules
 """

@@ -9,11 +9,11 @@ import pytest
 import scipy.stats
 
 from cxr_jax.metrics import severity
-from cxr_jax.metrics.bootstrap import Metric, bootstrap
+from cxr_jax.metrics.bootstrap import Metric, Value, bootstrap
 
 
 def mean_x(rows):
-    return {"mean": float(rows["x"].mean())}
+    return {"mean": Value(float(rows["x"].mean()), len(rows["x"]))}
 
 
 def test_interval_of_a_mean_equals_scipy():
@@ -53,7 +53,7 @@ def test_a_group_comes_whole():
             drawn += times.pop()
         assert drawn == 3
         seen.append(tuple(rows["x"]))
-        return {"n": float(len(rows["x"]))}
+        return {"n": Value(float(len(rows["x"])), 6)}
 
     bootstrap(check, rows, groups, resamples=50)
     assert len(set(seen)) > 5
@@ -79,14 +79,16 @@ def test_the_seed_decides():
 
 
 def test_undefined_is_null_and_never_invented():
-    got = bootstrap(lambda rows: {"auc": float("nan")}, {"x": np.zeros(4)}, np.arange(4))["auc"]
+    got = bootstrap(lambda rows: {"auc": Value(float("nan"), 4)}, {"x": np.zeros(4)}, np.arange(4))[
+        "auc"
+    ]
     assert got == Metric(None, None, None, 4)
     assert json.loads(json.dumps(dataclasses.asdict(got)))["value"] is None
 
 
 def test_an_interval_needs_half_of_the_resamples():
     def rare(rows):  # defined on all rows, but in few resamples
-        return {"v": 1.0 if len(np.unique(rows["x"])) == 6 else float("nan")}
+        return {"v": Value(1.0 if len(np.unique(rows["x"])) == 6 else float("nan"), 6)}
 
     got = bootstrap(rare, {"x": np.arange(6)}, np.arange(6), resamples=200)["v"]
     assert got == Metric(1.0, None, None, 6)
@@ -99,7 +101,7 @@ def test_one_patient_or_no_resample_gives_no_interval(groups, resamples):
 
 
 def test_counts_name_their_n():
-    got = bootstrap(mean_x, {"x": np.ones(3)}, np.arange(3), counts=lambda rows: {"mean": 2})
+    got = bootstrap(lambda rows: {"mean": Value(1.0, 2)}, {"x": np.ones(3)}, np.arange(3))
     assert got["mean"].n == 2
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.metrics import findings
-from cxr_jax.metrics.bootstrap import bootstrap
+from cxr_jax.metrics.bootstrap import bootstrap, numbers
+from tests import conftest
 
 K = len(FINDINGS)
 NAN = np.nan
@@ -81,14 +82,14 @@ def rows():
 
 
 def test_report(rows):
-    report = findings.findings_report(rows)
+    report = numbers(findings.findings_report(rows))
     assert [report[f"auc_{n}"] for n in ("no_finding", "cardiomegaly")] == [1.0, 0.0]
     assert report["auc_edema"] == 0.5  # 0.2 lies between 0.1 and 0.4
     assert np.isnan(report["auc_lung_opacity"])
     assert np.isnan(report["auc_pleural_effusion"])
     assert report["mean_auc"] == 0.5
     assert report["findings_with_auc"] == 3
-    counts = findings.findings_counts(rows)
+    counts = conftest.counts(findings.findings_report(rows))
     assert [counts[f"auc_{n}"] for n in ("no_finding", "edema", "consolidation")] == [4, 3, 0]
     assert counts["mean_auc"] == 4
     assert set(report) == set(counts)
@@ -101,7 +102,6 @@ def test_one_class_only_is_null_in_the_results(rows):
         rows | {"labels": labels},
         np.arange(4),
         resamples=10,
-        counts=findings.findings_counts,
     )
     assert found["mean_auc"].value is None
     assert found["auc_edema"].value is found["auc_edema"].low is None
@@ -114,7 +114,8 @@ def test_pointing_is_averaged_over_films_with_a_box_then_over_findings(rows):
     hit[:2, 1], valid[:, 1] = 1, True  # 2 of 4
     hit[0, 7], valid[0, 7] = 1, True  # 1 of 1
     rows |= {"pointing_hit": hit, "pointing_valid": valid, "pointing_chance": valid * 0.2}
-    report, counts = findings.findings_report(rows), findings.findings_counts(rows)
+    found = findings.findings_report(rows)
+    report, counts = numbers(found), conftest.counts(found)
     assert report["pointing_cardiomegaly"] == 0.5
     assert report["pointing_pneumothorax"] == 1.0
     assert np.isnan(report["pointing_edema"])

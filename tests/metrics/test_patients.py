@@ -5,6 +5,8 @@ import pytest
 
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import classification, patients
+from cxr_jax.metrics.bootstrap import numbers
+from tests import conftest
 
 
 def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0.5):
@@ -98,13 +100,14 @@ def test_the_report_is_mean_and_spread_over_patients():
     maps = [square((0, 0)), square((0, 0)), square((0, 0)), square()]
     lesions = [square((0, 0)), square((1, 1)), square(), square()]
     units = patients.per_patient(rows(maps, lesions, list("abcd"), prob=[0.9, 0.1, 0.6, 0.2]))
-    report = patients.patients_report(units)
+    found = patients.patients_report(units)
+    report = numbers(found)
     assert report["positive_dice"] == 0.5
     assert report["negative_dice"] == 0.5
     assert report["all_dice"] == 0.5
     np.testing.assert_allclose(report["positive_dice_sd"], np.std([1, 0], ddof=1))
     assert (report["slice_sensitivity"], report["slice_specificity"]) == (0.5, 0.5)
-    counts = patients.patients_counts(units)
+    counts = conftest.counts(found)
     assert (counts["positive_dice"], counts["negative_dice_sd"], counts["all_dice"]) == (2, 2, 4)
     assert counts["slice_specificity"] == 2
 
@@ -116,7 +119,7 @@ def test_slice_numbers_are_those_of_the_pooled_slices():
     prob[:4] = 0.0, 1.0, 0.5, 0.5
     groups = [f"p{i % 7}" for i in range(300)]
     units = patients.per_patient(rows(lesions, lesions, groups, prob=prob))
-    report = patients.patients_report(units)
+    report = numbers(patients.patients_report(units))
     sick = lesions.any((1, 2))
     np.testing.assert_allclose(report["slice_auc"], classification.auroc(prob, sick), atol=2e-3)
     np.testing.assert_allclose(report["slice_sensitivity"], (prob[sick] >= 0.5).mean())
@@ -128,7 +131,7 @@ def test_unknown_truth_is_left_out():
     found = rows([square()] * 2, [square()] * 2, ["a", "b"]) | known
     assert patients.per_patient(found)["id"].tolist() == ["a"]
     nothing = {"known": np.zeros(2, bool), "label": np.full(2, np.nan)}
-    report = patients.patients_report(patients.per_patient(found | nothing))
+    report = numbers(patients.patients_report(patients.per_patient(found | nothing)))
     assert all(np.isnan(value) for value in report.values())
 
 
@@ -149,7 +152,8 @@ def test_an_ill_patient_without_a_mask_is_no_healthy_one(labels, known, positive
     units = patients.per_patient(found | {"known": np.array(known), "label": np.array(labels)})
     assert units["positive"].tolist() == [positive]
     np.testing.assert_array_equal(units["dice"], [dice])
-    report, counts = patients.patients_report(units), patients.patients_counts(units)
+    told = patients.patients_report(units)
+    report, counts = numbers(told), conftest.counts(told)
     np.testing.assert_array_equal(report["all_dice"], dice)
     assert counts["all_dice"] == int(not np.isnan(dice))
     labelled = np.isfinite(labels)

@@ -29,13 +29,15 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
+from cxr_jax.data.sources.base import GradedOptions, Source, by_severity
 from cxr_jax.data.sources.brixia_cohen import GLOBAL_CLASSES
 from cxr_jax.errors import InputError
 
 NAME = "brixia"
+Options = GradedOptions
 FIELDS = frozenset({"image", "id", "group", "severity", "severity_second", "severity_valid"})
 CONSENSUS = "metadata_consensus_v1.csv"
 SOURCE = "the download of brixia.github.io"
@@ -96,9 +98,12 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> Brixia:
     )
 
 
-def open_split(data_dir: str, split: str, *, fold: int) -> prepared.Prepared:
-    """Opens the prepared set; arguments and errors as of `prepared.open_folded`."""
-    return prepared.open_folded(data_dir, NAME, split, fold=fold, source=SOURCE)
+def open_split(options: Options, split: str) -> Source:
+    """Opens the prepared set; arguments and errors as of `brixia_cohen.open_split`."""
+    source = prepared.open_folded(options.data_dir, NAME, split, fold=options.fold, source=SOURCE)
+    if split != "train":
+        return source
+    return by_severity(source, options.min_severity, options.max_severity)
 
 
 def read_film_record(film: Film, max_side: int) -> Record:
@@ -116,7 +121,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     }
     if film.second is not None:
         record["severity_second"] = film.second
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def read_index(folder: pathlib.Path) -> tuple[list[Film], int]:

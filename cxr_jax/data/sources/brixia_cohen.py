@@ -29,9 +29,10 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits, zones
+from cxr_jax.data import preprocess, readers, splits, zones
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
+from cxr_jax.data.sources.base import GradedOptions, Source, by_severity
 from cxr_jax.errors import InputError
 
 NAME = "brixia_cohen"
@@ -40,6 +41,7 @@ GLOBAL_CLASSES = (3, 7, 10, 14)  # cuts of the global score 0..18 by which split
 TEST_SHARE = 4  # a quarter
 PUBLIC_COMMAND = "git clone https://github.com/BrixIA/Brixia-score-COVID-19"
 
+Options = GradedOptions
 FIELDS = frozenset(
     {"image", "id", "group", "severity", "severity_second", "severity_valid", "lungs"}
 )
@@ -97,19 +99,23 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> BrixiaCohe
     )
 
 
-def open_split(data_dir: str, split: str, *, fold: int) -> prepared.Prepared:
-    """Opens the prepared set.
+def open_split(options: Options, split: str) -> Source:
+    """Opens the prepared set; the training films may be chosen by their score.
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..4, or -1: all training films are 'train' and there is no 'val'.
       split: 'test' is the test films. With `fold` k, 'val' is fold k of the training films and
         'train' the others.
-      fold: 0..4, or -1: all training films are 'train' and there is no 'val'.
 
     Raises:
-      InputError: not prepared (with the command), a fold outside -1..4, or 'val' without a fold.
+      InputError: what `prepared.open_folded` and `by_severity` raise.
     """
-    return prepared.open_folded(data_dir, NAME, split, fold=fold, source=PUBLIC_COMMAND)
+    source = prepared.open_folded(
+        options.data_dir, NAME, split, fold=options.fold, source=PUBLIC_COMMAND
+    )
+    if split != "train":
+        return source
+    return by_severity(source, options.min_severity, options.max_severity)
 
 
 def read_film_record(film: Film, max_side: int) -> Record:
@@ -128,7 +134,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     }
     if film.lungs is not None:
         record["lungs"] = lungs_of(film.lungs, record["image"].shape)
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def lungs_of(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:

@@ -33,9 +33,10 @@ import re
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
+from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
 
 NAME = "chexpert"
@@ -66,6 +67,19 @@ _PATH = re.compile(
 )
 # 17 frontal films of train.csv are decubitus films (LL, RL): frontal, but neither AP nor PA.
 _VIEWS = ("AP", "PA", "LL", "RL", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(FoldedOptions):
+    """See the module for the two rules.
+
+    Attributes:
+      uncertain: what an uncertain label becomes: per_finding [PAPERS, 2], zeros, ones or ignore
+      blank: a finding that is not mentioned is absent: zero [PCAM authors]; or unknown: ignore
+    """
+
+    uncertain: str = "per_finding"
+    blank: str = "zero"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +113,7 @@ class CheXpert(prepared.RecordBuilder, skip_registration=True):
         "Irvin et al., CheXpert: a large chest radiograph dataset with uncertainty labels and "
         "expert comparison. AAAI 2019. arXiv:1901.07031"
     )
+    coded = frozenset({"findings"})  # uncertain ones are -1
 
 
 def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
@@ -132,33 +147,30 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
     )
 
 
-def open_split(
-    data_dir: str, split: str, *, fold: int, uncertain: str, blank: str
-) -> prepared.Prepared:
+def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set; its `findings` are 0, 1 or NaN by the two rules (see the module).
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..4, or -1: all training films are 'train' and there is no 'val'.
       split: 'test' is the official development set. With `fold` k, 'val' is fold k of the
         training patients and 'train' the others.
-      fold: 0..4, or -1: all training films are 'train' and there is no 'val'.
-      uncertain: 'zeros', 'ones', 'ignore' or 'per_finding'.
-      blank: 'zero' or 'ignore'.
 
     Raises:
       InputError: an unknown rule; what `prepared.open_folded` raises.
     """
-    for field, value, known in (("uncertain", uncertain, UNCERTAIN), ("blank", blank, BLANK)):
+    for field, known in (("uncertain", UNCERTAIN), ("blank", BLANK)):
+        value = getattr(options, field)
         if value not in known:
             raise InputError(f"data.{field}={value!r}; expected one of {', '.join(known)}")
+    uncertain, blank = options.uncertain, options.blank
     counted = ["certain"]
     counted += ["uncertain"] if uncertain != "ignore" else []
     counted += ["blank"] if blank != "ignore" else []
     opened = prepared.open_folded(
-        data_dir,
+        options.data_dir,
         NAME,
         split,
-        fold=fold,
+        fold=options.fold,
         source=SOURCE,
         known=counted,
         change=functools.partial(_settle_record, uncertain=uncertain, blank=blank),
@@ -250,7 +262,7 @@ def _read_film(folder: pathlib.Path, film: Film, max_side: int) -> Record:
         "view": film.view,
         "findings": np.array(film.labels, np.float32),
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _settle_record(record: Record, *, uncertain: str, blank: str) -> Record:

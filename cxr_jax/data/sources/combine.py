@@ -1,7 +1,7 @@
 """Two data sets as one training split: labelled films first, then those that join them."""
 
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import Source
+from cxr_jax.data.sources.base import Source
 
 
 class Hidden:

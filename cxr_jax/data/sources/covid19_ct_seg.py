@@ -33,12 +33,14 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from cxr_jax.data import splits, volumes
+from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
+from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
 
 NAME = "covid19_ct_seg"
+Options = FoldedOptions
 SOURCE = "the folder with COVID-19-CT-Seg_20cases/, Lung_Mask/ and Infection_Mask/"
 FIELDS = frozenset(
     {"image", "id", "group", "volume", "slice", "slice_label", "pixel_area", "lesion", "lungs"}
@@ -121,20 +123,24 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> Covid19CTS
     )
 
 
-def open_split(data_dir: str, split: str, *, fold: int) -> prepared.PreparedSlices:
+def open_split(options: Options, split: str) -> prepared.PreparedSlices:
     """Opens the prepared set.
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..4, or -1: all other volumes are 'train' and there is no 'val'.
       split: 'test' is that of `ct_lesions`. With `fold` k, 'val' is fold k of the other volumes
         and 'train' the rest.
-      fold: 0..4, or -1: all other volumes are 'train' and there is no 'val'.
 
     Raises:
       InputError: what `prepared.open_folded` raises.
     """
     return prepared.open_folded(
-        data_dir, NAME, split, fold=fold, source=SOURCE, kind=prepared.PreparedSlices
+        options.data_dir,
+        NAME,
+        split,
+        fold=options.fold,
+        source=SOURCE,
+        kind=prepared.PreparedSlices,
     )
 
 
@@ -233,7 +239,7 @@ def _record(latest: volumes.Latest, scan: Scan, position: int, max_side: int) ->
         "lesion": np.ascontiguousarray(planes.lesion[position]),
         "lungs": np.ascontiguousarray(planes.lungs[position]),
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _low_high(centre: float, width: float) -> str:

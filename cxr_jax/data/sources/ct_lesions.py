@@ -43,7 +43,7 @@ import numpy as np
 from cxr_jax.data import readers, splits, volumes
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
-from cxr_jax.data.sources.slices import SliceTable
+from cxr_jax.data.sources.base import FoldedOptions, SliceTable
 from cxr_jax.errors import InputError
 
 NAME = "ct_lesions"
@@ -57,6 +57,17 @@ EDGES = (0.01, 0.05, 0.15)  # of the lesion's share of the lung, between the cla
 _MOST = 65536  # of anything that is counted in pixels or slices
 _BOX = ("x0", "y0", "x1", "y1")
 _PICTURES = {"image": "ct", "lesion": "lesions", "lungs": "lungs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(FoldedOptions):
+    """See the module.
+
+    Attributes:
+      halves: True for the crops of one lung each with a weak label, in place of the slices
+    """
+
+    halves: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,25 +146,26 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CTLesions:
     )
 
 
-def open_split(
-    data_dir: str, split: str, *, fold: int, halves: bool
-) -> "prepared.PreparedSlices | Halves":
+def open_split(options: Options, split: str) -> "prepared.PreparedSlices | Halves":
     """Opens the prepared set.
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..4, or -1: all training volumes are 'train' and there is no 'val'.
       split: 'test' is the table's. With `fold` k, 'val' is fold k of the training volumes and
         'train' the others.
-      fold: 0..4, or -1: all training volumes are 'train' and there is no 'val'.
-      halves: the crops of one lung each in place of the slices.
 
     Raises:
       InputError: what `prepared.open_folded` raises.
     """
     slices = prepared.open_folded(
-        data_dir, NAME, split, fold=fold, source=SOURCE, kind=prepared.PreparedSlices
+        options.data_dir,
+        NAME,
+        split,
+        fold=options.fold,
+        source=SOURCE,
+        kind=prepared.PreparedSlices,
     )
-    return Halves(slices) if halves else slices
+    return Halves(slices) if options.halves else slices
 
 
 class Halves:
@@ -193,7 +205,7 @@ class Halves:
         }  # fmt: skip
 
     def slice_table(self) -> SliceTable:
-        """As `slices.SliceSource`; each side of a volume is a volume of its own."""
+        """As `base.SliceSource`; each side of a volume is a volume of its own."""
         whole = self._slices.slice_table()
         return SliceTable(
             volume=(2 * whole.volume[:, None] + np.arange(2)).ravel(),

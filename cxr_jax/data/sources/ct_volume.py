@@ -47,9 +47,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxr_jax.data import splits, volumes
+from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources import SPLITS, prepared, tables
+from cxr_jax.data.sources import prepared, tables
+from cxr_jax.data.sources.base import SPLITS
 from cxr_jax.errors import InputError
 
 NAME = "ct_volume"
@@ -59,6 +60,17 @@ _WINDOW = ("window_center", "window_width")
 _REQUIRED = ("volume", "group", "split", "label")
 _RANGE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?")
 _COMMAND = "python -m cxr_jax.data.prepare ct_volume --source=VOLUMES.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `config.data` has beside the name.
+
+    Attributes:
+      path: the folder that `prepare ct_volume` printed
+    """
+
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,19 +136,19 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CTVolume:
     )
 
 
-def open_split(path: str, split: str) -> prepared.PreparedSlices:
+def open_split(options: Options, split: str) -> prepared.PreparedSlices:
     """Opens the folder that `prepare ct_volume` made of a table.
 
     Raises:
       InputError: no path, not such a folder (with the command), or no volume in the split.
     """
-    if not path:
+    if not options.path:
         raise InputError(f"data.path is empty; give the folder that this printed: {_COMMAND}")
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(options.path).expanduser()
     if folder.is_file():
         raise InputError(
-            f"data.path={path} is a file; volumes are prepared first: "
-            f"{_COMMAND.replace('VOLUMES.csv', str(path))}"
+            f"data.path={options.path} is a file; volumes are prepared first: "
+            f"{_COMMAND.replace('VOLUMES.csv', options.path)}"
         )
     return prepared.PreparedSlices(folder, name=NAME, split=split, prepare=_COMMAND)
 
@@ -304,7 +316,7 @@ def _record(latest: volumes.Latest, scan: Scan, position: int, max_side: int) ->
         "slice_label": float(scan.labels[position]),
         "pixel_area": 1.0,
     }
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)
 
 
 def _files_of(scan: Scan) -> list[pathlib.Path]:

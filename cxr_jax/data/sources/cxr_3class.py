@@ -28,9 +28,10 @@ import pathlib
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import nih_cxr14, prepared, tables
+from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
 
 NAME = "cxr_3class"
@@ -39,6 +40,17 @@ FIELDS = frozenset({"image", "id", "group", "diagnosis", "findings", "boxes", "b
 TEST_FOLD = 4
 CLASSES = {"normal": "normal", "pneumonia": "other infection", "covid": "covid-19"}
 MAX_SIZE = 4096  # px; larger boxes are refused from the table, before the film is read
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(FoldedOptions):
+    """See the module.
+
+    Attributes:
+      leave_out_overlap: True if the model meets brixia_cohen later: without the patients in both
+    """
+
+    leave_out_overlap: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,31 +121,27 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ThreeClass
     )
 
 
-def open_split(
-    data_dir: str, split: str, *, fold: int, leave_out_overlap: bool
-) -> prepared.Prepared:
+def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set.
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..3, or -1: folds 0..3 are all 'train' and there is no 'val'.
       split: 'test' is fold 4. With `fold` k, 'val' is fold k and 'train' the other three.
-      fold: 0..3, or -1: folds 0..3 are all 'train' and there is no 'val'.
-      leave_out_overlap: without the patients who are in `brixia_cohen` too (see the module).
 
     Raises:
       InputError: what `prepared.open_folded` raises.
     """
     opened = prepared.open_folded(
-        data_dir,
+        options.data_dir,
         NAME,
         split,
-        fold=fold,
+        fold=options.fold,
         folds=TEST_FOLD,
         source=SOURCE,
-        where={"overlap": {0}} if leave_out_overlap else None,
+        where={"overlap": {0}} if options.leave_out_overlap else None,
         known=["known"],
     )
-    opened.version += "+without-overlap" if leave_out_overlap else ""
+    opened.version += "+without-overlap" if options.leave_out_overlap else ""
     return opened
 
 
@@ -232,4 +240,4 @@ def _read_film(film: Film, max_side: int) -> Record:
                 f"{film.path}: a box of boxes.csv leaves the film of {width}x{height} px; give "
                 "boxes in pixels of the film in images/"
             )
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)

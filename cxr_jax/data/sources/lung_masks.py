@@ -33,14 +33,16 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import cv2
 import numpy as np
 
-from cxr_jax.data import readers, splits, zones
+from cxr_jax.data import preprocess, readers, splits, zones
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
+from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"image", "id", "group", "view", "lungs"})
@@ -109,38 +111,6 @@ class Shenzhen(prepared.RecordBuilder, skip_registration=True):
     description = "Chest radiographs of outpatients in Shenzhen, half with tuberculosis."
     homepage = Montgomery.homepage
     citation = Montgomery.citation
-
-
-def jsrt_scr(source: pathlib.Path, *, data_dir: str, max_side: int) -> JsrtScr:
-    """The builder of `jsrt_scr`; lists the files, reads none.
-
-    Raises:
-      InputError: see `jsrt_scr_films`.
-    """
-    return _builder(JsrtScr, jsrt_scr_films(source), data_dir, max_side)
-
-
-def montgomery(source: pathlib.Path, *, data_dir: str, max_side: int) -> Montgomery:
-    """The builder of `montgomery`; lists the files, reads none.
-
-    Raises:
-      InputError: see `montgomery_films`.
-    """
-    return _builder(Montgomery, montgomery_films(source), data_dir, max_side)
-
-
-def shenzhen(source: pathlib.Path, *, data_dir: str, max_side: int) -> Shenzhen:
-    """The builder of `shenzhen`; lists the files, reads none.
-
-    Raises:
-      InputError: see `shenzhen_films`.
-    """
-    return _builder(Shenzhen, shenzhen_films(source), data_dir, max_side)
-
-
-def open_split(name: str, data_dir: str, split: str, *, fold: int) -> prepared.Prepared:
-    """Opens one of the three sets; arguments and errors as of `prepared.open_folded`."""
-    return prepared.open_folded(data_dir, name, split, fold=fold, source=LAYOUTS[name])
 
 
 def jsrt_scr_films(source: pathlib.Path) -> list[Film]:
@@ -214,22 +184,54 @@ def shenzhen_films(source: pathlib.Path) -> list[Film]:
     return _dealt(_first_are_test(films), source)
 
 
-def _builder(
-    kind: type[prepared.RecordBuilder], films: list[Film], data_dir: str, max_side: int
-) -> prepared.RecordBuilder:
-    by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
-    files = [path for film in films for path in (film.path, *film.masks)]
-    return kind(
-        data_dir=prepared.data_folder(data_dir),
-        fields=FIELDS,
-        partial=frozenset() if all(film.masks for film in films) else frozenset({"lungs"}),
-        films={
-            split: [functools.partial(read_film_record, film, max_side) for film in films]
-            for split, films in by_split.items()
-        },
-        film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
-        metadata={"fingerprint": prepared.fingerprint(None, files, max_side), "max_side": max_side},
-    )
+@dataclasses.dataclass(frozen=True)
+class LungSet:
+    """One of the three sets, as `sources.DataSet`.
+
+    Attributes:
+      kind: what writes it.
+      films: folder -> its films; lists the files, reads none.
+    """
+
+    Options: ClassVar[type] = FoldedOptions
+    kind: type[prepared.RecordBuilder]
+    films: Callable[[pathlib.Path], list[Film]]
+
+    def open_split(self, options: FoldedOptions, split: str) -> prepared.Prepared:
+        """Opens the prepared set; arguments and errors as of `prepared.open_folded`."""
+        name = self.kind.name
+        return prepared.open_folded(
+            options.data_dir, name, split, fold=options.fold, source=LAYOUTS[name]
+        )
+
+    def builder(
+        self, source: pathlib.Path, *, data_dir: str, max_side: int
+    ) -> prepared.RecordBuilder:
+        """The builder of the set; lists the files, reads none.
+
+        Raises:
+          InputError: what `films` raises.
+        """
+        films = self.films(source)
+        by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
+        files = [path for film in films for path in (film.path, *film.masks)]
+        fingerprint = prepared.fingerprint(None, files, max_side)
+        return self.kind(
+            data_dir=prepared.data_folder(data_dir),
+            fields=FIELDS,
+            partial=frozenset() if all(film.masks for film in films) else frozenset({"lungs"}),
+            films={
+                split: [functools.partial(read_film_record, film, max_side) for film in films]
+                for split, films in by_split.items()
+            },
+            film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
+            metadata={"fingerprint": fingerprint, "max_side": max_side},
+        )
+
+
+JSRT_SCR = LungSet(JsrtScr, jsrt_scr_films)
+MONTGOMERY = LungSet(Montgomery, montgomery_films)
+SHENZHEN = LungSet(Shenzhen, shenzhen_films)
 
 
 def read_film_record(film: Film, max_side: int) -> Record:
@@ -243,7 +245,7 @@ def read_film_record(film: Film, max_side: int) -> Record:
     image = (readers.read_jsrt if raw else readers.read_film)(film.path)
     record = {"image": image, "id": film.id, "group": film.group, "view": "PA"}
     if not film.masks:
-        return prepared.shrink(record, max_side)
+        return preprocess.shrink(record, max_side)
     record["image"], masks = _on_one_grid(image, film, max_side)
     record["lungs"] = lungs_of(masks, film.masks)
     if film.clear:

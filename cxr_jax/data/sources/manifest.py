@@ -18,6 +18,7 @@ Other columns are ignored, and named in a log line. The table is checked whole w
 pictures are read when they are needed.
 """
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -26,14 +27,26 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
-from cxr_jax.data.sources import SPLITS, Source, brixia_cohen, prepared, tables
+from cxr_jax.data.sources import brixia_cohen, prepared, tables
+from cxr_jax.data.sources.base import SPLITS, Source
 from cxr_jax.errors import InputError
 
 NAME = "manifest"
 _SEVERITY = tuple(f"severity_{zone}" for zone in "abcdef")
 _KNOWN = {"image", "group", "split", "id", "view", "lungs", "lesion", "diagnosis"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `config.data` has beside the name.
+
+    Attributes:
+      path: the CSV file that lists the films, or the folder that `prepare manifest` printed
+    """
+
+    path: str = ""
 
 
 class Manifest:
@@ -164,15 +177,15 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBu
     )
 
 
-def open_split(path: str, split: str) -> Source:
+def open_split(options: Options, split: str) -> Source:
     """Opens the films of a CSV file, or of the folder that `prepare manifest` made of it.
 
     Raises:
       InputError: no path, no such file, a mistake in the table, or no film in the split.
     """
-    if not path:
+    if not options.path:
         raise InputError("data.path is empty; give the CSV file that lists the films")
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(options.path).expanduser()
     if path.is_dir():
         command = "python -m cxr_jax.data.prepare manifest --source=FILMS.csv"
         return prepared.Prepared(path, name=NAME, split=split, prepare=command)
@@ -180,7 +193,7 @@ def open_split(path: str, split: str) -> Source:
 
 
 def _small(films: Manifest, index: int, max_side: int) -> Record:
-    return prepared.shrink(films[index], max_side)
+    return preprocess.shrink(films[index], max_side)
 
 
 def _splits_of(path: pathlib.Path) -> list[str]:

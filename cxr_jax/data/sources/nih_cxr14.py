@@ -34,9 +34,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cxr_jax.data import readers, splits
+from cxr_jax.data import preprocess, readers, splits
+from cxr_jax.data.boxes import scale as scale_boxes
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
+from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
 
 NAME = "nih_cxr14"
@@ -68,6 +70,17 @@ OTHER_FINDINGS = ("Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening")
 OPACITIES = ("edema", "consolidation", "pneumonia", "atelectasis")  # ours, besides lung opacity
 
 _BOX_COLUMNS = ("image index", "finding label", "x", "y", "w", "h")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(FoldedOptions):
+    """See the module.
+
+    Attributes:
+      split_by: official, the two lists; or patient, five folds of all patients
+    """
+
+    split_by: str = "official"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,24 +146,24 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
     )
 
 
-def open_split(data_dir: str, split: str, *, fold: int, split_by: str) -> prepared.Prepared:
+def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set.
 
     Args:
-      data_dir: where it was prepared; empty: the default folder.
+      options: `fold` is 0..4 ('official') or 0..3 ('patient'), or -1: there is no 'val'.
       split: 'test'; with `fold` k, 'val' is fold k of the other patients, 'train' the rest.
-      fold: 0..4 ('official') or 0..3 ('patient'), or -1: there is no 'val'.
-      split_by: 'official' or 'patient', see the module.
 
     Raises:
       InputError: an unknown `split_by`; what `prepared.open_folded` raises.
     """
-    if split_by not in SPLITS_BY:
-        raise InputError(f"data.split_by={split_by!r}; expected one of {', '.join(SPLITS_BY)}")
-    options = {"fold": fold, "source": SOURCE}
-    if split_by == "patient":
-        options |= {"column": "patient_fold", "folds": prepared.FOLDS - 1, "stored": "train+test"}
-    return prepared.open_folded(data_dir, NAME, split, **options)
+    if options.split_by not in SPLITS_BY:
+        raise InputError(
+            f"data.split_by={options.split_by!r}; expected one of {', '.join(SPLITS_BY)}"
+        )
+    dealt = {"fold": options.fold, "source": SOURCE}
+    if options.split_by == "patient":
+        dealt |= {"column": "patient_fold", "folds": prepared.FOLDS - 1, "stored": "train+test"}
+    return prepared.open_folded(options.data_dir, NAME, split, **dealt)
 
 
 def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
@@ -340,8 +353,7 @@ def _read_film(film: Film, max_side: int) -> Record:
         "findings": np.array(film.labels, np.float32),
     }
     if film.boxes:
-        height, width = record["image"].shape
         corners = np.array([box for _, box in film.boxes])
-        record["boxes"] = prepared.scale_boxes(corners, FRAME, (width, height))
+        record["boxes"] = scale_boxes(corners, FRAME, record["image"].shape)
         record["box_label"] = np.array([finding for finding, _ in film.boxes], np.int32)
-    return prepared.shrink(record, max_side)
+    return preprocess.shrink(record, max_side)

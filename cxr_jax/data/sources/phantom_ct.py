@@ -4,13 +4,14 @@ options only.
 Nothing is stored.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
-from cxr_jax.data import phantoms_ct
+from cxr_jax.data.phantoms import ct
 from cxr_jax.data.records import CT_FIELDS, Record
-from cxr_jax.data.sources.slices import SliceTable
+from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.errors import InputError
 
 VERSION = "1.0.0"  # changes when the phantoms change
@@ -18,6 +19,54 @@ VERSION = "1.0.0"  # changes when the phantoms change
 # Each split has its own range of volume numbers, so that no patient is in two, whatever the counts.
 RANGE = 1_000_000
 FIRST = {"train": 0, "val": RANGE, "test": 2 * RANGE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `config.data` has beside the name; see `PhantomCT`.
+
+    Attributes:
+      seed: of the phantoms
+      size: height and width, 64..512 px
+      slices: of a volume, 8..512
+      positive: 0..1, share of volumes with lesions
+      disease_extent: 0..1, how much wider and longer lesions are: at 1 twice
+      test_disease_extent: of the val and test volumes; -1: as disease_extent
+      label_every: training labels every n-th slice with a lesion; 1: all of them
+      train: number of training volumes
+      val: number of validation volumes
+      test: number of test volumes
+    """
+
+    seed: int = 0
+    size: int = 256
+    slices: int = 32
+    positive: float = 0.6
+    disease_extent: float = 0.0
+    test_disease_extent: float = -1.0
+    label_every: int = 4
+    train: int = 2048
+    val: int = 128
+    test: int = 256
+
+
+def open_split(options: Options, split: str) -> "PhantomCT":
+    """The slices of one split.
+
+    Raises:
+      InputError: what `PhantomCT` raises.
+    """
+    o, other = options, split != "train" and options.test_disease_extent >= 0
+    return PhantomCT(
+        split=split,
+        count={"train": o.train, "val": o.val, "test": o.test}[split],
+        seed=o.seed,
+        size=o.size,
+        slices=o.slices,
+        positive=o.positive,
+        disease_extent=o.test_disease_extent if other else o.disease_extent,
+        label_every=o.label_every,
+    )
 
 
 class PhantomCT:
@@ -38,7 +87,7 @@ class PhantomCT:
       size: height and width in pixels, 64..512.
       slices: of a volume, 8..512.
       positive: 0..1, share of positive volumes.
-      heavy: 0..1, how much wider and longer lesions are: at 1 twice.
+      disease_extent: 0..1, how much wider and longer lesions are: at 1 twice.
       label_every: 1 or more.
 
     Raises:
@@ -58,32 +107,33 @@ class PhantomCT:
         size: int,
         slices: int = 32,
         positive: float = 0.6,
-        heavy: float = 0.0,
+        disease_extent: float = 0.0,
         label_every: int = 4,
     ):
         if not 0 <= count <= RANGE:
             raise InputError(f"data.{split}={count} phantom volumes; expected 0 .. {RANGE:,}")
         if seed < 0:
             raise InputError(f"data.seed={seed} must not be negative")
-        least, most = phantoms_ct.MIN_SIZE, phantoms_ct.MAX_SIZE
+        least, most = ct.MIN_SIZE, ct.MAX_SIZE
         if not least <= size <= most:
             raise InputError(f"data.size={size} px; CT phantoms have {least}..{most}")
-        least, most = phantoms_ct.MIN_SLICES, phantoms_ct.MAX_SLICES
+        least, most = ct.MIN_SLICES, ct.MAX_SLICES
         if not least <= slices <= most:
             raise InputError(f"data.slices={slices} a volume; expected {least}..{most}")
         if not 0 <= positive <= 1:
             raise InputError(f"data.positive={positive}; expected 0..1")
-        if not 0 <= heavy <= 1:
-            raise InputError(f"data.heavy={heavy}; expected 0..1")
+        if not 0 <= disease_extent <= 1:
+            raise InputError(f"data.disease_extent={disease_extent}; expected 0..1")
         if label_every < 1:
             raise InputError(f"data.label_every={label_every}; expected 1 or more")
         self.split, self.count, self.seed, self.size = split, count, seed, size
-        self.slices, self.positive, self.heavy = slices, positive, heavy
+        self.slices, self.positive, self.disease_extent = slices, positive, disease_extent
         self.label_every = label_every if split == "train" else 1
         # Labels by volume, made when first asked for. Threads that ask at once write the same.
         self._labels: dict[int, np.ndarray] = {}
         self.version = f"{VERSION}+seed{seed},{size}px,{slices}slices,positive{positive:g}"
-        self.version += f",heavy{heavy:g}" if heavy else ""
+        # `heavy`: its name when the first runs were trained, which compare this text.
+        self.version += f",heavy{disease_extent:g}" if disease_extent else ""
         self.version += f",label{label_every}" if self.label_every > 1 else ""
 
     def __len__(self) -> int:
@@ -93,14 +143,14 @@ class PhantomCT:
         if not 0 <= index < len(self):
             raise IndexError(f"slice {index} of {len(self)}")
         volume, position = divmod(index, self.slices)
-        record = phantoms_ct.ct_slice(
+        record = ct.ct_slice(
             self.seed,
             FIRST[self.split] + volume,
             position,
-            self.size,
+            size=self.size,
             slices=self.slices,
             positive=self._is_positive(volume),
-            heavy=self.heavy,
+            disease_extent=self.disease_extent,
         )
         if self.label_every > 1:
             record["slice_label"] = self._volume_labels(volume)[position]
@@ -126,8 +176,8 @@ class PhantomCT:
             return np.zeros(self.slices, np.float32)
         if volume not in self._labels:
             number = FIRST[self.split] + volume
-            lesion = phantoms_ct.lesion_slices(
-                self.seed, number, slices=self.slices, heavy=self.heavy
+            lesion = ct.lesion_slices(
+                self.seed, number, slices=self.slices, disease_extent=self.disease_extent
             )
             labels = lesion.astype(np.float32)
             if self.label_every > 1:

@@ -3,6 +3,8 @@
 Nothing is stored.
 """
 
+import dataclasses
+
 from cxr_jax.data import phantoms
 from cxr_jax.data.records import FILM_FIELDS, Record
 from cxr_jax.errors import InputError
@@ -17,6 +19,60 @@ DISEASED = 0.65  # the usual share of films with an infection
 MIXED = "mixed"  # every other patient is filmed on the other scanner
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `config.data` has beside the name.
+
+    Attributes:
+      seed: of the phantoms
+      size: height and width, 128..1024 px
+      appearance: standard, shifted (another scanner) or mixed (patients in turn)
+      test_appearance: of the val and test films; empty: as appearance
+      disease_extent: 0..1, raises how much of infected lungs is covered and consolidated
+      test_disease_extent: of the val and test films; -1: as disease_extent
+      diseased: 0..1, share of films with an infection of the lungs
+      test_diseased: of the val and test films; -1: as diseased
+      first: number of the first training film, even
+      train: number of training films
+      val: number of validation films
+      test: number of test films
+    """
+
+    seed: int = 0
+    size: int = 256
+    appearance: str = "standard"
+    test_appearance: str = ""
+    disease_extent: float = 0.0
+    test_disease_extent: float = -1.0
+    diseased: float = DISEASED
+    test_diseased: float = -1.0
+    first: int = 0
+    train: int = 2048
+    val: int = 128
+    test: int = 256
+
+
+def open_split(options: Options, split: str) -> "PhantomCXR":
+    """The films of one split.
+
+    Raises:
+      InputError: what `PhantomCXR` raises.
+    """
+    o, test = options, split != "train"
+    return PhantomCXR(
+        split=split,
+        count={"train": o.train, "val": o.val, "test": o.test}[split],
+        seed=o.seed,
+        size=o.size,
+        appearance=(test and o.test_appearance) or o.appearance,
+        disease_extent=(
+            o.test_disease_extent if test and o.test_disease_extent >= 0 else o.disease_extent
+        ),
+        diseased=o.test_diseased if test and o.test_diseased >= 0 else o.diseased,
+        first=0 if test else o.first,
+    )
+
+
 class PhantomCXR:
     """`count` phantoms of one split, with every field but a second reader.
 
@@ -26,15 +82,15 @@ class PhantomCXR:
       seed: of the phantoms.
       size: height and width in pixels, 128..1024.
       appearance: 'standard' or 'shifted' (another scanner), or 'mixed', patients in turn.
-      heavy: 0..1, raises how much of the infected lungs is covered and consolidated.
+      disease_extent: 0..1, raises how much of the infected lungs is covered and consolidated.
       diseased: 0..1, share of films with an infection of the lungs; the rest may still have
         another finding, such as an effusion.
       first: number of the first phantom within the split's range; even, as films 2k and 2k + 1 are
         one patient.
 
     Raises:
-      InputError: count is outside 0 .. 1,000,000, an unknown appearance, heavy or diseased outside
-        0..1; on reading, what `phantoms.phantom` raises.
+      InputError: count is outside 0 .. 1,000,000, an unknown appearance, disease_extent or diseased
+        outside 0..1; on reading, what `phantoms.phantom` raises.
     """
 
     name = "phantom_cxr"
@@ -49,7 +105,7 @@ class PhantomCXR:
         seed: int,
         size: int,
         appearance: str = "standard",
-        heavy: float = 0.0,
+        disease_extent: float = 0.0,
         diseased: float = DISEASED,
         first: int = 0,
     ):
@@ -57,14 +113,18 @@ class PhantomCXR:
             raise InputError(f"data.{split}={count} phantoms; expected 0 .. {RANGE:,}")
         if not 0 <= first <= RANGE - count or first % 2:
             raise InputError(f"data.first={first}; expected an even number 0 .. {RANGE - count:,}")
+        if not 0 <= disease_extent <= 1:
+            raise InputError(f"data.disease_extent={disease_extent}; expected 0..1")
         self._first = FIRST[split] + first
         self.split, self.count, self.seed, self.size = split, count, seed, size
         names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
         shares = _shares(diseased)
         self._populations = [
-            phantoms.Population(appearance=a, heavy=heavy, **shares) for a in names
+            phantoms.Population(appearance=a, disease_extent=disease_extent, **shares)
+            for a in names
         ]
-        self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{heavy:g}"
+        # `heavy`: its name when the first runs were trained, which compare this text.
+        self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{disease_extent:g}"
         self.version += f",diseased{diseased:g}" if shares else ""
         self.version += f",from{first}" if first else ""
 

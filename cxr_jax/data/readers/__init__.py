@@ -1,0 +1,38 @@
+"""Films from files: PNG, JPEG and DICOM to one grey picture, and mistakes to one clear line.
+
+A film comes out as uint8 [H, W] as the reader sees it: air dark, bone light. What is not 8 bit grey
+already is made so in one way, without options:
+
+- Colour becomes luminance (0.299 R + 0.587 G + 0.114 B). Alpha and transparency are dropped.
+- The EXIF orientation, where a file has one, is applied, as every viewer does.
+- A 16-bit PNG carries no display window: its lowest..highest value is mapped to 0..255.
+- DICOM: stored values -> modality LUT or rescale slope and intercept -> VOI LUT, else the first
+  window, else lowest..highest (8-bit films that state none of these are taken as they are)
+  -> padding black -> MONOCHROME1 inverted, last.
+- A DICOM film that says it was stored mirrored (Patient Orientation R\\F) is mirrored back, so
+  that the patient's right is on the image's left.
+
+Files are hostile until proven otherwise. The kind is told from the first bytes, never from the
+name; the size is read from the header and checked before anything is decoded; a file that ends
+early is refused, although decoders like to fill the rest with grey. Every mistake of a file is an
+`InputError` that names it.
+
+`films` tells the kinds apart; `pictures` and `dicom` read them (`dicom_header` opens and checks a
+DICOM file, `dicom_grey` is its grey scale); `checks` is what all of them ask first.
+"""
+
+from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header
+from cxr_jax.data.readers.films import films_in, read_film, read_mask
+from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
+
+__all__ = [
+    "SliceHeader",
+    "decode_png",
+    "encode_png",
+    "films_in",
+    "read_film",
+    "read_hounsfield",
+    "read_jsrt",
+    "read_mask",
+    "read_slice_header",
+]

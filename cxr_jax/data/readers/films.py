@@ -1,0 +1,134 @@
+"""Which file is read how: films and masks told apart by their first bytes, films in folders."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.readers.checks import EXPECTED, MAX_PIXELS, read_head
+from cxr_jax.data.readers.dicom import read_dicom
+from cxr_jax.data.readers.dicom_header import is_dicom
+from cxr_jax.data.readers.pictures import (
+    gif_or_bmp,
+    is_png_or_jpeg,
+    read_gif_or_bmp,
+    read_png_or_jpeg,
+    stretch,
+)
+from cxr_jax.errors import InputError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
+def read_film(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads one film as the reader sees it.
+
+    Args:
+        path: a PNG (any depth and colour type), JPEG (any) or DICOM file (one frame; MONOCHROME1,
+            MONOCHROME2, RGB or YBR; uncompressed, RLE, JPEG or JPEG 2000. Lossless JPEG and
+            JPEG-LS where pydicom finds a decoder for them).
+        max_pixels: films of more pixels are refused from their header, before they are decoded.
+
+    Returns:
+        uint8 [H, W], air dark. See the package's docstring for the grey scale.
+
+    Raises:
+        InputError: the file is missing, no such image, truncated, too large, of one colour only, of
+            several frames, or its header makes no sense.
+    """
+    path = Path(path)
+    with naming(path):
+        head = read_head(path)
+        if is_png_or_jpeg(head):
+            grey = read_png_or_jpeg(path.read_bytes(), max_pixels)
+            film = stretch(grey) if grey.dtype == np.uint16 else grey
+        elif is_dicom(head, path):
+            film = read_dicom(path, max_pixels)
+        else:
+            raise BadFile(f"not an image this program knows; {EXPECTED}")
+        low, high = int(film.min()), int(film.max())
+        if low == high:
+            raise BadFile(f"every pixel is {low}, the film is of one colour; export it again")
+    return film
+
+
+def read_mask(
+    path: str | Path, shape: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Reads a mask from a PNG, JPEG, GIF or BMP.
+
+    Masks come as 0/1, as small labels or as 0/255, some with grey edges: where the highest value is
+    below 16, everything but 0 is inside; else what is above half of the highest value is.
+
+    Args:
+        path: the file.
+        shape: (H, W) of its film.
+        max_pixels: as in `read_film`.
+
+    Returns:
+        uint8 [H, W], 0 or 1. It may be all 0.
+
+    Raises:
+        InputError: as in `read_film`, or the mask has another size than `shape`.
+    """
+    path = Path(path)
+    with naming(path):
+        head = read_head(path)
+        if is_png_or_jpeg(head):
+            grey = read_png_or_jpeg(path.read_bytes(), max_pixels)
+        elif kind := gif_or_bmp(head):
+            grey = read_gif_or_bmp(path.read_bytes(), kind, max_pixels)
+        else:
+            raise BadFile("not an image this program knows; expected a PNG, JPEG, GIF or BMP mask")
+        if shape is not None and grey.shape != tuple(shape):
+            raise BadFile(
+                f"the mask has {grey.shape[1]}x{grey.shape[0]} px (width x height), its film "
+                f"{shape[1]}x{shape[0]}; draw or export it on the film's own pixels"
+            )
+    highest = int(grey.max())
+    return (grey > (0 if highest < 16 else highest / 2)).astype(np.uint8)
+
+
+def films_in(paths: Iterable[str | Path]) -> list[Path]:
+    """Expands folders to the films below them.
+
+    Args:
+        paths: files, which are taken as they are (`read_film` judges them), and folders, searched
+            to any depth for .png, .jpg, .jpeg, .dcm, .dicom and for DICOM files without a suffix
+            (a name that ends in the number of a UID counts as such). Hidden files and DICOMDIR
+            are passed over.
+
+    Returns:
+        The films, sorted, each once.
+
+    Raises:
+        InputError: a path that does not exist, or a folder without a film.
+    """
+    films: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise InputError(f"{path}: no such file or folder; check the path")
+            films.add(path)
+            continue
+        found = {file for file in path.rglob("*") if _looks_like_a_film(file, path)}
+        if not found:
+            raise InputError(f"{path}: no film in this folder; looked for {', '.join(_SUFFIXES)}")
+        films |= found
+    return sorted(films)
+
+
+def _looks_like_a_film(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    if hidden or file.name == "DICOMDIR" or not file.is_file():
+        return False
+    if file.suffix.lower() in _SUFFIXES:
+        return True
+    if file.suffix and not file.suffix[1:].isdigit():
+        return False
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

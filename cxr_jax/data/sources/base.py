@@ -1,0 +1,153 @@
+"""What a data set's file builds on: the door `Source`, CT slices, and subsets of records.
+
+A source gives standard records (`cxr_jax/data/records.py`) by number. A source of CT gives single
+slices, and a table says how they lie in volumes.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from cxr_jax.data import splits
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+GREATEST_SEVERITY = 18  # six zones of 0..3
+
+
+class Source(Protocol):
+    """One split of a data set: records by number. It pickles, for spawned workers.
+
+    Attributes:
+      name: the data set.
+      version: says whether two runs saw the same data.
+      split: 'train', 'val' or 'test'.
+      fields: what its records have.
+      partial: those of `fields` that some records lack (a film without a lung mask).
+    """
+
+    name: str
+    version: str
+    split: str
+    fields: frozenset[str]
+    partial: frozenset[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class SliceTable(NamedTuple):
+    """Where each record of a CT source lies; known without reading a picture.
+
+    Attributes:
+      volume: int [N], the number of the record's volume.
+      position: int [N], the slice's number in it, the record's `slice`; two records are neighbours
+        in the body where these differ by 1.
+      label: float32 [N], the record's `slice_label`: 1, 0 or NaN.
+    """
+
+    volume: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+
+
+class SliceSource(Source, Protocol):
+    """A source of slices: its records have `volume`, `slice` and `slice_label`."""
+
+    def slice_table(self) -> SliceTable:
+        """Where the records lie, in their order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedOptions:
+    """Of a prepared set whose training films are dealt to folds.
+
+    Attributes:
+      data_dir: where it was prepared; empty: $CXR_DATA_DIR, else ~/cxr_jax_data
+      fold: 0, 1, ...: this fold of the training films validates; -1: none does
+    """
+
+    data_dir: str = ""
+    fold: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class GradedOptions(FoldedOptions):
+    """Of one whose films have severity scores.
+
+    Attributes:
+      min_severity: least global score (0..18) of a training film
+      max_severity: greatest global score of a training film
+    """
+
+    min_severity: int = 0
+    max_severity: int = GREATEST_SEVERITY
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`, under the source's name and split."""
+
+    def __init__(self, source: Source, indices: list[int], *, partial: frozenset[str]):
+        self.source = source
+        self.indices = list(indices)
+        self.name, self.split = source.name, source.split
+        self.version = source.version + splits.selection(self.indices, len(source))
+        self.fields, self.partial = source.fields, partial
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.indices[index]]
+
+
+class SliceSubset(Subset):
+    """Some slices of a CT source."""
+
+    def slice_table(self) -> SliceTable:
+        """The rows of the source's table that are chosen here."""
+        table = self.source.slice_table()
+        return SliceTable(*(column[self.indices] for column in table))
+
+
+def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
+    """The records of `source` that have all of `needed`; `source` itself where all have them.
+
+    Reads each record once where a needed field is among `source.partial`.
+    """
+    doubtful = source.partial & frozenset(needed)
+    if not doubtful:
+        return source
+    has = getattr(source, "has", None) or (lambda i, field: field in source[i])
+    indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
+    kind = SliceSubset if hasattr(source, "slice_table") else Subset
+    return kind(source, indices, partial=source.partial - doubtful)
+
+
+def by_severity(source: Source, least: int, most: int) -> Source:
+    """The films of `source` whose global severity score (0..18) lies in `least` .. `most`; `source`
+    itself where that is all of them. Reads each record once.
+
+    Raises:
+      InputError: no score can lie there, or none of the films does.
+    """
+    if (least, most) == (0, GREATEST_SEVERITY):
+        return source
+    if not 0 <= least <= most <= GREATEST_SEVERITY:
+        raise InputError(
+            f"data.min_severity={least} and data.max_severity={most}; expected "
+            f"0 <= min_severity <= max_severity <= {GREATEST_SEVERITY}"
+        )
+    records = (source[index] for index in range(len(source)))
+    scores = [int((r["severity"] * r["severity_valid"]).sum()) for r in records]
+    indices = [i for i, score in enumerate(scores) if least <= score <= most]
+    if not indices:
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has no film with a global severity "
+            f"score in {least}..{most}; widen data.min_severity and data.max_severity"
+        )
+    return Subset(source, indices, partial=source.partial)

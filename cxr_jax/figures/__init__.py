@@ -1,0 +1,40 @@
+"""Pictures for people: overlays on films, score tables, scatters, training curves.
+
+`save` writes a figure to a file; `to_array` turns it into pixels (for TensorBoard, contact sheets).
+A new panel is put together from `overlays`, in the colours of `style`.
+"""
+
+from cxr_jax.figures.charts import (
+    auc_chart,
+    scatter_scores,
+    setting_chart,
+    threshold_chart,
+    training_curves,
+)
+from cxr_jax.figures.films import (
+    findings_panel,
+    lungs_comparison,
+    lungs_panel,
+    severity_panel,
+    slice_panel,
+)
+from cxr_jax.figures.sheets import contact_sheet
+from cxr_jax.figures.style import PREDICTION, TRUTH, save, to_array
+
+__all__ = [
+    "PREDICTION",
+    "TRUTH",
+    "auc_chart",
+    "contact_sheet",
+    "findings_panel",
+    "lungs_comparison",
+    "lungs_panel",
+    "save",
+    "scatter_scores",
+    "setting_chart",
+    "severity_panel",
+    "slice_panel",
+    "threshold_chart",
+    "to_array",
+    "training_curves",
+]

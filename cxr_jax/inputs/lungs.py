@@ -1,0 +1,128 @@
+"""Lung masks from another run: for films that have none, or for all."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import ml_collections
+import numpy as np
+import tqdm
+
+from cxr_jax.data import lungs, sources
+from cxr_jax.data.lungs import LungMasks
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+from cxr_jax.trained import TrainedRun
+
+TASK = "lungs"  # whose outputs have `lung_probs`
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmenter:
+    """A trained lungs run, ready to label films."""
+
+    run: TrainedRun
+    batch_size: int = 8
+
+    @classmethod
+    def load(cls, workdir: str | pathlib.Path) -> "Segmenter":
+        """Raises InputError where the folder holds no trained lungs run."""
+        run = TrainedRun.load(workdir)
+        if run.task.name != TASK:
+            raise InputError(
+                f"{workdir} is a run of task {run.task.name!r}; lung masks need one of {TASK!r} "
+                f"(python -m cxr_jax.main --config=configs/{TASK}.py)"
+            )
+        return cls(run)
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of `labels`."""
+        return self.run.config.preprocess.size
+
+    def labels(self, films: list[np.ndarray]) -> np.ndarray:
+        """At most `batch_size` films, uint8 [H, W] of any sizes -> uint8 [n, S, S] lung labels."""
+        records = [{"image": film, "id": "", "group": ""} for film in films]
+        outputs = self.run.predict(records, batch_size=self.batch_size)
+        return np.stack([lungs.labels_from_probs(out["lung_probs"]) for out in outputs])
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedLungs:
+    """Completes `lungs` as `config.lungs` says."""
+
+    settings: LungMasks
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "PredictedLungs":
+        """Raises InputError for settings that cannot be meant."""
+        return cls(LungMasks(**config.lungs))
+
+    @property
+    def adds(self) -> bool:
+        """False where the records' own masks are used alone."""
+        return self.settings.masks != "record"
+
+    def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+        """`source` with a mask for every film; without predictions, its films that have one."""
+        masks = self.settings.masks
+        if masks == "record":
+            return sources.only_with(source, {"lungs"})
+        if masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
+            return source
+        segmenter = Segmenter.load(self.settings.workdir)
+        return WithLungs(source, segmenter, cache_dir, replace=masks == "predicted")
+
+
+class WithLungs:
+    """A source whose records have `lungs` from a trained model where they have none of their own,
+    or always.
+
+    The masks are made once, at the segmenter's size, and kept in one memory-mapped file of the
+    work directory: 64 kB a film at 256 pixels, whatever the size of the data set.
+    """
+
+    def __init__(
+        self,
+        source: sources.Source,
+        segmenter: Segmenter,
+        cache_dir: pathlib.Path,
+        *,
+        replace: bool,
+    ):
+        self._source, self._replace = source, replace
+        self.name, self.version, self.split = source.name, source.version, source.split
+        self.fields = source.fields | {"lungs"}
+        self.partial = source.partial - {"lungs"}
+        model = segmenter.run.version
+        key = f"{model}|{source.name}|{source.version}|{source.split}|{len(source)}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._path = cache_dir / f"lungs-{source.split}-{digest}.npy"
+        if not self._path.exists():
+            self._write_masks(segmenter)
+
+    def _write_masks(self, segmenter: Segmenter) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_suffix(f".{os.getpid()}.part")
+        count, step = len(self._source), segmenter.batch_size
+        masks = np.lib.format.open_memmap(
+            part, mode="w+", dtype=np.uint8, shape=(count, segmenter.side, segmenter.side)
+        )
+        what = f"lung masks of {self.split}"
+        for start in tqdm.trange(0, count, step, desc=what, disable=None):
+            some = range(start, min(start + step, count))
+            films = [self._source[i]["image"] for i in some]
+            masks[start : start + len(films)] = segmenter.labels(films)
+        masks.flush()
+        os.replace(part, self._path)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        if "lungs" in record and not self._replace:
+            return record
+        mask = np.load(self._path, mmap_mode="r")[index]
+        return {**record, "lungs": lungs.enlarge(np.asarray(mask), record["image"].shape)}

@@ -1,0 +1,127 @@
+"""Opens the splits that a config names, with every field that the task needs."""
+
+import contextlib
+import pathlib
+from typing import Any, Protocol
+
+import ml_collections
+import numpy as np
+
+from cxr_jax.data import pipeline, sources
+from cxr_jax.data.sources import combine
+from cxr_jax.errors import InputError
+from cxr_jax.inputs.lungs import PredictedLungs
+from cxr_jax.tasks import Task
+
+
+class Completion(Protocol):
+    """Gives a field to records that lack it."""
+
+    @property
+    def adds(self) -> bool:
+        """False where it only leaves out the records without the field."""
+
+    def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
+        """`source` with the field in every record."""
+
+
+# Field -> what completes it where a task has it among its inputs; its settings are the config's
+# field of that name.
+COMPLETIONS = {"lungs": PredictedLungs.from_config}
+
+
+def open_split(
+    task: Task,
+    config: ml_collections.ConfigDict,
+    split: str,
+    workdir: pathlib.Path,
+    *,
+    data: ml_collections.ConfigDict | None = None,
+    hidden: frozenset[str] = frozenset(),
+    training: bool = False,
+) -> sources.Source:
+    """A split of a data set with all the fields the task needs but the `hidden` ones.
+
+    Args:
+      task: says which fields.
+      config: names the data set and, where other runs complete its records, these.
+      split: 'train', 'val' or 'test'.
+      workdir: of the run; what is made of the records once is kept there.
+      data: the block that names the data set; None is `config.data`.
+      hidden: fields that are taken away.
+      training: what is trained on, which a task may adapt otherwise than what is evaluated.
+
+    Raises:
+      InputError: the data set lacks a field, which is named, or cannot be opened.
+    """
+    source = sources.open_source(config.data if data is None else data, split)
+    if hidden:
+        source = combine.Hidden(source, hidden)
+    completions = {
+        name: COMPLETIONS[name](config) for name in COMPLETIONS if name in task.data.inputs
+    }
+    needed = task.data.fields - hidden
+    added = {name for name, completion in completions.items() if completion.adds}
+    # What can be added is checked after it has been; the rest before that costs anything.
+    pipeline.check_fields(source, needed - added)
+    source = task.data.adapt(source, training=training)
+    for completion in completions.values():
+        source = completion.apply(source, workdir / "cache")
+    pipeline.check_fields(source, needed)
+    return source
+
+
+def open_training(
+    task: Task, config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> sources.Source:
+    """The training films of `config.data`, and those of `config.second` behind them.
+
+    Raises:
+      InputError: as `open_split`; a second set that is the first.
+    """
+    source = open_split(task, config, "train", workdir, training=True)
+    second = config.second
+    if not second.name:
+        return source
+    hidden = task.data.labels if second.labels == "hidden" else frozenset()
+    joining = open_split(task, config, "train", workdir, data=second, hidden=hidden, training=True)
+    if _identity(joining) == _identity(source):
+        raise InputError(
+            f"config.second names the films of config.data ({source.name!r}, {source.version}); "
+            "choose another data set, split or seed"
+        )
+    return combine.Joined(source, joining)
+
+
+def check_second(config: ml_collections.ConfigDict) -> None:
+    """Refuses a second data set that cannot be meant; opens nothing.
+
+    Raises:
+      InputError: labels that are neither given nor hidden, or another fold of the first set.
+    """
+    first, second = config.data, config.second
+    if not second.name:
+        return
+    if second.labels not in ("given", "hidden"):
+        raise InputError(f"config.second.labels={second.labels!r}; expected given or hidden")
+    if second.name == first.name and first.get("fold") != second.get("fold"):
+        raise InputError(
+            f"config.data.fold={first.fold} and config.second.fold={second.fold} of one data set "
+            f"{first.name!r}: films of the validation fold would be trained on; set both alike"
+        )
+
+
+def _identity(source: sources.Source) -> tuple[str, str, int]:
+    return source.name, source.version, len(source)
+
+
+def example_batch(task: Task, source: sources.Source) -> dict[str, np.ndarray]:
+    """One example as a batch, for its shapes."""
+    batches = pipeline.eval_batches(source, task.data.transforms, batch_size=1, threads=0)
+    with contextlib.closing(batches):
+        return {k: v for k, v in next(batches).items() if v.dtype.kind not in "US"}
+
+
+def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Where completed fields came from, for results.json; None where a config has no such field."""
+    return {name: config[name].to_dict() if name in config else None for name in COMPLETIONS}

@@ -1,0 +1,144 @@
+"""CT volumes as files: NIfTI, or a folder with one DICOM series; a mask is written beside."""
+
+import argparse
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from cxr_jax.data import volumes
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+from cxr_jax.inputs.doors import Prediction
+from cxr_jax.tasks.base import Outputs, VolumeTask
+from cxr_jax.trained import TrainedRun
+
+_SLICES_AT_ONCE = 8
+
+Window = tuple[float, float]
+
+
+class Volumes:
+    """Applies a run to CT volumes, slice by slice.
+
+    Args:
+      run: of a `VolumeTask`.
+      window: CENTRE,WIDTH in HU; '' is the lung window, which needs values in HU.
+
+    Raises:
+      InputError: no such window.
+    """
+
+    unit = "volume"
+    options = ("window",)
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """--window."""
+        parser.add_argument(
+            "--window",
+            default="",
+            help="CENTRE,WIDTH of the CT volumes' window in HU (default: -600,1500, the lung "
+            "window)",
+        )
+
+    def __init__(self, run: TrainedRun, *, window: str | Window = ""):
+        self._run = run
+        self._task: VolumeTask = run.task
+        self._window = _parse_window(window) if isinstance(window, str) else window
+
+    def find(self, paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
+        """The volumes among files and folders."""
+        return volumes.volumes_in(paths)
+
+    def predict(self, path: pathlib.Path) -> Prediction:
+        """What the run says of one volume: the line, the slice with the largest find, the mask.
+
+        Raises:
+          InputError: the volume cannot be read.
+        """
+        scan = volumes.read(path)
+        if self._window is None:
+            volumes.check_hounsfield(scan, path, "give --window=CENTRE,WIDTH")
+        window = self._window or volumes.LUNG_WINDOW
+        images = volumes.pictures(scan, *window)
+        counted = scan.outline.numbers is not None
+        numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
+        slices = _Slices(images, path.resolve().name, numbers)
+        found = self._apply(slices)
+        line = {
+            "window": list(window),
+            "slices_counted": "as a viewer shows them" if counted else "from the feet",
+            **self._task.describe_volume(
+                found.probs, found.mask, numbers=numbers, spacing_mm=scan.spacing_mm
+            ),
+        }
+        stem = re.sub(r"\.nii(\.gz)?$", "", slices.name, flags=re.I)
+        return Prediction(
+            stem,
+            line,
+            self._task.figure(slices.record(found.shown), found.outputs),
+            {"mask": ("-lesions.nii.gz", lambda file: volumes.write_mask(file, found.mask, scan))},
+        )
+
+    def _apply(self, slices: "_Slices") -> "_Found":
+        count = len(slices.images)
+        # Shown is the slice with the largest find, else the one in the middle.
+        found = _Found(mask=np.zeros(slices.images.shape, np.uint8), shown=count // 2)
+        largest = 0
+        for start in range(0, count, _SLICES_AT_ONCE):
+            some = range(start, min(start + _SLICES_AT_ONCE, count))
+            outputs = self._run.predict(
+                [slices.record(k) for k in some], batch_size=_SLICES_AT_ONCE
+            )
+            for k, out in zip(some, outputs):
+                found.mask[k] = self._task.mask(out, slices.images[k].shape)
+                found.probs.append(float(out["slice_prob"]))
+                area = int(found.mask[k].sum(dtype=np.int64))
+                if area > largest or (found.outputs is None and k == count // 2):
+                    largest, found.shown, found.outputs = area, k, out
+        return found
+
+
+@dataclasses.dataclass
+class _Found:
+    """What was found in a volume; `outputs` are those of the slice that is shown."""
+
+    mask: np.ndarray  # uint8 [S, H, W]
+    shown: int
+    probs: list[float] = dataclasses.field(default_factory=list)
+    outputs: Outputs | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slices:
+    """A volume as records: uint8 [S, H, W], its name, and the slices' numbers as they are told."""
+
+    images: np.ndarray
+    name: str
+    numbers: np.ndarray
+
+    def record(self, k: int) -> Record:
+        """Slice k with its neighbours; at an end the slice itself stands in for the missing one."""
+        count = len(self.images)
+        around = [self.images[min(max(k + d, 0), count - 1)] for d in (-1, 0, 1)]
+        return {
+            "image": self.images[k],
+            "slices": [{"image": image} for image in around],
+            "id": f"{self.name}, slice {self.numbers[k]} of {count}",
+            "group": self.name,
+        }
+
+
+def _parse_window(text: str) -> Window | None:
+    if not text:
+        return None
+    try:
+        centre, width = (float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--window={text}; expected CENTRE,WIDTH in HU, e.g. -600,1500") from error
+    if not (np.isfinite(centre) and 0 < width < np.inf):
+        raise InputError(f"--window={text}; expected finite numbers, the width positive")
+    return centre, width

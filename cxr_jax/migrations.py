@@ -1,0 +1,56 @@
+"""Configs of older runs, in today's words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cxr_jax.data import sources
+
+# Path in a config.json of that time -> today's; in order, one after the other.
+RENAMED = {
+    "extra": "second",
+    "data.heavy": "data.disease_extent",
+    "data.test_heavy": "data.test_disease_extent",
+    "second.heavy": "second.disease_extent",
+    "second.test_heavy": "second.test_disease_extent",
+    "regime.extra_fraction": "regime.second_fraction",
+    "teaching.extra_fraction": "teaching.second_fraction",
+}
+
+
+def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The dict of a config.json as today's code would have written it.
+
+    A config of the time when `data` held the options of every data set keeps those of its own. A
+    config of today comes back as it is.
+
+    Args:
+      config: as read; it is left as it is.
+    """
+    if "extra" not in config:
+        return dict(config)
+    config = {name: _copied(value) for name, value in config.items()}
+    for old, new in RENAMED.items():
+        _rename(config, old.split("."), new.split(".")[-1])
+    blocks = {path: _reduced(config[path]) for path in ("data", "second") if path in config}
+    return config | blocks
+
+
+def _copied(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _rename(config: dict[str, Any], path: list[str], new: str) -> None:
+    *blocks, old = path
+    for block in blocks:
+        config = config.get(block, {})
+    if old in config:
+        config[new] = config.pop(old)
+
+
+def _reduced(block: dict[str, Any]) -> dict[str, Any]:
+    """A block without the options of other data sets; one of an unknown data set as it is."""
+    name = block.get("name")
+    if name and name not in sources.DATASETS:
+        return block
+    own = sources.option_names(name) if name else []
+    return {key: block[key] for key in (*sources.NOT_OPTIONS, *own) if key in block}

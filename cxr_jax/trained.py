@@ -1,0 +1,135 @@
+"""A finished run, loaded and applied: what prediction, evaluation and other runs use."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from cxr_jax.checkpoints import restore_variables
+from cxr_jax.data import records
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+from cxr_jax.tasks import Task, make_task
+from cxr_jax.tasks.base import Outputs, Variables, mean
+from cxr_jax.workdir import read_config
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """The task of a work directory and the variables of its checkpoints.
+
+    Attributes:
+      config: of the run, or what an evaluation made of it.
+      steps: of the checkpoints.
+      ensemble: the variables of each; their outputs are combined by `task.combine`.
+    """
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    task: Task
+    steps: tuple[int, ...]
+    ensemble: list[Variables]
+
+    @classmethod
+    def load(
+        cls,
+        workdir: str | pathlib.Path,
+        steps: tuple[int, ...] = (),
+        *,
+        config: ml_collections.ConfigDict | None = None,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> "TrainedRun":
+        """Loads a run.
+
+        Args:
+          workdir: of the run.
+          steps: checkpoints whose outputs are combined; () takes `config.eval_steps`, and the
+            latest checkpoint where that is empty too.
+          config: in place of the work directory's own, e.g. with another threshold.
+          sharding: where the arrays go; None is the first device.
+
+        Raises:
+          InputError: no work directory of a run, no such checkpoint, or one of another model.
+        """
+        workdir = pathlib.Path(workdir)
+        config = read_config(workdir) if config is None else config
+        task = make_task(config)
+        # What is wrong with the model is said before a record is read.
+        shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        steps, ensemble = restore_variables(
+            workdir, shapes, sharding, steps or tuple(config.eval_steps)
+        )
+        return cls(workdir, config, task, steps, ensemble)
+
+    def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Outputs]:
+        """What the run says of each record: the arrays of `task.predict`, [...] each.
+
+        Args:
+          examples: records with the task's inputs.
+          batch_size: the batch is filled up to so many, so that every call has one shape and
+            compiles once; 0 takes the number of records.
+        """
+        return self._apply(self._predict, self.task.combine, examples, batch_size)
+
+    def explain(self, examples: Sequence[Record]) -> list[Outputs]:
+        """The arrays of `task.explain` of each record, the mean over the ensemble; empty where the
+        task explains nothing. One record at a time: an explanation may take much memory."""
+        if self._explain is None:
+            return [{} for _ in examples]
+        return [self._apply(self._explain, mean, [record], 1)[0] for record in examples]
+
+    @functools.cached_property
+    def version(self) -> str:
+        """A digest of config and weights."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        for array in jax.tree.leaves(self.ensemble):
+            digest.update(np.asarray(array).tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _predict(self) -> Callable[..., Outputs]:
+        return jax.jit(self.task.predict)
+
+    @functools.cached_property
+    def _explain(self) -> Callable[..., Outputs] | None:
+        return None if self.task.explain is None else jax.jit(self.task.explain)
+
+    def _apply(self, function, combine, examples, batch_size: int) -> list[Outputs]:
+        filling = [examples[0]] * (batch_size - len(examples))
+        batch = make_batch(self.task, [*examples, *filling])
+        members = [jax.device_get(function(variables, batch)) for variables in self.ensemble]
+        outputs = combine(members)
+        return [{k: np.asarray(v[i]) for k, v in outputs.items()} for i in range(len(examples))]
+
+
+def make_batch(task: Task, examples: Sequence[Record]) -> Batch:
+    """Records as one batch, as in an evaluation."""
+    transforms = task.data.transforms
+    finished = [transforms.finish(transforms.example(record), None) for record in examples]
+    return {name: np.stack([np.asarray(e[name]) for e in finished]) for name in finished[0]}
+
+
+def variable_shapes(task: Task, example: Batch) -> Variables:
+    """Shapes of the variables; runs nothing.
+
+    Raises:
+      InputError: the parts of the model do not fit each other or the image size.
+    """
+    try:
+        shapes = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0), example))
+        jax.eval_shape(task.predict, shapes, example)
+    except (ValueError, TypeError) as error:
+        first = next(line for line in f"{error}\n?".splitlines() if line.strip())
+        raise InputError(
+            f"config.model does not fit together or to images of {example['image'].shape[2]} px: "
+            f"{first}"
+        ) from error
+    return shapes

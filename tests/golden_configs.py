@@ -1,0 +1,98 @@
+"""Every config file's variants, resolved, as text: what a changed default changes shows in review.
+
+    python -m tests.golden_configs
+
+rewrites tests/golden/configs/NAME-VARIANT.txt, one `path = value` a line; read the difference
+before it is committed. `tests/test_configs.py` compares.
+"""
+
+import importlib
+import pathlib
+import types
+
+from cxr_jax import meanings
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "tests" / "golden" / "configs"
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
+# What the files' docstrings offer beside the variants of their tables.
+WITH_OPTIONS = {
+    "findings": [
+        *(f"pool={pool}" for pool in ("avg", "max", "lse", "exp", "linear")),
+        "quick,pool=lse",
+        "paper=severity",
+        "quick,paper=severity",
+    ],
+    "lungs": [
+        *("method=semi", "method=adain", "opacities=1"),
+        *(
+            f"{base},{option}"
+            for base in ("quick", "healthy", "cohen", "cohen_mild", "smoke")
+            for option in ("method=semi", "method=adain", "opacities=1")
+        ),
+    ],
+    "seam": [
+        *(
+            f"{base}method={method}"
+            for base in ("", "quick,", "halves,")
+            for method in ("cam", "multiscale_cam", "seam", "seam_nam", "unet")
+        ),
+        *("method=cam,bag=8", "quick,method=cam,bag=8", "halves,method=cam,bag=8"),
+    ],
+    "severity": [
+        *("pool=mean", "quick,pool=mean", "vit=0", "quick,vit=0", "smoke,vit=0"),
+        *(
+            f"{base}regime={regime}"
+            for base in ("", "quick,", "fewlabels,", "smoke,")
+            for regime in ("supervised", "progressive", "one_step")
+        ),
+        *(
+            f"backbone={name},vit=0"
+            for name in ("densenet121", "densenet169", "densenet201", "resnet18", "resnet50")
+        ),
+        *("backbone=resnet152,vit=0", "backbone=nasnet_large,vit=0"),
+        *("backbone=none", "backbone=resnet50_hybrid"),
+        *(
+            f"quick,backbone={name}"
+            for name in ("none", "resnet18", "nasnet_large", "resnet50_hybrid")
+        ),
+        *("paper=corpus", "paper=corpus,backbone=none", "paper=corpus,backbone=resnet50_hybrid"),
+        "smoke,paper=corpus",
+    ],
+}
+
+
+def module(name: str) -> types.ModuleType:
+    """configs/NAME.py."""
+    return importlib.import_module(f"configs.{name}")
+
+
+def variants(name: str) -> list[str]:
+    """The variants of a file whose resolved configs are kept, '' among them."""
+    return [*module(name).VARIANTS, *WITH_OPTIONS.get(name, ())]
+
+
+def path_of(name: str, variant: str) -> pathlib.Path:
+    """severity, 'quick,pool=mean' -> severity-quick-pool=mean.txt in the folder."""
+    return FOLDER / f"{'-'.join([name, *filter(None, variant.split(','))])}.txt"
+
+
+def text_of(name: str, variant: str) -> str:
+    """The resolved config, one `path = value` a line."""
+    values = meanings.fields(module(name).get_config(variant))
+    return "".join(f"{path} = {value!r}\n" for path, value in values.items())
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    texts = {path_of(name, v): text_of(name, v) for name in NAMES for v in variants(name)}
+    for path in set(FOLDER.glob("*.txt")) - set(texts):
+        path.unlink()
+    changed = [p for p, text in texts.items() if not p.is_file() or p.read_text() != text]
+    for path in changed:
+        path.write_text(texts[path])
+    print(f"{len(texts)} configs, {len(changed)} changed: {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
