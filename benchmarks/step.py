@@ -81,7 +81,7 @@ def _prepare(config: ml_collections.ConfigDict):
     if "lungs" in config:
         config.lungs.masks = "record"
         task = make_task(config)
-    source = splits.open_split(task, config, "train", pathlib.Path(), training=True)
+    source = splits.open_split(task, config, "train", workdir=pathlib.Path(), training=True)
     example = splits.example_batch(task, source)
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]
     tx, trainable = optimizers.make_optimizer(

@@ -133,13 +133,14 @@ def complete_steps(workdir: pathlib.Path) -> list[int]:
 def restore_variables(
     workdir: pathlib.Path,
     shapes: dict[str, Any],
+    *,
     sharding: jax.sharding.Sharding,
     steps: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """(steps, the variables of each): parameters and model state without the optimizer's.
 
     Args:
-      shapes: variables as `evaluate.variable_shapes` gives them.
+      shapes: variables as `trained.variable_shapes` gives them.
       sharding: where the arrays go.
       steps: () takes the latest checkpoint.
 

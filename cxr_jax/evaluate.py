@@ -43,6 +43,7 @@ class Scorer:
         self,
         task: Task,
         source: sources.Source,
+        *,
         parallel: Parallel,
         config: ml_collections.ConfigDict,
     ):
@@ -129,11 +130,11 @@ def evaluate(
     settings = (*splits.COMPLETIONS, *task.evaluation.settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
     parallel = Parallel.create(config.parallel, config.devices)
-    source = splits.open_split(task, config, split, workdir)
+    source = splits.open_split(task, config, split, workdir=workdir)
     run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
     chosen = task.evaluation.figure_indices(source, config.figures)
     with StopSignal() as stop:
-        result = Scorer(task, source, parallel, config)(
+        result = Scorer(task, source, parallel=parallel, config=config)(
             run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
         )
     if stop.received:
@@ -147,7 +148,7 @@ def evaluate(
         **provenance(),
     }
     _write_rows(workdir / f"rows-{label}.npz", result.rows)
-    _write_results(workdir / "results.json", label, metrics, evaluation)
+    _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
     _draw(run, source, result, folder=workdir / "figures", label=label)
     return metrics
 
@@ -211,7 +212,7 @@ def _write_rows(path: pathlib.Path, rows: Rows) -> None:
 
 
 def _write_results(
-    path: pathlib.Path, label: str, metrics: dict[str, Metric], evaluation: dict
+    path: pathlib.Path, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
 ) -> None:
     """The newest evaluation on top; metrics of other splits stay, with how they came about."""
     try:

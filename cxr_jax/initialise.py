@@ -227,7 +227,7 @@ def select(
         raise _does_not_fit(misshapen, shapes, given)
     unused = [name for name in given if name not in shapes]
     _check_taken(taken, given, include)
-    return taken, _report(parts, notes, unused, len(taken))
+    return taken, _report(parts, notes, unused=unused, taken=len(taken))
 
 
 def _path(name: str) -> str:
@@ -341,7 +341,7 @@ def _check_taken(taken: Arrays, given: Arrays, include: Sequence[str]) -> None:
         )
 
 
-def _report(parts: Mapping[str, _Part], notes: list[str], unused: list[str], taken: int) -> str:
+def _report(parts: Mapping[str, _Part], notes: list[str], *, unused: list[str], taken: int) -> str:
     """A line for the whole, then one a part, then what else there is to say."""
     lines = [f"{taken} arrays taken"]
     width = max(map(len, parts))

@@ -24,6 +24,7 @@ import tqdm
 
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
+from cxr_jax.inputs.doors import Door
 
 _SHOWN = 5  # errors on the terminal
 _COMMON = ("paths", "workdir", "output", "steps", "threshold")  # the others are a door's
@@ -98,7 +99,7 @@ def predict(
     Raises:
       InputError: what is wrong with the model or the options, before the first file is read.
     """
-    door, run = _open(workdir, steps, threshold, options)
+    door, run = _open(workdir, steps=steps, threshold=threshold, options=options)
     files = door.find(paths)
     output.mkdir(parents=True, exist_ok=True)
     lines = output / "predictions.jsonl"
@@ -109,7 +110,7 @@ def predict(
     with part.open("w", encoding="utf-8") as writing:
         for path in tqdm.tqdm(files, desc="predict", unit=door.unit, disable=None):
             try:
-                line = _predict_one(door, path, output, stems)
+                line = _predict_one(door, path, output=output, stems=stems)
             except InputError as error:
                 failed.append(str(error))
                 line = {"error": str(error)}
@@ -126,7 +127,13 @@ def predict(
     return 1 if len(failed) == len(files) else 0
 
 
-def _open(workdir: pathlib.Path, steps: tuple[int, ...], threshold: float | None, options: dict):
+def _open(
+    workdir: pathlib.Path,
+    *,
+    steps: tuple[int, ...],
+    threshold: float | None,
+    options: dict[str, Any],
+):
     """The door that the run's task needs, and the run."""
     from cxr_jax.inputs.films import Films
     from cxr_jax.inputs.volumes import Volumes
@@ -151,7 +158,9 @@ def _open(workdir: pathlib.Path, steps: tuple[int, ...], threshold: float | None
     return door(run, **{name: value for name, value in options.items() if value}), run
 
 
-def _predict_one(door, path: pathlib.Path, output: pathlib.Path, stems: set[str]) -> dict[str, Any]:
+def _predict_one(
+    door: Door, path: pathlib.Path, *, output: pathlib.Path, stems: set[str]
+) -> dict[str, Any]:
     """Writes what the door makes of one file; the line that tells it."""
     from cxr_jax.figures import save
 

@@ -45,7 +45,14 @@ def main() -> int:
     named = [text.partition("=") for text in args.workdirs]
     if args.against:
         folders = [pathlib.Path(text) for text in args.workdirs]
-        text = against(folders, args.split, args.against, args.metrics, args.figure, tune=args.tune)
+        text = against(
+            folders,
+            args.split,
+            field=args.against,
+            metric=args.metrics,
+            output=args.figure,
+            tune=args.tune,
+        )
     elif all(equals for _, equals, _ in named) and not args.pool:
         groups: dict[str, list[pathlib.Path]] = {}
         for name, _, folder in named:
@@ -127,7 +134,7 @@ def compare(
 
 def _kind(workdirs: list[pathlib.Path], split: str, tune: str) -> _Kind:
     evaluation = make_task(_same_config(workdirs)[0]).evaluation
-    rows, thresholds = _at_best_thresholds(evaluation, workdirs, split, tune)
+    rows, thresholds = _at_best_thresholds(evaluation, workdirs, split=split, tune=tune)
     units = [evaluation.units(r) for r in rows]
     reports = [numbers(evaluation.report(u)) for u in units]
     for values, threshold in zip(reports, thresholds):
@@ -174,7 +181,7 @@ def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
 
 
 def _at_best_thresholds(
-    evaluation: Evaluation, workdirs: list[pathlib.Path], split: str, tune: str
+    evaluation: Evaluation, workdirs: list[pathlib.Path], *, split: str, tune: str
 ) -> tuple[list[Rows], list[float]]:
     """The rows of each run, and the threshold that the split `tune` chose for them, if any."""
     rows = [read_rows(workdir, split) for workdir in workdirs]
@@ -202,10 +209,10 @@ def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
 def against(
     workdirs: list[pathlib.Path],
     split: str,
+    *,
     field: str,
     metric: str,
     output: pathlib.Path,
-    *,
     tune: str = "",
 ) -> str:
     """Draws `metric` against a field of the config, and gives the numbers as Markdown; `tune` as
@@ -224,7 +231,7 @@ def against(
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
         evaluation = make_task(config).evaluation
-        (rows,), _ = _at_best_thresholds(evaluation, [workdir], split, tune)
+        (rows,), _ = _at_best_thresholds(evaluation, [workdir], split=split, tune=tune)
         found = numbers(evaluation.report(evaluation.units(rows)))
         if metric not in found:
             raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(found)}")

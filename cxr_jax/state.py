@@ -37,7 +37,13 @@ def create(task: Task, tx: optax.GradientTransformation, batch: Batch, seed: int
     init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
     variables = dict(task.init(init_rng, batch))
     params = variables.pop("params")
-    return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), rng)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=tx.init(params),
+        rng=rng,
+    )
 
 
 def make_train_step(

@@ -65,7 +65,9 @@ def train(
         task=task,
         parallel=parallel,
         source=splits.open_training(task, config, workdir),
-        validation=splits.open_split(task, config, "val", workdir) if config.eval_every else None,
+        validation=splits.open_split(task, config, "val", workdir=workdir)
+        if config.eval_every
+        else None,
     )
     batches = run.batches()
     try:
@@ -104,7 +106,7 @@ class _Run:
         """Scores the validation split, where there is one."""
         if self.validation is None:
             return None
-        return Scorer(self.task, self.validation, self.parallel, self.config)
+        return Scorer(self.task, self.validation, parallel=self.parallel, config=self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +160,21 @@ def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         keep_steps=tuple(config.eval_steps),
     )
     with checkpoints:
-        train_state = _first_state(run, program, checkpoints, batches)
+        train_state = _first_state(run, program, checkpoints=checkpoints, batches=batches)
         print(
             "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
         )
         workdirs.claim(config, run.workdir, run.source)
         first = int(train_state.step)
         with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
-            loop = _Loop(run, program, batches, checkpoints, writer, stop)
+            loop = _Loop(
+                run,
+                program,
+                batches=batches,
+                checkpoints=checkpoints,
+                writer=writer,
+                stop=stop,
+            )
             train_state = loop(train_state)
             checkpoints.save(train_state, batches, wait=True)
     step = int(train_state.step)
@@ -178,7 +187,7 @@ def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
 
 
 def _first_state(
-    run: _Run, program: _Program, checkpoints: Checkpoints, batches: grain.DatasetIterator
+    run: _Run, program: _Program, *, checkpoints: Checkpoints, batches: grain.DatasetIterator
 ) -> state.TrainState:
     """The state of the last checkpoint, and `batches` set to it; else a fresh one."""
     fresh = program.create()
@@ -198,6 +207,7 @@ class _Loop:
         self,
         run: _Run,
         program: _Program,
+        *,
         batches: grain.DatasetIterator,
         checkpoints: Checkpoints,
         writer: Writer,

@@ -65,9 +65,9 @@ class TrainedRun:
         shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         steps, ensemble = restore_variables(
-            workdir, shapes, sharding, steps or tuple(config.eval_steps)
+            workdir, shapes, sharding=sharding, steps=steps or tuple(config.eval_steps)
         )
-        return cls(workdir, config, task, steps, ensemble)
+        return cls(workdir=workdir, config=config, task=task, steps=steps, ensemble=ensemble)
 
     def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Outputs]:
         """What the run says of each record: the arrays of `task.predict`, [...] each.
@@ -77,14 +77,19 @@ class TrainedRun:
           batch_size: the batch is filled up to so many, so that every call has one shape and
             compiles once; 0 takes the number of records.
         """
-        return self._apply(self._predict, self.task.combine, examples, batch_size)
+        return self._apply(
+            self._predict, examples, combine=self.task.combine, batch_size=batch_size
+        )
 
     def explain(self, examples: Sequence[Record]) -> list[Outputs]:
         """The arrays of `task.explain` of each record, the mean over the ensemble; empty where the
         task explains nothing. One record at a time: an explanation may take much memory."""
         if self._explain is None:
             return [{} for _ in examples]
-        return [self._apply(self._explain, mean, [record], 1)[0] for record in examples]
+        return [
+            self._apply(self._explain, [record], combine=mean, batch_size=1)[0]
+            for record in examples
+        ]
 
     @functools.cached_property
     def version(self) -> str:
@@ -102,7 +107,14 @@ class TrainedRun:
     def _explain(self) -> Callable[..., Outputs] | None:
         return None if self.task.explain is None else jax.jit(self.task.explain)
 
-    def _apply(self, function, combine, examples, batch_size: int) -> list[Outputs]:
+    def _apply(
+        self,
+        function: Callable[..., Outputs],
+        examples: Sequence[Record],
+        *,
+        combine: Callable[[Sequence[Outputs]], Outputs],
+        batch_size: int,
+    ) -> list[Outputs]:
         filling = [examples[0]] * (batch_size - len(examples))
         batch = make_batch(self.task, [*examples, *filling])
         members = [jax.device_get(function(variables, batch)) for variables in self.ensemble]

@@ -58,7 +58,7 @@ def _slices(source, count: int) -> list[int]:
 def _column(name: str, folder: pathlib.Path, threshold: str, split: str, chosen: list[int]):
     """The tiles of one run, and the records."""
     run = TrainedRun.load(folder)
-    source = splits.open_split(run.task, run.config, split, folder)
+    source = splits.open_split(run.task, run.config, split, workdir=folder)
     records = [source[index] for index in chosen]
     tiles = [_header(name)]
     for record in records:

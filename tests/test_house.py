@@ -125,6 +125,23 @@ def test_a_task_has_ten_names_and_two_options():
     assert {*public, "name"} == {*ten, "describe", "explain", "combine"}
 
 
+# Rooms where nobody should have to count arguments; elsewhere rows of tables may have four.
+NAMED = ("report", "evaluate", "train", "trained", "predict", "inputs", "tasks", "metrics")
+
+
+def test_long_calls_name_their_arguments():
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    ours = {n.name for tree in trees.values() for n in ast.walk(tree) if isinstance(n, kinds)}
+    for name, tree in trees.items():
+        most = 3 if room(name).removeprefix("cxr_jax.") in NAMED else 4
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            called = ast.unparse(call.func)
+            foreign = called.startswith(("cv2.", "np.", "jnp.", "jax."))
+            if called.rpartition(".")[2] in ours and not foreign:
+                assert len(call.args) <= most, f"{name}:{call.lineno}: {called}"
+
+
 # A sixth paper.
 
 

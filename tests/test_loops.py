@@ -292,10 +292,10 @@ def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
 def test_ensemble_is_the_mean_of_its_members(smoke_run):
     config, workdir, _ = smoke_run
     task, parallel = make_task(config), Parallel.create("jit", 1)
-    source = splits.open_split(task, config, "test", workdir)
+    source = splits.open_split(task, config, "test", workdir=workdir)
     run = trained.TrainedRun.load(workdir, (1, 2), config=config, sharding=parallel.replicated)
     members = run.ensemble
-    score = evaluate.Scorer(task, source, parallel, config)
+    score = evaluate.Scorer(task, source, parallel=parallel, config=config)
     films = frozenset({0, 3})
     single = [score([member], keep_outputs=films).outputs for member in members]
     both = score(members, keep_outputs=films).outputs

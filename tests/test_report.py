@@ -137,7 +137,12 @@ def test_each_run_is_scored_at_the_threshold_of_another_split(ct_runs):
     assert line(text, "good")[-3:-1] == ["0.667", "0.200"]
     picture = ct_runs / "chart.png"
     drawn = report.against(
-        [folder], "test", "affinity.radius", "positive_dice", picture, tune="val"
+        [folder],
+        "test",
+        field="affinity.radius",
+        metric="positive_dice",
+        output=picture,
+        tune="val",
     )
     assert line(drawn, "affinity.radius")[-2] == "0.667"
     with pytest.raises(InputError, match="not chosen on the films it is scored on"):
@@ -149,15 +154,17 @@ def test_each_run_is_scored_at_the_threshold_of_another_split(ct_runs):
 def test_a_metric_is_drawn_against_a_setting(ct_runs):
     runs = [ct_runs / f"{kind}-{seed}" for kind in ("poor", "good") for seed in (0, 1)]
     picture = ct_runs / "chart.png"
-    text = report.against(runs, "test", "affinity.foreground", "all_dice", picture)
+    text = report.against(
+        runs, "test", field="affinity.foreground", metric="all_dice", output=picture
+    )
     assert picture.stat().st_size > 0
     assert [row.split("|")[1].strip() for row in text.splitlines()[2:4]] == [
         "affinity.foreground = 0.4",
         "affinity.foreground = 0.8",
     ]
     with pytest.raises(InputError, match=r"config\.affinity\.foreground"):
-        report.against(runs, "test", "affinity.radius", "all_dice", picture)
+        report.against(runs, "test", field="affinity.radius", metric="all_dice", output=picture)
     with pytest.raises(InputError, match="not a number"):
-        report.against(runs[:2], "test", "method", "all_dice", picture)
+        report.against(runs[:2], "test", field="method", metric="all_dice", output=picture)
     with pytest.raises(InputError, match="'dice'"):
-        report.against(runs[:2], "test", "affinity.radius", "dice", picture)
+        report.against(runs[:2], "test", field="affinity.radius", metric="dice", output=picture)

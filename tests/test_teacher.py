@@ -139,7 +139,7 @@ def test_pseudo_labels_are_the_teachers_and_follow_a_mirrored_film(config, kind,
 def test_a_film_without_labels_has_none_in_its_example(config, run):
     task = make_task(config)
     source = splits.open_split(
-        task, config, "train", run, data=config.second, hidden=task.data.labels
+        task, config, "train", workdir=run, data=config.second, hidden=task.data.labels
     )
     batch = splits.example_batch(task, source)
     assert not batch["labelled"].any()

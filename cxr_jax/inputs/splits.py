@@ -34,8 +34,8 @@ def open_split(
     task: Task,
     config: ml_collections.ConfigDict,
     split: str,
-    workdir: pathlib.Path,
     *,
+    workdir: pathlib.Path,
     data: ml_collections.ConfigDict | None = None,
     hidden: frozenset[str] = frozenset(),
     training: bool = False,
@@ -79,12 +79,14 @@ def open_training(
     Raises:
       InputError: as `open_split`; a second set that is the first.
     """
-    source = open_split(task, config, "train", workdir, training=True)
+    source = open_split(task, config, "train", workdir=workdir, training=True)
     second = config.second
     if not second.name:
         return source
     hidden = task.data.labels if second.labels == "hidden" else frozenset()
-    joining = open_split(task, config, "train", workdir, data=second, hidden=hidden, training=True)
+    joining = open_split(
+        task, config, "train", workdir=workdir, data=second, hidden=hidden, training=True
+    )
     if _identity(joining) == _identity(source):
         raise InputError(
             f"config.second names the films of config.data ({source.name!r}, {source.version}); "

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterable
@@ -76,11 +77,12 @@ class Volumes:
             ),
         }
         stem = re.sub(r"\.nii(\.gz)?$", "", slices.name, flags=re.I)
+        write = functools.partial(volumes.write_mask, mask=found.mask, volume=scan)
         return Prediction(
-            stem,
-            line,
-            self._task.figure(slices.record(found.shown), found.outputs),
-            {"mask": ("-lesions.nii.gz", lambda file: volumes.write_mask(file, found.mask, scan))},
+            stem=stem,
+            line=line,
+            figure=self._task.figure(slices.record(found.shown), found.outputs),
+            files={"mask": ("-lesions.nii.gz", write)},
         )
 
     def _apply(self, slices: "_Slices") -> "_Found":

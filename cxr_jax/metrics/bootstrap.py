@@ -101,9 +101,9 @@ def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.nda
 def _metric(found: Value, samples: np.ndarray) -> Metric:
     value, count = float(found.value), int(found.count)
     if not np.isfinite(value):
-        return Metric(None, None, None, count)
+        return Metric(value=None, low=None, high=None, n=count)
     defined = samples[np.isfinite(samples)]
     if defined.size == 0 or defined.size < len(samples) / 2:
-        return Metric(value, None, None, count)
+        return Metric(value=value, low=None, high=None, n=count)
     low, high = np.percentile(defined, [2.5, 97.5])
-    return Metric(value, float(low), float(high), count)
+    return Metric(value=value, low=float(low), high=float(high), n=count)

@@ -231,7 +231,7 @@ def vit_names(layers: int) -> dict[str, tuple[Path, int | None]]:
 
 
 def _vit_shape(
-    name: str, shape: tuple[int, ...], third: int | None, model: ViT, channels: int
+    name: str, shape: tuple[int, ...], *, third: int | None, model: ViT, channels: int
 ) -> tuple[int, ...]:
     """The shape there of a variable of this shape here, `channels` being the image's."""
     head = (model.num_heads, model.width // model.num_heads)
@@ -265,7 +265,7 @@ def from_vit_npz(
     names = vit_names(model.num_layers)
     channels = flat["embedding", "kernel"].shape[0] // model.patch_size**2
     wanted = {
-        name: _vit_shape(name, flat[path].shape, third, model, channels)
+        name: _vit_shape(name, flat[path].shape, third=third, model=model, channels=channels)
         for name, (path, third) in names.items()
     }
     _check_names(arrays, wanted, ignore)
@@ -288,7 +288,7 @@ def to_vit_npz(variables: Variables, model: ViT) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (path, third) in vit_names(model.num_layers).items():
         array = np.asarray(flat[path])
-        shape = _vit_shape(name, array.shape, third, model, channels)
+        shape = _vit_shape(name, array.shape, third=third, model=model, channels=channels)
         if third is not None:
             array = np.split(array, 3, axis=-1)[third]
         arrays[name] = np.ascontiguousarray(array.reshape(shape))

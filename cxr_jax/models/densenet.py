@@ -121,9 +121,14 @@ class DenseNet(nn.Module):
                 return out
             if i > 1:
                 x = Transition(self.dtype, name=f"transition{i - 1}")(x, train=train)
-            x = DenseBlock(
-                num_layers, self.growth_rate, self.bn_size, self.dtype, name=f"denseblock{i}"
-            )(x, train=train)
+            block = DenseBlock(
+                num_layers,
+                self.growth_rate,
+                bn_size=self.bn_size,
+                dtype=self.dtype,
+                name=f"denseblock{i}",
+            )
+            x = block(x, train=train)
             out[f"block{i}"] = x
         if self.stop_at not in out:
             norm = layers.BatchNorm(dtype=self.dtype, name=f"norm{len(self.block_sizes) + 1}")

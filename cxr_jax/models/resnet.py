@@ -143,9 +143,15 @@ class ResNet(nn.Module):
             if self.stop_at in out:
                 return out
             width, stride = self.init_features * 2 ** (i - 1), 1 if i == 1 else 2
-            x = Stage(num_blocks, self.bottleneck, width, stride, self.dtype, name=f"layer{i}")(
-                x, train=train
+            stage = Stage(
+                num_blocks,
+                bottleneck=self.bottleneck,
+                width=width,
+                stride=stride,
+                dtype=self.dtype,
+                name=f"layer{i}",
             )
+            x = stage(x, train=train)
             out[f"layer{i}"] = x
         return out
 

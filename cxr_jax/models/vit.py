@@ -201,7 +201,11 @@ class ViT(nn.Module):
         attention = []
         for index in range(self.num_layers):
             block = EncoderBlock(
-                self.num_heads, self.mlp_dim, self.dropout, self.dtype, name=f"block{index}"
+                self.num_heads,
+                self.mlp_dim,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                name=f"block{index}",
             )
             x, weights = block(x, train=train)
             attention.append(weights)
@@ -214,4 +218,13 @@ def vit_b16(
     *, stride: int = 1, patch_size: int = 1, dropout: float = 0.0, dtype: Any = jnp.float32
 ) -> ViT:
     """ViT-B: 12 layers, 12 heads, width 768, MLP 3072; 85.1 M parameters without the embeddings."""
-    return ViT(12, 12, 768, 3072, stride, patch_size, dropout, dtype)
+    return ViT(
+        num_layers=12,
+        num_heads=12,
+        width=768,
+        mlp_dim=3072,
+        stride=stride,
+        patch_size=patch_size,
+        dropout=dropout,
+        dtype=dtype,
+    )

@@ -165,9 +165,9 @@ class Findings(Task):
             boxes, labels = boxes[drawn], np.searchsorted(kept, np.asarray(labels)[drawn])
         return figures.findings_panel(
             record["image"],
-            outputs["heat"][..., kept],
-            outputs["probs"][kept],
-            [FINDINGS[k] for k in kept],
+            heat=outputs["heat"][..., kept],
+            probs=outputs["probs"][kept],
+            names=[FINDINGS[k] for k in kept],
             findings_true=None if true is None else true[kept],
             boxes=boxes,
             box_label=labels,

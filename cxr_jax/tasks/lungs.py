@@ -290,7 +290,9 @@ class SemiLungs(Lungs):
         """Supervised loss of the films with masks, `weight` times the teacher's of the others."""
         logits, state = self._train_logits(variables, batch)
         supervised = losses.segmentation_loss(logits, batch["lungs"])
-        loss, terms = self._with_taught(supervised, logits, variables, batch, step)
+        loss, terms = self._with_taught(
+            supervised, logits, variables=variables, batch=batch, step=step
+        )
         return loss, ({**state, **self._next_teacher(variables, step)}, terms)
 
     def predict(self, variables, batch):
@@ -299,7 +301,7 @@ class SemiLungs(Lungs):
             chosen = variables[teacher.COLLECTION]
         return super().predict(chosen, batch)
 
-    def _with_taught(self, supervised: Array, logits: Array, variables, batch, step):
+    def _with_taught(self, supervised: Array, logits: Array, *, variables, batch, step):
         """Scalar loss and terms: `supervised` [B] where there is a mask, else the loss of `logits`
         against the teacher's answer, which is asked for once films without masks are in."""
 
@@ -386,7 +388,9 @@ class AdaINLungs(SemiLungs):
             + self.normalise_weight * terms["normalise"]
             + self.distil_weight * terms["distil"]
         )
-        loss, shown = self._with_taught(supervised, distil, variables, batch, step)
+        loss, shown = self._with_taught(
+            supervised, distil, variables=variables, batch=batch, step=step
+        )
         shown |= {k: jnp.mean(jnp.where(batch["labelled"], v, 0.0)) for k, v in terms.items()}
         return loss, (self._next_teacher(variables, step), shown)
 

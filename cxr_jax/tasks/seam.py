@@ -177,7 +177,11 @@ class _Shared(VolumeTask):
         prob = outputs["slice_prob"]
         shown = prob >= 0.5 if self.gated else jnp.ones_like(prob, bool)
         rows = patients.slice_rows(
-            outputs["lesion_map"], shown, batch["lesion"], batch["pixel_area"], self.threshold
+            outputs["lesion_map"],
+            shown=shown,
+            lesion=batch["lesion"],
+            pixel_area=batch["pixel_area"],
+            threshold=self.threshold,
         )
         return rows | {
             "slice_prob": prob,
@@ -478,7 +482,7 @@ class PatientsEvaluation(Evaluation):
         histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
         return {
             "thresholds": figures.threshold_chart(
-                patients.THRESHOLDS, dice, histogram, self.threshold
+                patients.THRESHOLDS, dice, histogram=histogram, chosen=self.threshold
             )
         }
 

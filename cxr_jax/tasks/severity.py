@@ -240,7 +240,7 @@ class Severity(Task):
         for level in range(self.levels):
             log_p, log_1mp = pooling.zone_log_probs(logits[..., level], zone_map, mode=self.pool)
             bce = losses.binary_cross_entropy_from_log_probs(
-                log_p, log_1mp, labels[..., level], valid
+                log_p, log_1mp, labels=labels[..., level], valid=valid
             )
             per_level.append(jnp.mean(bce))
         terms |= {f"bce_{i + 1}": value for i, value in enumerate(per_level) if self.levels > 1}
@@ -313,7 +313,10 @@ class Severity(Task):
         rows |= {f"lesion_{k}": jnp.where(there, v, jnp.nan) for k, v in overlap.items()}
         positive = batch["severity"] * batch["severity_valid"] * there[:, None, None]
         rows |= lesion_hits.pointing(
-            outputs["map"], _at_size(batch["zones"], size), lesion, positive
+            outputs["map"],
+            zones=_at_size(batch["zones"], size),
+            lesion=lesion,
+            severity=positive,
         )
         rows["lesion_nonempty"] = nonempty
         return rows
@@ -330,10 +333,10 @@ class Severity(Task):
             true = np.where(record.get("severity_valid", True), true, -1)
         return figures.severity_panel(
             film,
-            record["lungs"],
-            zone_map,
-            resize_map(outputs["map"], film.shape),
-            outputs["probs"],
+            lungs=record["lungs"],
+            zones=zone_map,
+            prob_map=resize_map(outputs["map"], film.shape),
+            severity_probs=outputs["probs"],
             severity_true=true,
             lesion_true=record.get("lesion"),
             title=str(record["id"]),

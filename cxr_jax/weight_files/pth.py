@@ -345,7 +345,7 @@ class _Machine:
         dtype = _STORAGES.get(kind.rpartition(".")[2])
         if dtype is None or not 0 <= numel <= MAX_BYTES:
             raise Malformed(f"its storage {key[:60]!r} of {kind} has an impossible length")
-        whole = _Storage(key, dtype, numel, 0, numel)
+        whole = _Storage(key=key, dtype=dtype, total=numel, first=0, numel=numel)
         if self.storages.setdefault(key, whole) != whole:
             raise Malformed(f"its storage {key} is described twice, each time otherwise")
         match rest:

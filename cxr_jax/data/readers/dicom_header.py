@@ -86,7 +86,14 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
         )
     samples, allocated, bits = _sample_layout(dataset, photometric, colour)
     signed = bool(int(dataset.get("PixelRepresentation") or 0))
-    header = Header(width, height, samples, photometric, bits, signed)
+    header = Header(
+        width=width,
+        height=height,
+        samples=samples,
+        photometric=photometric,
+        bits=bits,
+        signed=signed,
+    )
     _check_pixel_bytes(dataset, header, allocated // 8)
     return header
 

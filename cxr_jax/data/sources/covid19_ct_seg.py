@@ -172,7 +172,16 @@ def read_index(folder: pathlib.Path) -> list[Scan]:
         outline = volumes.outline(files["image"])
         mask = volumes.read_mask(files["lesion"], outline, as_stored=True)
         pixels = np.array([np.count_nonzero(plane) for plane in mask])
-        scans.append(Scan(files, name, match[1], number, outline, pixels))
+        scans.append(
+            Scan(
+                files=files,
+                volume=name,
+                group=match[1],
+                number=number,
+                outline=outline,
+                lesion_pixels=pixels,
+            )
+        )
     if not {scan.group for scan in scans} & TEST_PATIENTS:
         raise InputError(
             f"{folder}: no volume of the test split ({', '.join(sorted(TEST_PATIENTS))})"

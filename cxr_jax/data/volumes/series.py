@@ -102,7 +102,7 @@ def _series(folder: Path) -> _Series:
                 "the axial series"
             )
         matrix = voxel_matrix(affine, axes, (first.size[1], first.size[0], len(files)))
-        return _Series(files, headers, step, axes, matrix)
+        return _Series(files=files, headers=headers, step=step, axes=axes, matrix=matrix)
 
 
 def _slice_files(folder: Path) -> list[Path]:
