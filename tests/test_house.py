@@ -189,7 +189,7 @@ def test_it_predicts_in_the_films_own_pixels_and_draws_its_attention(exercise, t
     assert 0 <= max(x1, x2) <= 200 and 0 <= max(y1, y2) <= 256  # noqa: PT018
     (attention,) = explained
     assert attention.shape == film.shape
-    assert 0 < attention.sum() / 32**2 <= 1.01  # cells of 8 px at 64: means of a share each
+    assert 0 <= attention.min() < attention.max() <= 1
     assert (tmp_path / "out" / line["picture"]).stat().st_size > 10_000
 
 
