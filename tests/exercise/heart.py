@@ -112,7 +112,7 @@ class HeartTask(Task):
 
 
 class HeartEvaluation(Evaluation):
-    columns, averaged, errors = ("auc_covid", "box_px"), ("probs", "px"), ("box_px",)
+    columns, mean_over_runs = ("auc_covid", "box_px"), ("probs", "px")
 
     def report(self, units):
         auc = classification.auroc(units["probs"][:, 2], units["label"] == 2)
