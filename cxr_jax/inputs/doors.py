@@ -1,4 +1,4 @@
-"""What the two doors of `predict` have in common: `films` and `volumes` find files and read them."""
+"""What the two doors of `predict`, `films` and `volumes`, have in common."""
 
 import argparse
 import pathlib
