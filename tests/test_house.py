@@ -5,6 +5,7 @@ import ast
 import json
 import pathlib
 import re
+import shutil
 import statistics
 
 import cv2
@@ -14,6 +15,9 @@ import pytest
 from cxr_jax import evaluate, predict, report, tasks, train
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.data.records import FINDINGS
+from cxr_jax.inputs import splits
+from cxr_jax.parallel import Parallel
+from cxr_jax.trained import TrainedRun
 from tests.conftest import ROOT
 from tests.exercise import config as exercise_config
 from tests.exercise import heart
@@ -200,6 +204,48 @@ def test_its_ensemble_is_no_mean(exercise):
     ]
     task = heart.HeartTask.from_config(exercise_config.get_config())
     assert task.combine(outputs)["box"].tolist() == [[0.0] * 4]
+
+
+def test_the_tasks_own_way_to_combine_is_used_everywhere(exercise, tmp_path, monkeypatch):
+    """One that adds a mark: it must be in the rows, and in what is told of a film."""
+    workdir, _ = exercise
+    marked = lambda self, outputs: {**outputs[0], "box": np.full_like(outputs[0]["box"], 0.5)}  # noqa: E731
+    monkeypatch.setattr(heart.HeartTask, "combine", marked)
+    config = exercise_config.get_config().copy_and_resolve_references()
+    config.devices, config.keep_last = 1, 2
+    task = tasks.make_task(config)
+    source = splits.open_split(task, config, "test", workdir=workdir)
+    run = TrainedRun.load(workdir, config=config)
+    score = evaluate.Scorer(task, source, parallel=Parallel.create("jit", 1), config=config)
+    rows = score(run.ensemble).rows
+    middle = config.preprocess.size / 2
+    for row, px in zip(rows["index"], rows["px"]):
+        true = task.data.transforms.example(source[int(row)])["regions"][heart.HEART]
+        np.testing.assert_allclose(px, np.abs(middle - true).mean(), rtol=1e-5)
+    cv2.imwrite(str(tmp_path / "film.png"), phantom(5, 0, 128)["image"])
+    predict.predict([tmp_path / "film.png"], workdir, tmp_path / "out")
+    (line,) = [json.loads(text) for text in (tmp_path / "out" / "predictions.jsonl").open()]
+    assert line["heart_xyxy_px"] == [64.0] * 4
+
+
+def test_only_what_is_drawn_is_explained(exercise, monkeypatch, tmp_path):
+    """The records that the evaluation chooses, and no others."""
+    workdir, _ = exercise
+    explained, chosen = [], np.array([1, 4])
+    explain = TrainedRun.explain
+    monkeypatch.setattr(
+        TrainedRun, "explain", lambda self, r: (explained.append(r["id"]), explain(self, r))[1]
+    )
+    monkeypatch.setattr(heart.HeartEvaluation, "figure_indices", lambda self, source, count: chosen)
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "figures")
+    config = exercise_config.get_config().copy_and_resolve_references()
+    config.devices, config.keep_last = 1, 2
+    evaluate.evaluate(config, copy)
+    drawn = sorted(path.name[:9] for path in (copy / "figures").glob("test-0*.png"))
+    assert drawn == ["test-0001", "test-0004"]
+    assert len(explained) == 2
 
 
 def test_it_reports_over_seeds(exercise):

@@ -32,7 +32,7 @@ class Volumes:
       InputError: no such window.
     """
 
-    unit = "volume"
+    unit = "CT volume"
     options = ("window",)
 
     @staticmethod
