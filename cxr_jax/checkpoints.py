@@ -1,15 +1,22 @@
 """Checkpoints: Orbax, asynchronous, atomic, with the state of the data iterator.
 
-`checkpoints/STEP/` has the items `state` (the `TrainState`) and `data` (Grain's iterator). A run
-that is killed at any moment finds the last complete step; an unfinished folder is never read.
+`checkpoints/STEP/` has the items `state` (the `TrainState`) and `data` (Grain's iterator), and the
+hashes of their files. A run that is killed at any moment finds the last complete step; an
+unfinished folder is never read. A damaged checkpoint is never read either: who resumes sets it
+aside (`checkpoints/damaged/`) and goes on from the one before; who only reads says so and ends.
 """
 
+import asyncio
 import contextlib
 import errno
+import functools
+import math
 import pathlib
 import shutil
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -17,12 +24,36 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cxr_jax import manifests
 from cxr_jax.errors import DISK_ERRORS, InputError
 from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # in FOLDER: what was set aside
 SPARE_BYTES = 2_000_000  # metadata, and the small files that a run writes beside its checkpoints
+# A state is numbers that hardly compress, beside some that are all equal (Adam's at the start): no
+# run's is more than a few times as large in memory as on the disk.
+MOST_TIMES_LARGER = 100
+
+
+class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint's folder until it is complete: it gets its number with its hashes or not at all.
+
+    Orbax calls `finalize` in its writing thread, so that no training step waits for the hashing.
+    """
+
+    async def finalize(self) -> None:
+        """Hashes what was written, and gives the folder its final name."""
+        final = pathlib.Path(self.get_final())
+        if not final.name.isdigit():  # one of its items
+            return await super().finalize()
+        if self._checkpoint_metadata_store is not None:
+            await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
+        folder = pathlib.Path(self.get())
+        await asyncio.to_thread(manifests.write, folder, int(final.name))
+        folder.rename(final)
+        return None
 
 
 class Checkpoints:
@@ -32,7 +63,7 @@ class Checkpoints:
         self,
         workdir: pathlib.Path,
         *,
-        keep_last: int = 1,
+        keep_last: int = 2,
         keep_every: int = 0,
         keep_steps: tuple[int, ...] = (),
     ):
@@ -44,7 +75,9 @@ class Checkpoints:
         if keep_steps:
             keep.append(policy.CustomSteps(list(keep_steps)))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), create=True
+            preservation_policy=policy.AnyPreservationPolicy(keep),
+            temporary_path_class=_WithManifest,
+            create=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -89,14 +122,15 @@ class Checkpoints:
         """The state of `step`, shaped and placed like `state`; `data` is set in place.
 
         Raises:
-          InputError: no such step, or the checkpoint is of another model.
+          InputError: no such step, or the checkpoint is of another model, or cannot be read.
         """
         wanted = _abstract(state)
         _check_fits(self.folder, step, wanted)
         items = {"state": ocp.args.StandardRestore(wanted)}
         if data is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
-        return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        with _readable(self.folder / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def _check_space(self, state: TrainState) -> None:
         """A write that fails half-way costs pages of its threads' complaints; ask first."""
@@ -130,6 +164,85 @@ def complete_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def newest_whole(workdir: pathlib.Path) -> int | None:
+    """The last step whose checkpoint is as it was written; later ones are set aside, which the
+    terminal is told. For the one writer of a work directory only.
+
+    Raises:
+      InputError: a damaged one cannot be set aside.
+    """
+    folder = pathlib.Path(workdir).resolve() / FOLDER
+    for step in reversed(complete_steps(workdir)):
+        problem = _problem(folder, step)
+        if problem is None:
+            return step
+        place = _set_aside(folder, step)
+        print(f"{folder / str(step)} is damaged: {problem}; set aside as {place}", flush=True)
+    return None
+
+
+def _set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Renames a checkpoint; nothing is deleted and nothing replaced."""
+    aside = folder / DAMAGED
+    try:
+        aside.mkdir(exist_ok=True)
+        numbers = (f"{step}-{i}" for i in range(1, 1_000_000))
+        place = next(aside / name for name in numbers if not (aside / name).exists())
+        return (folder / str(step)).rename(place)
+    except OSError as error:
+        raise InputError(
+            f"{folder / str(step)} is damaged and cannot be set aside ({error.strerror}): move it "
+            "away yourself"
+        ) from error
+
+
+def _problem(folder: pathlib.Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, None if nothing. One of an older version has no hashes,
+    which is told; but not after one that has."""
+    place = folder / str(step)
+    if manifests.is_hashed(place):
+        return manifests.damage(place, step)
+    before = [s for s in complete_steps(folder.parent) if s < step]
+    if any(manifests.is_hashed(folder / str(s)) for s in before):
+        return f"{manifests.MANIFEST!r} is missing"
+    _tell_once(f"{folder}: no {manifests.MANIFEST} (of an older version), so it is used unchecked")
+    return None
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _check_whole(folder: pathlib.Path, step: int) -> None:
+    """Before a checkpoint is read by whoever is not its writer.
+
+    Raises:
+      InputError: there is none of this step, or it is damaged.
+    """
+    _check_step(folder, step)
+    if problem := _problem(folder, step):
+        others = [s for s in complete_steps(folder.parent) if s != step]
+        raise InputError(
+            f"{folder / str(step)} is damaged: {problem}; the training command sets it aside and "
+            f"resumes from the one before, or choose another step: there are {others or 'none'}"
+        )
+
+
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """What Orbax raises about a checkpoint that it cannot read, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of Orbax, TensorStore, JSON, Grain: whatever their files made
+        raise InputError(
+            f"{folder} cannot be read ({type(error).__name__}): it is damaged, or of another "
+            "version of Orbax; move it away to use the one before"
+        ) from error
+
+
 def restore_variables(
     workdir: pathlib.Path,
     shapes: dict[str, Any],
@@ -145,7 +258,7 @@ def restore_variables(
       steps: () takes the latest checkpoint.
 
     Raises:
-      InputError: there is no such checkpoint, or it is of another model.
+      InputError: there is no such checkpoint, or it is damaged or of another model.
     """
     folder = pathlib.Path(workdir).resolve() / FOLDER
     found = complete_steps(workdir)
@@ -166,9 +279,13 @@ def restore_variables(
     )
     ensemble = []
     for step in steps:
+        _check_whole(folder, step)
         _check_fits(folder, step, wanted)
         # Another handler than for saving: it can leave out items of the stored tree.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with (
+            _readable(folder / str(step)),
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+        ):
             tree = reader.restore(folder / str(step) / "state", args=args)
         ensemble.append({"params": tree["params"], **tree["model_state"]})
     return steps, ensemble
@@ -181,19 +298,34 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
       step: None takes the latest.
 
     Raises:
-      InputError: there is no checkpoint, or not of this step.
+      InputError: there is no checkpoint, or not of this step, or it is damaged.
     """
     steps = complete_steps(workdir)
     if not steps:
         raise InputError(f"{workdir} has no checkpoints; give the work directory of a trained run")
     step = steps[-1] if step is None else step
     folder = pathlib.Path(workdir).resolve() / FOLDER
-    _check_step(folder, step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
+    _check_whole(folder, step)
+    place = folder / str(step)
+    with _readable(place), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(place / "state").item_metadata.tree
+        _check_size(place, tree)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(
-            folder / str(step) / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        return reader.restore(place / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _check_size(folder: pathlib.Path, tree: Any) -> None:
+    """Refuses a state that says it is far larger than its files can hold.
+
+    Raises:
+      InputError: both sizes.
+    """
+    said = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    if said > MOST_TIMES_LARGER * held:
+        raise InputError(
+            f"{folder} holds {held / 1e6:.1f} MB and says it is {said / 1e6:.0f} MB of numbers; no "
+            "run writes such a checkpoint"
         )
 
 
@@ -206,7 +338,8 @@ def _check_step(folder: pathlib.Path, step: int) -> None:
 def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
     """Orbax fills what is missing with placeholders, so ask before restoring."""
     _check_step(folder, step)
-    stored = _stored_shapes(folder / str(step) / "state")
+    with _readable(folder / str(step)):
+        stored = _stored_shapes(folder / str(step) / "state")
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         name = path_of(key_path)
         if stored.get(name) != tuple(leaf.shape):

@@ -129,28 +129,29 @@ def evaluate(
     task = make_task(config)
     settings = (*splits.COMPLETIONS, *task.evaluation.settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
-    parallel = Parallel.create(config.parallel, config.devices)
-    source = splits.open_split(task, config, split, workdir=workdir)
-    run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
-    chosen = task.evaluation.figure_indices(source, config.figures)
-    with StopSignal() as stop:
-        result = Scorer(task, source, parallel=parallel, config=config)(
-            run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
-        )
-    if stop.received:
-        return None
-    label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
-    metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
-    evaluation = {
-        **_described(run, source, split),
-        "changed": workdirs.changed(config, trained),
-        "wall_s": round(time.monotonic() - started, 1),
-        **provenance(),
-    }
-    _write_rows(workdir / f"rows-{label}.npz", result.rows)
-    _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
-    _draw(run, source, result, folder=workdir / "figures", label=label)
-    return metrics
+    with workdirs.only_writer(workdir):
+        parallel = Parallel.create(config.parallel, config.devices)
+        source = splits.open_split(task, config, split, workdir=workdir)
+        run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
+        chosen = task.evaluation.figure_indices(source, config.figures)
+        with StopSignal() as stop:
+            result = Scorer(task, source, parallel=parallel, config=config)(
+                run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
+            )
+        if stop.received:
+            return None
+        label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
+        metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
+        evaluation = {
+            **_described(run, source, split),
+            "changed": workdirs.changed(config, trained),
+            "wall_s": round(time.monotonic() - started, 1),
+            **provenance(),
+        }
+        _write_rows(workdir / f"rows-{label}.npz", result.rows)
+        _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
+        _draw(run, source, result, folder=workdir / "figures", label=label)
+        return metrics
 
 
 def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps
+from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer
@@ -48,10 +48,27 @@ def train(
       True when the run is complete, False when SIGTERM ended it (after saving).
     """
     check_numbers(config)
-    workdirs.check_config(config, workdir)
-    if complete_steps(workdir)[-1:] == [config.total_steps]:
-        print(f"{workdir} is trained already, to step {config.total_steps}")
-        return True
+    with workdirs.only_writer(workdir):
+        workdirs.check_config(config, workdir)
+        if newest_whole(workdir) == config.total_steps:
+            print(f"{workdir} is trained already, to step {config.total_steps}")
+            return True
+        run = open_run(config, workdir, final_split)
+        batches = run.batches()
+        try:
+            with StopSignal() as stop:
+                return _train(run, batches, stop)
+        finally:
+            batches.close()
+            faulthandler.cancel_dump_traceback_later()
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, final_split: str) -> "Run":
+    """Looks at everything that can be wrong; writes and compiles nothing.
+
+    Raises:
+      InputError: the first thing that is.
+    """
     task = make_task(config)
     _check_stages(task, config)
     parallel = Parallel.create(config.parallel, config.devices)
@@ -59,7 +76,7 @@ def train(
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
     splits.check_second(config)
     sources.open_source(config.data, final_split)
-    run = _Run(
+    return Run(
         config=config,
         workdir=workdir,
         task=task,
@@ -69,17 +86,10 @@ def train(
         if config.eval_every
         else None,
     )
-    batches = run.batches()
-    try:
-        with StopSignal() as stop:
-            return _train(run, batches, stop)
-    finally:
-        batches.close()
-        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What a training consists of."""
 
     config: ml_collections.ConfigDict
@@ -110,7 +120,7 @@ class _Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
+class Program:
     """What is compiled: `create` makes a fresh state, `step` one update."""
 
     create: Callable[[], state.TrainState]
@@ -119,7 +129,8 @@ class _Program:
     trainable: Any
 
 
-def _program(run: _Run) -> _Program:
+def compile_run(run: Run) -> Program:
+    """The functions that the loop calls; compiles nothing yet."""
     task, config, parallel = run.task, run.config, run.parallel
     example = splits.example_batch(task, run.source)
     shapes = variable_shapes(task, example)
@@ -141,7 +152,7 @@ def _program(run: _Run) -> _Program:
     step = state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     create = functools.partial(state.create, task, tx, seed=config.seed)
     create = jax.jit(create, out_shardings=parallel.replicated)
-    return _Program(
+    return Program(
         create=functools.partial(create, example),
         step=parallel.compile_train_step(step),
         learning_rate=optimizers.make_schedule(config.optimizer, config.total_steps),
@@ -149,10 +160,10 @@ def _program(run: _Run) -> _Program:
     )
 
 
-def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
+def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
     """From the first step, or the last checkpoint, to the last step or SIGTERM."""
     config = run.config
-    program = _program(run)
+    program = compile_run(run)
     checkpoints = Checkpoints(
         run.workdir,
         keep_last=config.keep_last,
@@ -187,7 +198,7 @@ def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
 
 
 def _first_state(
-    run: _Run, program: _Program, *, checkpoints: Checkpoints, batches: grain.DatasetIterator
+    run: Run, program: Program, *, checkpoints: Checkpoints, batches: grain.DatasetIterator
 ) -> state.TrainState:
     """The state of the last checkpoint, and `batches` set to it; else a fresh one."""
     fresh = program.create()
@@ -205,8 +216,8 @@ class _Loop:
 
     def __init__(
         self,
-        run: _Run,
-        program: _Program,
+        run: Run,
+        program: Program,
         *,
         batches: grain.DatasetIterator,
         checkpoints: Checkpoints,

@@ -1,7 +1,11 @@
 """A work directory: whose run it is, and its config."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -11,6 +15,8 @@ from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.writers import write_json
+
+LOCK = ".lock"
 
 # Fields that change how or where a run is watched, not what it computes.
 FREE = (
@@ -31,6 +37,38 @@ FREE = (
 # What every evaluation may change beside: other data (an external test), and where it runs. A task
 # adds what becomes of its outputs (`Evaluation.settings`).
 FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
+
+
+@contextlib.contextmanager
+def only_writer(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and holds it: nobody else trains or evaluates there meanwhile.
+
+    Raises:
+      InputError: another process holds it, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / LOCK).touch()
+    except OSError as error:
+        raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+    with (workdir / LOCK).open("r+", encoding="utf-8") as lock:
+        try:
+            # The system drops the lock when its holder dies, however it dies.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{workdir}: another process ({lock.read(40).strip() or 'unknown'}) trains or "
+                "evaluates there; wait for it, or use another --workdir"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{workdir} is on a disk that has no locks ({error.strerror}); use another "
+                "--workdir: two runs there would spoil each other"
+            ) from error
+        lock.truncate()
+        lock.write(f"pid {os.getpid()} on {os.uname().nodename[:20]}")
+        lock.flush()
+        yield
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -57,10 +95,16 @@ def check_config(
     """Refuses a work directory that holds checkpoints of another config; writes nothing.
 
     Raises:
-      InputError: names up to three fields that differ, with both values.
+      InputError: names up to three fields that differ, with both values; or nobody knows of which
+        config the checkpoints are.
     """
-    if not (workdir / "config.json").exists() or not complete_steps(workdir):
+    if not complete_steps(workdir):
         return  # nothing there to protect
+    if not (workdir / "config.json").exists():
+        raise InputError(
+            f"{workdir} has checkpoints and no config.json, so whose they are is not known; put "
+            "that file back, or use another --workdir"
+        )
     there, here = flatten(read_config(workdir)), flatten(config)
     names = sorted(
         name
