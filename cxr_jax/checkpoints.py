@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import math
+import os
 import pathlib
 import shutil
 import signal
@@ -395,23 +396,33 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 
 class StopSignal:
-    """SIGTERM asks to stop: training and evaluation poll it, save and end cleanly.
+    """SIGTERM and Ctrl-C ask to stop: training and evaluation poll it, save and end cleanly. A
+    second Ctrl-C ends at once.
 
     Orbax looks for the signal only under `jax.distributed`; one process needs this.
     """
 
     def __init__(self):
         self.received = False
-        self._previous = None
+        self.name = ""
+        self.status = 0  # of the process: 128 + the signal's number
+        self._previous = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
-    def _note(self, *_):
+    def _note(self, number: int, _):
+        if number == signal.SIGINT:
+            if self.received:
+                raise KeyboardInterrupt
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, unsaved\n")
         self.received = True
+        self.name, self.status = signal.Signals(number).name, 128 + number

@@ -65,7 +65,7 @@ class Scorer:
 
         Args:
           keep_outputs: record indices whose arrays are kept for figures.
-          stop: polled, so that SIGTERM ends an evaluation too; the rows are then partial.
+          stop: polled, so that a signal ends an evaluation too; the rows are then partial.
         """
         collected: list[Rows] = []
         outputs: dict[int, dict[str, np.ndarray]] = {}
@@ -111,6 +111,7 @@ def evaluate(
     *,
     split: str = "test",
     steps: tuple[int, ...] = (),
+    stop: StopSignal | None = None,
 ) -> dict[str, Metric] | None:
     """Evaluates checkpoints of a work directory; writes results.json, the rows and the figures.
 
@@ -120,9 +121,10 @@ def evaluate(
     Args:
       steps: checkpoints whose predictions are combined; () takes `config.eval_steps`, and the
         latest checkpoint where that is empty too.
+      stop: of the command; None listens here.
 
     Returns:
-      The metrics, or None where SIGTERM ended the evaluation; nothing is written then.
+      The metrics, or None where a signal ended the evaluation; nothing is written then.
     """
     started = time.monotonic()
     trained = workdirs.read_config(workdir)
@@ -134,7 +136,7 @@ def evaluate(
         source = splits.open_split(task, config, split, workdir=workdir)
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
         chosen = task.evaluation.figure_indices(source, config.figures)
-        with StopSignal() as stop:
+        with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
             result = Scorer(task, source, parallel=parallel, config=config)(
                 run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
             )
@@ -185,6 +187,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
             "examples": len(source),
         },
         "trained_on": workdirs.trained_on(run.workdir),
+        "history": workdirs.history(run.workdir),
         "init_from": config.init_from,
         **splits.provenance(config),
         "precision": config.precision,
