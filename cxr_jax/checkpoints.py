@@ -9,13 +9,11 @@ aside (`checkpoints/damaged/`) and goes on from the one before; who only reads s
 import asyncio
 import contextlib
 import errno
-import functools
 import math
 import os
 import pathlib
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cxr_jax import manifests
-from cxr_jax.errors import DISK_ERRORS, InputError
+from cxr_jax.errors import DISK_ERRORS, InputError, tell_once
 from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
 
@@ -206,13 +204,8 @@ def _problem(folder: pathlib.Path, step: int) -> str | None:
     before = [s for s in complete_steps(folder.parent) if s < step]
     if any(manifests.is_hashed(folder / str(s)) for s in before):
         return f"{manifests.MANIFEST!r} is missing"
-    _tell_once(f"{folder}: no {manifests.MANIFEST} (of an older version), so it is used unchecked")
+    tell_once(f"{folder}: no {manifests.MANIFEST} (of an older version), so it is used unchecked")
     return None
-
-
-@functools.cache
-def _tell_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _check_whole(folder: pathlib.Path, step: int) -> None:

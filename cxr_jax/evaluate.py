@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import results
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
@@ -150,8 +151,11 @@ def evaluate(
             "wall_s": round(time.monotonic() - started, 1),
             **provenance(),
         }
-        _write_rows(workdir / f"rows-{label}.npz", result.rows)
-        _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
+        _write_rows(results.rows_path(workdir, label), result.rows)
+        evaluation["hashes"] = results.hashes(
+            workdir, label, metrics=metrics_json(metrics), steps=run.steps
+        )
+        _write_results(workdir / results.RESULTS, label, metrics=metrics, evaluation=evaluation)
         _draw(run, source, result, folder=workdir / "figures", label=label)
         return metrics
 

@@ -214,6 +214,11 @@ def changed(
     }
 
 
+def is_free(name: str) -> bool:
+    """Whether a field only says how or where a run is watched."""
+    return _is_among(name, FREE)
+
+
 def _is_among(name: str, fields: tuple[str, ...]) -> bool:
     """Whether `name` is one of the fields, or lies under one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)

@@ -1,7 +1,9 @@
 """What goes wrong during a training: numbers that are no numbers, an impatient user, more steps."""
 
 import contextlib
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import severity as severity_config
-from cxr_jax import checkpoints, evaluate, train
+from cxr_jax import checkpoints, evaluate, manifests, report, train
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from cxr_jax.finite import Steps
@@ -140,3 +142,93 @@ def test_a_run_may_be_made_longer_which_is_noted(tmp_path, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["history"] == [entry]
     assert results["steps"] == [2, 3]
+
+
+# A finished result.
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run whose test split was evaluated."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    assert train.train(smoke(), workdir)
+    evaluate.evaluate(smoke(), workdir)
+    return workdir
+
+
+def test_results_say_what_they_came_from(evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    hashes = results["hashes"]
+    assert hashes == results["evaluations"]["test"]["hashes"]
+    place = evaluated / "checkpoints" / "2"
+    assert hashes["checkpoints"] == {"2": manifests.digest(place)}
+    assert hashes["rows"] == hashlib.sha256((evaluated / "rows-test.npz").read_bytes()).hexdigest()
+    assert all(len(hashes[part]) == 64 for part in ("config", "metrics"))
+    assert {"name", "version"} <= results["data"].keys()
+    assert "1 run" in report.report([evaluated], "test", pool=False, resamples=0)
+
+
+def other_json(name, change):
+    def damage(workdir):
+        value = json.loads((workdir / name).read_text())
+        change(value)
+        (workdir / name).write_text(json.dumps(value))
+
+    return damage
+
+
+def other_rows(workdir):
+    with np.load(workdir / "rows-test.npz") as arrays:
+        rows = {name: arrays[name] for name in arrays.files}
+    np.savez_compressed(workdir / "rows-test.npz", **(rows | {"probs": rows["probs"][::-1]}))
+
+
+def other_checkpoint(workdir):
+    place = workdir / "checkpoints" / "2"
+    (place / "state" / "_sharding").write_text("{}")
+    manifests.write(place, 2)
+
+
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (other_rows, r"rows-test\.npz"),
+        (other_checkpoint, "checkpoints/2"),
+        (other_json("config.json", lambda c: c.update(seed=7)), r"config\.json"),
+        (other_json("data.json", lambda d: d.update(version="another")), r"data\.json"),
+        (other_json("results.json", lambda r: r["metrics"]["test/mse"].update(value=0.0)), "resul"),
+    ],
+    ids=["rows", "checkpoint", "config", "data", "metrics"],
+)
+def test_a_report_refuses_parts_that_do_not_fit(evaluated, tmp_path, damage, named):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    damage(workdir)
+    with pytest.raises(InputError, match=rf"run: {named}.* is not what it was when 'test'"):
+        report.report([workdir], "test", pool=False, resamples=0)
+
+
+def test_a_report_needs_no_checkpoint_and_ignores_how_a_run_was_watched(evaluated, tmp_path):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    other_json("config.json", lambda c: c.update(log_every=7))(workdir)
+    assert "1 run" in report.report([workdir], "test", pool=False, resamples=0)
+
+
+def test_a_report_says_what_it_cannot_compare(evaluated, tmp_path, capsys):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    other_json("results.json", lambda r: r["evaluations"]["test"].pop("hashes"))(workdir)
+    assert "1 run" in report.report([workdir], "test", pool=False, resamples=0)
+    assert "no hashes of 'test' (of an older version)" in capsys.readouterr().err
+    (workdir / "rows-test.npz").rename(workdir / "rows-val.npz")
+    with pytest.raises(InputError, match="knows no evaluation of 'val'"):
+        report.report([workdir], "val", pool=False, resamples=0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "[" * 100_000, '{"evaluations": {"test": {"hashes": 7}}}', '{"evaluations"']
+)
+def test_broken_results_are_one_line(evaluated, tmp_path, text):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    (workdir / "results.json").write_text(text)
+    with pytest.raises(InputError, match=r"results\.json is broken"):
+        report.report([workdir], "test", pool=False, resamples=0)
