@@ -6,11 +6,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from cxr_jax.errors import DISK_ERRORS, InputError
 
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
-INTERRUPTED = 143  # 128 + SIGTERM
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,7 +61,17 @@ def setup_jax() -> None:
 
     # Orbax narrates its options, and logs with a stack trace what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_echoes
 
     root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
     jax.config.update("jax_compilation_cache_dir", str(root / f"jaxlib-{jaxlib.__version__}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _without_echoes(unraisable: Any) -> None:
+    """When a disk is full, every write of a checkpoint that Orbax no longer waits for prints a
+    stack trace, some 200 of them, about the loop in which it would be waited for. The error itself
+    is raised."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)

@@ -1,6 +1,8 @@
-"""What the user can mend: the one exception that says so, and the disk's own errors."""
+"""What the user can mend, or must know: the one exception, the disk's own errors, a remark."""
 
 import errno
+import functools
+import sys
 
 # A disk that is full, or a folder that may not be written.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
@@ -15,3 +17,9 @@ class InputError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    """A line on the terminal, once a process: what is no mistake and must not go by unseen."""
+    print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import results
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
@@ -65,7 +66,7 @@ class Scorer:
 
         Args:
           keep_outputs: record indices whose arrays are kept for figures.
-          stop: polled, so that SIGTERM ends an evaluation too; the rows are then partial.
+          stop: polled, so that a signal ends an evaluation too; the rows are then partial.
         """
         collected: list[Rows] = []
         outputs: dict[int, dict[str, np.ndarray]] = {}
@@ -111,6 +112,7 @@ def evaluate(
     *,
     split: str = "test",
     steps: tuple[int, ...] = (),
+    stop: StopSignal | None = None,
 ) -> dict[str, Metric] | None:
     """Evaluates checkpoints of a work directory; writes results.json, the rows and the figures.
 
@@ -120,37 +122,42 @@ def evaluate(
     Args:
       steps: checkpoints whose predictions are combined; () takes `config.eval_steps`, and the
         latest checkpoint where that is empty too.
+      stop: of the command; None listens here.
 
     Returns:
-      The metrics, or None where SIGTERM ended the evaluation; nothing is written then.
+      The metrics, or None where a signal ended the evaluation; nothing is written then.
     """
     started = time.monotonic()
     trained = workdirs.read_config(workdir)
     task = make_task(config)
     settings = (*splits.COMPLETIONS, *task.evaluation.free_settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
-    parallel = Parallel.create(config.parallel, config.devices)
-    source = splits.open_split(task, config, split, workdir=workdir)
-    run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
-    chosen = task.evaluation.figure_indices(source, config.figures)
-    with StopSignal() as stop:
-        result = Scorer(task, source, parallel=parallel, config=config)(
-            run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
+    with workdirs.only_writer(workdir):
+        parallel = Parallel.create(config.parallel, config.devices)
+        source = splits.open_split(task, config, split, workdir=workdir)
+        run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
+        chosen = task.evaluation.figure_indices(source, config.figures)
+        with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
+            result = Scorer(task, source, parallel=parallel, config=config)(
+                run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
+            )
+        if stop.received:
+            return None
+        label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
+        metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
+        evaluation = {
+            **_described(run, source, split),
+            "changed": workdirs.changed(config, trained),
+            "wall_s": round(time.monotonic() - started, 1),
+            **provenance(),
+        }
+        _write_rows(results.rows_path(workdir, label), result.rows)
+        evaluation["hashes"] = results.hashes(
+            workdir, label, metrics=metrics_json(metrics), steps=run.steps
         )
-    if stop.received:
-        return None
-    label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
-    metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
-    evaluation = {
-        **_described(run, source, split),
-        "changed": workdirs.changed(config, trained),
-        "wall_s": round(time.monotonic() - started, 1),
-        **provenance(),
-    }
-    _write_rows(workdir / f"rows-{label}.npz", result.rows)
-    _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
-    _draw(run, source, result, folder=workdir / "figures", label=label)
-    return metrics
+        _write_results(workdir / results.RESULTS, label, metrics=metrics, evaluation=evaluation)
+        _draw(run, source, result, folder=workdir / "figures", label=label)
+        return metrics
 
 
 def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:
@@ -184,6 +191,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
             "examples": len(source),
         },
         "trained_on": workdirs.trained_on(run.workdir),
+        "history": workdirs.history(run.workdir),
         "init_from": config.init_from,
         **splits.provenance(config),
         "precision": config.precision,

@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 import scipy.stats
 
+from cxr_jax import results
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -365,13 +366,15 @@ def _difference(a, b, free: tuple[str, ...]) -> str | None:
 
 
 def read_rows(workdir: pathlib.Path, split: str) -> Rows:
-    """The rows of one evaluation; InputError where there is none."""
-    path = workdir / f"rows-{split}.npz"
+    """The rows of one evaluation; InputError where there is none, or where rows, results, config
+    and checkpoints do not fit each other."""
+    path = results.rows_path(workdir, split)
     if not path.is_file():
         raise InputError(
             f"{path} is missing; python -m cxr_jax.main --workdir={workdir} --mode=eval "
             f"--split={split} writes it"
         )
+    results.check(workdir, split)
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 

@@ -1,7 +1,11 @@
 """A work directory: whose run it is, and its config."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -10,7 +14,10 @@ from cxr_jax import migrations
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
-from cxr_jax.writers import write_json
+from cxr_jax.writers import code_version, write_json
+
+LOCK = ".lock"
+HISTORY = "history.json"
 
 # Fields that change how or where a run is watched, not what it computes.
 FREE = (
@@ -28,9 +35,43 @@ FREE = (
     "log_every",
     "threads",
 )
+# What may follow where a run is made longer.
+FREE_IF_LONGER = ("eval_steps", "optimizer.decay_steps", "total_steps")
 # What every evaluation may change beside: other data (an external test), and where it runs. A task
 # adds what becomes of its outputs (`Evaluation.settings`).
 FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
+
+
+@contextlib.contextmanager
+def only_writer(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and holds it: nobody else trains or evaluates there meanwhile.
+
+    Raises:
+      InputError: another process holds it, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / LOCK).touch()
+    except OSError as error:
+        raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+    with (workdir / LOCK).open("r+", encoding="utf-8") as lock:
+        try:
+            # The system drops the lock when its holder dies, however it dies.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{workdir}: another process ({lock.read(40).strip() or 'unknown'}) trains or "
+                "evaluates there; wait for it, or use another --workdir"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{workdir} is on a disk that has no locks ({error.strerror}); use another "
+                "--workdir: two runs there would spoil each other"
+            ) from error
+        lock.truncate()
+        lock.write(f"pid {os.getpid()} on {os.uname().nodename[:20]}")
+        lock.flush()
+        yield
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -52,16 +93,32 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def check_config(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    free: tuple[str, ...] = FREE,
+    *,
+    longer: bool = False,
 ) -> None:
     """Refuses a work directory that holds checkpoints of another config; writes nothing.
 
+    Args:
+      free: fields that may differ.
+      longer: `total_steps` may be higher than it is there.
+
     Raises:
-      InputError: names up to three fields that differ, with both values.
+      InputError: names up to three fields that differ, with both values; or nobody knows of which
+        config the checkpoints are.
     """
-    if not (workdir / "config.json").exists() or not complete_steps(workdir):
+    if not complete_steps(workdir):
         return  # nothing there to protect
+    if not (workdir / "config.json").exists():
+        raise InputError(
+            f"{workdir} has checkpoints and no config.json, so whose they are is not known; put "
+            "that file back, or use another --workdir"
+        )
     there, here = flatten(read_config(workdir)), flatten(config)
+    if longer and here["total_steps"] > there["total_steps"]:
+        free = (*free, *FREE_IF_LONGER)
     names = sorted(
         name
         for name in there.keys() | here.keys()
@@ -93,10 +150,43 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
         )
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
+        _record_longer(config, workdir)
         write_json(workdir / "config.json", json.loads(config.to_json()))
         write_json(path, data)
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+
+
+def _record_longer(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Adds to the history that a run with checkpoints goes on to a later step than was planned."""
+    steps = complete_steps(workdir)
+    if not steps or not (workdir / "config.json").exists():
+        return
+    there, here = flatten(read_config(workdir)), flatten(config)
+    changes = {
+        name: [there.get(name), here.get(name)]
+        for name in FREE_IF_LONGER
+        if there.get(name) != here.get(name)
+    }
+    if changes:
+        entry = {"from_step": steps[-1], "changes": changes, "code_version": code_version()}
+        write_json(workdir / HISTORY, [*history(workdir), entry])
+        print(f"{workdir} is trained longer than it was begun for; noted in {HISTORY}", flush=True)
+
+
+def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """How a run was made longer after its beginning: from which step, and each change of a field,
+    [before, after].
+
+    Raises:
+      InputError: the file is broken.
+    """
+    path = workdir / HISTORY
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [dict(entry) for entry in entries]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is broken ({type(error).__name__}); move it away") from error
 
 
 def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -122,6 +212,11 @@ def changed(
         for name, value in flatten(config).items()
         if there.get(name) != value and not _is_among(name, FREE)
     }
+
+
+def is_free(name: str) -> bool:
+    """Whether a field only says how or where a run is watched."""
+    return _is_among(name, FREE)
 
 
 def _is_among(name: str, fields: tuple[str, ...]) -> bool:
