@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import time
@@ -14,6 +13,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import safe_write
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
@@ -205,10 +205,8 @@ def _draw(
 
 
 def _write_rows(path: pathlib.Path, rows: Rows) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with safe_write.replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **rows)
-    os.replace(part, path)
 
 
 def _write_results(

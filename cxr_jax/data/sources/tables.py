@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
+from cxr_jax.data.file_errors import kind_of
 from cxr_jax.errors import InputError
 
 
@@ -146,4 +147,6 @@ def scan_lines(path: pathlib.Path, *, separators: str = ",") -> Iterator[tuple[i
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save the table as 'CSV UTF-8'") from None
     except csv.Error as error:
-        raise InputError(f"{path}: not a CSV table ({error}); separate cells by commas") from None
+        raise InputError(
+            f"{path}: not a CSV table ({kind_of(error)}); separate cells by commas"
+        ) from None

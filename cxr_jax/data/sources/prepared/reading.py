@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from cxr_jax.data import readers, splits
+from cxr_jax.data.file_errors import kind_of
 from cxr_jax.data.records import SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
@@ -174,8 +175,9 @@ class Prepared:
         return raw
 
     def _damaged(self, error: Exception | str) -> InputError:
+        why = error if isinstance(error, str) else kind_of(error)
         return InputError(
-            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({error}); "
+            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({why}); "
             "remove that folder and prepare the set again"
         )
 
