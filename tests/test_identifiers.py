@@ -48,8 +48,9 @@ TEXTS = {
 }
 NEEDED = {"Modality", "PhotometricInterpretation", "PatientOrientation", "VOILUTFunction"}
 NEEDED |= {"WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "NumberOfFrames"}
-GROUPS = (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040)
-FLIPS = 300
+NEEDED |= {"SpecificCharacterSet", "ViewPosition", "PixelPaddingValue", "Rows", "BitsStored"}
+GROUPS = (0x0008, 0x0010, 0x0018, 0x0020, 0x0028, 0x0032, 0x0038, 0x0040)
+RANDOM = 100
 
 
 def mark_everything(dataset: Dataset) -> None:
@@ -60,11 +61,30 @@ def mark_everything(dataset: Dataset) -> None:
     dataset.SpecificCharacterSet = "ISO_IR 100"
 
 
+def read_lengths(path) -> list[int]:
+    """Where both bytes of the length of each element stand that a reader of films looks at."""
+    dataset = pydicom.dcmread(path)
+    tags = [pydicom.datadict.tag_for_keyword(name) for name in sorted(NEEDED)]
+    elements = [dataset.get_item(tag) for tag in tags if tag in dataset]
+    elements.append(dataset.file_meta.get_item("TransferSyntaxUID"))
+    ends = [getattr(e, "value_tell", None) or e.file_tell for e in elements]
+    return [end - 2 + byte for end in ends for byte in range(2)]
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """Whole films, films with one length byte flipped, and damaged by every kind of fault."""
     folder = tmp_path_factory.mktemp("films")
-    film = film_dataset(PatientOrientation=["L", "F"], WindowCenter="128", WindowWidth="256")
+    film = film_dataset(
+        PatientOrientation=["L", "F"],
+        WindowCenter="128",
+        WindowWidth="256",
+        VOILUTFunction="LINEAR",
+        RescaleSlope="1",
+        RescaleIntercept="0",
+        NumberOfFrames="1",
+        ViewPosition="PA",
+    )
     with pydicom.config.disable_value_validation():
         mark_everything(film)
         item, deeper = Dataset(), Dataset()
@@ -91,11 +111,11 @@ def films(tmp_path_factory):
             faulty.save_as(folder / f"fault{k}.dcm", enforce_file_format=True)
     whole = (folder / "whole.dcm").read_bytes()
     header, rng = whole.index(b"\xe0\x7f\x10\x00"), np.random.default_rng(0)
-    lengths = [m.start() + 2 for m in re.finditer(rb"[A-Z]{2}..(?=[A-Z0-9])", whole[:header], re.S)]
-    for k in range(FLIPS):
+    flips = [(at, bit) for at in read_lengths(folder / "whole.dcm") for bit in range(8)]
+    flips += [(int(rng.integers(132, header)), int(rng.integers(8))) for _ in range(RANDOM)]
+    for k, (at, bit) in enumerate(flips):
         damaged = bytearray(whole)
-        at = int(rng.choice(lengths)) + int(rng.integers(2)) if k % 3 else rng.integers(132, header)
-        damaged[at] ^= 1 << int(rng.integers(8))
+        damaged[at] ^= 1 << bit
         (folder / f"{k}.dcm").write_bytes(damaged)
     for k in range(8):
         (folder / f"cut{k}.dcm").write_bytes(whole[: header * (k + 1) // 9])
