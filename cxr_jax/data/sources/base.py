@@ -26,6 +26,7 @@ class Source(Protocol):
       split: 'train', 'val' or 'test'.
       fields: what its records have.
       partial: those of `fields` that some records lack (a film without a lung mask).
+      notes: where there is any, lines for the user on what was not used or left out.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Subset:
         self.name, self.split = source.name, source.split
         self.version = source.version + splits.selection(self.indices, len(source))
         self.fields, self.partial = source.fields, partial
+        self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -125,7 +127,11 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     has = getattr(source, "has", None) or (lambda i, field: field in source[i])
     indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
     kind = SliceSubset if hasattr(source, "slice_table") else Subset
-    return kind(source, indices, partial=source.partial - doubtful)
+    chosen = kind(source, indices, partial=source.partial - doubtful)
+    if lacks := len(source) - len(indices):
+        fields = " or ".join(sorted(doubtful))
+        chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
+    return chosen
 
 
 def by_severity(source: Source, least: int, most: int) -> Source:

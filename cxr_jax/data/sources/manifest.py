@@ -14,7 +14,7 @@ Columns (case does not count; any order):
 | `diagnosis` | normal, other infection or covid-19, or empty |
 | one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
 
-Other columns are ignored, and named in a log line. The table is checked whole when it is opened;
+Other columns are not used, and named. The table is checked whole when it is opened;
 pictures are read when they are needed.
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
@@ -73,8 +72,7 @@ class Manifest:
                 f"{path}: column {absent!r} is missing beside {given[0]!r}; give all six severity "
                 "columns, with empty cells where a zone was not scored"
             )
-        if ignored := sorted(set(columns) - _KNOWN - set(_SEVERITY) - set(FINDINGS) - {""}):
-            logging.warning("%s: these columns are not known and not used: %s", path, ignored)
+        self.notes = tables.unknown_columns(columns, (*_KNOWN, *_SEVERITY, *FINDINGS))
         fields = {"image", "id", "group"} | {"view", "lungs", "lesion", "diagnosis"} & set(columns)
         fields |= {"severity", "severity_valid"} if given else set()
         fields |= {"findings"} if self._findings else set()
@@ -174,7 +172,18 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBu
         },
         film_fold={split: [-1] * len(films) for split, films in by_split.items()},
         metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
+        notes=[*some.notes, *_lacking(list(by_split.values()), some.partial)],
     )
+
+
+def _lacking(splits_of: list[Manifest], fields: frozenset[str]) -> list[str]:
+    """How many films have no mask or diagnosis, of those that others have."""
+    total = sum(map(len, splits_of))
+    lines = []
+    for field in sorted(fields):
+        lacks = sum(not films.has(i, field) for films in splits_of for i in range(len(films)))
+        lines.append(f"{lacks} of {total} films have no {field}: what needs it leaves them out")
+    return lines
 
 
 def open_split(options: Options, split: str) -> Source:
