@@ -34,6 +34,9 @@ _MODE = flags.DEFINE_enum(
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What is evaluated.")
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are averaged.")
+_ALLOW_SEEN = flags.DEFINE_bool(
+    "allow_seen", False, "An external test may hold patients or films that were trained on."
+)
 _CONFIG_HELP = """\
   --config: A file of configs/ and its variant, e.g. configs/severity.py:quick.
   --config.FIELD: Another value of a field; --mode=show lists them all.
@@ -54,7 +57,10 @@ def main() -> int:
     split = _SPLIT.value
     if _MODE.value == "train" and not train.train(config, folder, final_split=split):
         return INTERRUPTED
-    metrics = evaluate.evaluate(config, folder, split=split, steps=_steps(_STEPS.value))
+    steps = _steps(_STEPS.value)
+    metrics = evaluate.evaluate(
+        config, folder, split=split, steps=steps, allow_seen=_ALLOW_SEEN.value
+    )
     if metrics is None:
         print("evaluation stopped by SIGTERM; nothing was written, run it again")
         return INTERRUPTED

@@ -5,7 +5,7 @@ slices, and a table says how they lie in volumes.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -106,6 +106,10 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self.source[self.indices[index]]
 
+    def peek(self, index: int, field: str) -> Any:
+        """See the function."""
+        return peek(self.source, self.indices[index], field)
+
 
 class SliceSubset(Subset):
     """Some slices of a CT source."""
@@ -132,6 +136,13 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
         fields = " or ".join(sorted(doubtful))
         chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
     return chosen
+
+
+def peek(source: Source, index: int, field: str) -> Any:
+    """A field of a record, None where it lacks it; no picture is read where the source has a way
+    round that (its own `peek`)."""
+    look = getattr(source, "peek", None)
+    return look(index, field) if look else source[index].get(field)
 
 
 def by_severity(source: Source, least: int, most: int) -> Source:

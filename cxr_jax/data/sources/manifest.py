@@ -113,6 +113,18 @@ class Manifest:
         """Whether record `index` has `field`; no picture is read."""
         return field in self._films[index]
 
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none."""
+        return self._films[index].get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film's file."""
+        return self._films[index]["image"].read_bytes()
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of the film's file."""
+        return self._films[index]["image"].stat().st_size
+
     def _labels(self, row: tables.Row) -> dict[str, Any]:
         """Checks one row; pictures are still paths."""
         labels = {

@@ -198,6 +198,22 @@ class Prepared:
             return bool(self._known[index])
         return bool(self._raw(self._indices[index])[f"has_{field}"])
 
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none; no picture is
+        decoded."""
+        raw = self._raw(self._indices[index])
+        there = field in self.fields and raw.get(f"has_{field}", True)
+        record = {field: _decoded(field, raw[field])} if there else {}
+        return (self._change(record) if self._change and record else record).get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film as it is stored."""
+        return self._raw(self._indices[index])["image"]
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of `stored`."""
+        return len(self.stored(index))
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
 
