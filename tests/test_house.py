@@ -19,7 +19,8 @@ from tests.exercise import config as exercise_config
 from tests.exercise import heart
 
 FILES = sorted([*(ROOT / "cxr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
-HALL = ("train", "evaluate", "report", "predict", "initialise", "workdir")
+HALL = ("train", "evaluate", "report", "predict", "initialise", "workdir", "trained", "state")
+HALL += ("checkpoints", "parallel", "optimizers", "writers")
 ORGANS = ("lung", "lesion", "heart", "cardiac", "chest", "rib", "zone")
 
 
@@ -34,9 +35,9 @@ def functions(path: pathlib.Path) -> list[tuple[str, int]]:
 
 
 def test_functions_and_files_are_small():
-    sizes = dict(size for path in FILES for size in functions(path))
-    assert statistics.median(sizes.values()) <= 10
-    assert not {name: lines for name, lines in sizes.items() if lines > 60}
+    sizes = [size for path in FILES for size in functions(path)]
+    assert statistics.median(lines for _, lines in sizes) <= 10
+    assert not [(name, lines) for name, lines in sizes if lines > 60]
     lines = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in FILES}
     assert not {name: count for name, count in lines.items() if count > 600}
 
@@ -114,7 +115,6 @@ def test_nothing_private_is_taken_from_another_module():
 @pytest.mark.parametrize("module", HALL)
 def test_the_hall_knows_no_paper(module):
     text = (ROOT / "cxr_jax" / f"{module}.py").read_text(encoding="utf-8").lower()
-    text = re.sub(r"config\.\w+", "", text)
     for word in (*tasks.TASKS, *FINDINGS, *ORGANS):
         assert not re.search(rf"\b{word}s?\b", text), f"{module}.py says {word!r}"
 
@@ -189,7 +189,7 @@ def test_it_predicts_in_the_films_own_pixels_and_draws_its_attention(exercise, t
     assert 0 <= max(x1, x2) <= 200 and 0 <= max(y1, y2) <= 256  # noqa: PT018
     (attention,) = explained
     assert attention.shape == film.shape
-    assert 0 < attention.sum() / 32**2 <= 1.01  # cells of 8 px at 64: means of a share each
+    assert 0 <= attention.min() < attention.max() <= 1
     assert (tmp_path / "out" / line["picture"]).stat().st_size > 10_000
 
 

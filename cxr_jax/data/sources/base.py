@@ -27,6 +27,8 @@ class Source(Protocol):
       fields: what its records have.
       partial: those of `fields` that some records lack (a film without a lung mask).
       notes: where there is any, lines for the user on what was not used or left out.
+
+    A set whose findings are not `records.FINDINGS` has their names as `findings`.
     """
 
     name: str

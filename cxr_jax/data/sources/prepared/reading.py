@@ -11,7 +11,7 @@ from absl import logging
 
 from cxr_jax.data import readers, splits
 from cxr_jax.data.file_errors import kind_of
-from cxr_jax.data.records import SCHEMA, TEXT, Record
+from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
@@ -114,7 +114,9 @@ class Prepared:
         keys = set(self._features)
         self.partial = frozenset(key.removeprefix("has_") for key in keys if key[:4] == "has_")
         self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
-        self.version = f"{VERSION}+{layout.metadata(self.folder)['fingerprint']}"
+        stored_facts = layout.metadata(self.folder)
+        self.version = f"{VERSION}+{stored_facts['fingerprint']}"
+        self.findings = tuple(stored_facts.get("findings", FINDINGS))
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}
@@ -202,9 +204,10 @@ class Prepared:
         """A field of record `index` that is no picture, None where it has none; no picture is
         decoded."""
         raw = self._raw(self._indices[index])
-        there = field in self.fields and raw.get(f"has_{field}", True)
-        record = {field: _decoded(field, raw[field])} if there else {}
-        return (self._change(record) if self._change and record else record).get(field)
+        plain = self.fields - set(layout.pictures(self.fields))
+        there = [name for name in plain if raw.get(f"has_{name}", True)]
+        record = {name: _decoded(name, raw[name]) for name in there}
+        return (self._change(record) if self._change else record).get(field)
 
     def stored(self, index: int) -> bytes:
         """The film as it is stored."""
