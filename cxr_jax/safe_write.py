@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -30,6 +31,11 @@ def create(path: str | os.PathLike) -> pathlib.Path:
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part{ending}")
     os.close(os.open(partial, _FRESH, 0o666))
     return partial
+
+
+def is_left(name: str) -> bool:
+    """Whether a file has a name of `create`: what a killed process leaves."""
+    return re.fullmatch(r"\..*\.[0-9a-f]{12}\.part(\..*)?", name) is not None
 
 
 @contextlib.contextmanager

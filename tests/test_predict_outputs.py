@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from cxr_jax import predict
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import outputs
+from cxr_jax.inputs.doors import Prediction
 from cxr_jax.inputs.films import Films
 from cxr_jax.inputs.volumes import Volumes
 from tests.data.dicom_films import film_dataset, grey_film
@@ -319,3 +320,55 @@ def test_names_of_any_kind(run, tmp_path, capsys):
     told = "".join(capsys.readouterr())
     assert not set(told) & {"\x1b", "\x07", "\u202e", "\0"}
     assert len(list((tmp_path / "out").glob("*.png"))) == 4  # '..png' is hidden
+
+
+def test_a_prediction_that_fails_later_leaves_its_picture_known(run, films):
+    """Else it would be predicted on the next time."""
+    film = films / "film.png"
+    whole = film.read_bytes()
+    assert run([films], films) == 0
+    film.write_bytes(whole[:100])
+    assert run([films], films) == 0
+    assert "error" in lines_of(films)[str(film)]
+    assert run([films], films) == 0
+    assert len(lines_of(films)) == 5
+    film.write_bytes(whole)
+    assert run([films], films) == 0
+    assert len(lines_of(films)) == 5
+    assert len(list(films.glob("*.png"))) == 3 + 5
+
+
+def test_masks_of_volumes_are_not_predicted_on(tmp_path, monkeypatch):
+    """Of a folder of volumes that is the output too, three times."""
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    for name in ("scan.nii.gz", "scan-lesions.nii.gz"):  # the second is a user's own
+        image.to_filename(tmp_path / name)
+    before = tree(tmp_path)
+
+    class Door:
+        unit = "volume"
+
+        def find(self, paths):
+            return Volumes.find(None, paths)
+
+        def predict(self, path):
+            mask = ("-lesions.nii.gz", lambda out: image.to_filename(out))
+            return Prediction(path.name.removesuffix(".nii.gz"), {}, _figure(1), {"mask": mask})
+
+    monkeypatch.setattr(predict, "_open", lambda *_, **__: (Door(), StubRun()))
+    for _ in range(3):
+        assert predict.predict([tmp_path], pathlib.Path("RUN"), tmp_path) == 0
+        after = tree(tmp_path)
+        assert {name: after[name] for name in before} == before
+        lines = lines_of(tmp_path)
+        assert len(lines) == 2
+        line = lines[str(tmp_path / "scan.nii.gz")]
+        assert (line["picture"], line["mask"]) == ("scan-2.png", "scan-2-lesions.nii.gz")
+        assert line["written"].keys() == {"scan-2.png", "scan-2-lesions.nii.gz"}
+
+
+@pytest.mark.parametrize("find", [Films.find, Volumes.find], ids=["films", "volumes"])
+def test_a_path_that_no_disk_takes_is_one_line(find, tmp_path):
+    door = Films(StubRun()) if find is Films.find else None
+    with pytest.raises(InputError, match=r"(?s)x: cannot be read \(File name too long\)"):
+        find(door, [tmp_path / ("x" * 300)])

@@ -69,3 +69,9 @@ def test_a_message_cannot_steer_the_terminal():
     assert str(InputError("film\x1b]0;x\x07.png: no")) == r"film\x1b]0;x\x07.png: no"
     assert len(str(InputError("x" * 10**6))) < 2100
     assert one_line("Zürich 肺 é") == "Zürich 肺 é"
+
+
+def test_what_a_killed_process_leaves_is_known(tmp_path):
+    left = safe_write.create(tmp_path / "weights.safetensors")
+    assert safe_write.is_left(left.name)
+    assert not any(map(safe_write.is_left, ("a.part", ".hidden", "weights.safetensors", ".x.part")))

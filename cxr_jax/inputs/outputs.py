@@ -88,7 +88,9 @@ class OutputFolder:
 
     def fail(self, path: pathlib.Path, error: str) -> None:
         """The line of a file that could not be used."""
-        self._write({"file": str(path), "error": error})
+        line = {"file": str(path), "error": error}
+        left = self._left_of(str(path))
+        self._write({**line, "written": left} if left else line)
 
     def add(self, path: pathlib.Path, found: Prediction) -> None:
         """Writes what the prediction of one file consists of.
@@ -109,6 +111,7 @@ class OutputFolder:
                 write(partial)
                 written[names[key]] = partial
             digests = {name: safe_write.digest(partial) for name, partial in written.items()}
+            digests = self._left_of(str(path)) | digests
             line = {"file": str(path), "picture": names["picture"], **found.line, **names}
             self._write({**line, "written": digests})  # first: a killed run's files are known
             for name, partial in written.items():
@@ -137,6 +140,15 @@ class OutputFolder:
         """Whether a file of the folder is, to the byte, of this file's earlier prediction."""
         recorded = set().union(*(written.get(file, {}).get(name, ()) for written in self._own))
         return bool(recorded) and safe_write.digest(self._folder / name) in recorded
+
+    def _left_of(self, file: str) -> dict[str, str]:
+        """What is there of earlier predictions of a file: name -> SHA-256. It stays known."""
+        names = {name for written in self._own for name in written.get(file, {})}
+        return {
+            name: safe_write.digest(self._folder / name)
+            for name in sorted(names)
+            if self._is_own(file, name)
+        }
 
     def _place(self, file: str, name: str, partial: pathlib.Path) -> None:
         path = self._folder / name

@@ -17,7 +17,6 @@ from cxr_jax.data.readers.pictures import (
     read_png_or_jpeg,
     stretch,
 )
-from cxr_jax.errors import InputError
 
 _NO_FILM = "are no PNG, JPEG or DICOM"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
@@ -129,18 +128,24 @@ def find_films(paths: Iterable[str | Path]) -> Found:
     films: set[Path] = set()
     others: set[Path] = set()
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise InputError(f"{path}: no such file or folder; check the path")
-            films.add(path)
-            continue
-        seen = {file for file in path.rglob("*") if _is_shown(file, path)}
-        found = {file for file in seen if _looks_like_a_film(file)}
-        if not found:
-            raise InputError(f"{path}: no film in this folder; looked for {', '.join(_SUFFIXES)}")
+        with naming(path):
+            found, seen = _films_at(path)
         films |= found
         others |= seen - found
     return Found(sorted(films), {_NO_FILM: sorted(others)} if others else {})
+
+
+def _films_at(path: Path) -> tuple[set[Path], set[Path]]:
+    """The films at a path, and all files that were looked at."""
+    if not path.is_dir():
+        if not path.exists():
+            raise BadFile("no such file or folder; check the path")
+        return {path}, set()
+    seen = {file for file in path.rglob("*") if _is_shown(file, path)}
+    found = {file for file in seen if _looks_like_a_film(file)}
+    if not found:
+        raise BadFile(f"no film in this folder; looked for {', '.join(_SUFFIXES)}")
+    return found, seen
 
 
 def _is_shown(file: Path, folder: Path) -> bool:
