@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cxr_jax.errors import DISK_ERRORS, InputError
+from cxr_jax.errors import DISK_ERRORS, InputError, one_line
 
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 
@@ -36,8 +36,10 @@ def run_command(command: Callable[[], int | None]) -> None:
         if error.errno not in DISK_ERRORS:
             raise
         print(
-            f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free some "
-            "space or choose another folder, and run the same command again",
+            one_line(
+                f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free "
+                "some space or choose another folder, and run the same command again"
+            ),
             file=sys.stderr,
         )
         status = USER_ERROR

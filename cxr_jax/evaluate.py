@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import time
@@ -14,13 +13,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cxr_jax import results
+from cxr_jax import results, safe_write
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
 from cxr_jax.figures import save
-from cxr_jax.inputs import splits
+from cxr_jax.inputs import external, splits
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
@@ -113,16 +112,18 @@ def evaluate(
     split: str = "test",
     steps: tuple[int, ...] = (),
     stop: StopSignal | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Metric] | None:
     """Evaluates checkpoints of a work directory; writes results.json, the rows and the figures.
 
     The config may name other data than the run was trained on (an external test): its metrics,
-    rows and figures are then called DATA-SPLIT.
+    rows and figures are then called DATA-SPLIT, see `inputs.external`.
 
     Args:
       steps: checkpoints whose predictions are combined; () takes `config.eval_steps`, and the
         latest checkpoint where that is empty too.
       stop: of the command; None listens here.
+      allow_seen: an external test may hold patients that were trained on.
 
     Returns:
       The metrics, or None where a signal ended the evaluation; nothing is written then.
@@ -134,6 +135,11 @@ def evaluate(
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
     with workdirs.only_writer(workdir):
         parallel = Parallel.create(config.parallel, config.devices)
+        old = _read_results(workdir / results.RESULTS)
+        label = external.label(config, workdir, split=split, earlier=old.get("evaluations", {}))
+        seen = {}
+        if label != split:
+            seen = external.check_unseen(config, workdir, split=split, allowed=allow_seen)
         source = splits.open_split(task, config, split, workdir=workdir)
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
         chosen = task.evaluation.figure_indices(source, config.figures)
@@ -143,10 +149,11 @@ def evaluate(
             )
         if stop.received:
             return None
-        label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
         metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
         evaluation = {
             **_described(run, source, split),
+            "source": external.described(config, split),
+            "seen": seen,
             "changed": workdirs.changed(config, trained),
             "wall_s": round(time.monotonic() - started, 1),
             **provenance(),
@@ -213,20 +220,23 @@ def _draw(
 
 
 def _write_rows(path: pathlib.Path, rows: Rows) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with safe_write.replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **rows)
-    os.replace(part, path)
+
+
+def _read_results(path: pathlib.Path) -> dict[str, Any]:
+    """What is there of earlier evaluations."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is broken ({error}); remove it") from error
 
 
 def _write_results(
     path: pathlib.Path, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
 ) -> None:
     """The newest evaluation on top; metrics of other splits stay, with how they came about."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is broken ({error}); remove it") from error
+    old = _read_results(path)
     kept = {k: v for k, v in old.get("metrics", {}).items() if not k.startswith(f"{label}/")}
     write_json(
         path,

@@ -34,6 +34,9 @@ _MODE = flags.DEFINE_enum(
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What is evaluated.")
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are averaged.")
+_ALLOW_SEEN = flags.DEFINE_bool(
+    "allow_seen", False, "An external test may hold patients or films that were trained on."
+)
 _CONFIG_HELP = """\
   --config: A file of configs/ and its variant, e.g. configs/severity.py:quick.
   --config.FIELD: Another value of a field; --mode=show lists them all.
@@ -62,7 +65,9 @@ def main() -> int:
     with checkpoints.StopSignal() as stop:
         if _MODE.value == "train" and not train.train(config, folder, final_split=split, stop=stop):
             return stop.status
-        metrics = evaluate.evaluate(config, folder, split=split, steps=steps, stop=stop)
+        metrics = evaluate.evaluate(
+            config, folder, split=split, steps=steps, stop=stop, allow_seen=_ALLOW_SEEN.value
+        )
     if metrics is None:
         print(f"evaluation stopped by {stop.name}; nothing was written, run it again")
         return stop.status

@@ -181,7 +181,7 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         print(
             "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
         )
-        workdirs.claim(config, run.workdir, run.source)
+        workdirs.claim(config, run.workdir, run.source, unlabelled=_unlabelled(run))
         first = int(train_state.step)
         with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
             loop = _Loop(
@@ -202,6 +202,18 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
     curves = training_curves(run.workdir / "metrics.jsonl")
     save(curves, run.workdir / "figures" / "training.png")
     return True
+
+
+def _unlabelled(run: Run) -> tuple[str, ...]:
+    """Outputs that cannot be learned from the training set, which are told."""
+    names = run.task.data.unlabelled(run.source)
+    if names:
+        print(
+            f"nothing in the training set has a label for {', '.join(names)}: not learned, and "
+            "null in predictions",
+            flush=True,
+        )
+    return names
 
 
 def _first_state(

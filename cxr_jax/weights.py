@@ -24,7 +24,7 @@ import re
 
 import numpy as np
 
-from cxr_jax import weight_files
+from cxr_jax import safe_write, weight_files
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 
@@ -185,9 +185,9 @@ def _check_folder(folder: pathlib.Path, about: dict[str, str]) -> None:
     """Refuses a folder that holds anything but an import of the same file."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder")
-    ours = (ABOUT, weight_files.WEIGHTS, f"{ABOUT}.part", f"{weight_files.WEIGHTS}.part")
+    ours = (ABOUT, weight_files.WEIGHTS)
     found = sorted(item.name for item in folder.iterdir()) if folder.exists() else []
-    others = [name for name in found if name not in ours]
+    others = [name for name in found if name not in ours and not safe_write.is_left(name)]
     if others:
         raise InputError(f"{folder} holds something else ({others[0]}); give a new folder")
     if ABOUT not in found:

@@ -135,14 +135,27 @@ def check_config(
         )
 
 
-def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Source) -> None:
+def claim(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    source: Source,
+    *,
+    unlabelled: tuple[str, ...] = (),
+) -> None:
     """Writes config.json and data.json, once all that could be wrong has been looked at.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      source: that is trained on.
+      unlabelled: outputs that it has no label for.
 
     Raises:
       InputError: the run that is there was trained on other data, or the folder is not writable.
     """
     data = {"name": source.name, "version": source.version, "train": len(source)}
     path, old = workdir / "data.json", trained_on(workdir)
+    old = old and {name: old.get(name) for name in data}
     if complete_steps(workdir) and old not in (None, data):
         raise InputError(
             f"{workdir} was trained on other data ({old} there, {data} here), so it cannot be "
@@ -152,7 +165,7 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         _record_longer(config, workdir)
         write_json(workdir / "config.json", json.loads(config.to_json()))
-        write_json(path, data)
+        write_json(path, {**data, "unlabelled": list(unlabelled)})
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
 
@@ -190,7 +203,8 @@ def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Name, version and number of films of the training set; None where it was not written."""
+    """Name, version and number of films of the training set, and what none of them labels; None
+    where it was not written."""
     path = workdir / "data.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -16,6 +16,7 @@ import tensorboardX
 import tqdm
 
 import cxr_jax
+from cxr_jax import safe_write
 from cxr_jax.metrics.bootstrap import Metric
 
 
@@ -99,9 +100,7 @@ class Writer:
 
 def write_atomic(path: pathlib.Path, text: str) -> None:
     """A reader, or a run after a kill, sees the old file or the new one, never a half."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    safe_write.write_text(path, text)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -16,7 +16,7 @@ import tqdm
 
 from cxr_jax import cli
 from cxr_jax.data import sources
-from cxr_jax.errors import InputError
+from cxr_jax.errors import InputError, one_line
 
 PREPARED = {name: entry for name, entry in sources.DATASETS.items() if entry.source}
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = {split: len(films) for split, films in builder.films.items()}
     total = sum(counts.values())
     for note in builder.notes:
-        print(f"{args.name}: {note}")
+        print(one_line(f"{args.name}: {note}"))
     # disable=None: a bar on a terminal only.
     unit = "slice" if "slice" in builder.fields else "film"
     with tqdm.tqdm(total=total, unit=unit, desc=args.name, disable=None) as bar:

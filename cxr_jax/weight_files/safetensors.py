@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 
+from cxr_jax import safe_write
 from cxr_jax.errors import InputError
 from cxr_jax.weight_files.base import Arrays, check_size
 
@@ -54,10 +55,5 @@ def write_safetensors(
         {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()},
         metadata=dict(metadata),
     )
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with safe_write.replacing(path) as partial:
+        partial.write_bytes(content)

@@ -430,7 +430,7 @@ def test_colour_dicom_becomes_luminance(write):
         (dict(BitsStored=12, HighBit=15), "high bit 15"),
         (dict(RescaleSlope="0"), "one colour"),
         (dict(RescaleSlope="1e300"), "RescaleSlope"),
-        (dict(WindowCenter="5", WindowWidth="9", VOILUTFunction="CUBIC"), "CUBIC"),
+        (dict(WindowCenter="5", WindowWidth="9", VOILUTFunction="CUBIC"), "VOI LUT function"),
     ],
 )
 def test_dicom_headers_that_make_no_film(write, elements, word):

@@ -22,14 +22,16 @@ DICOM file, `dicom_grey` is its grey scale); `checks` is what all of them ask fi
 """
 
 from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header
-from cxr_jax.data.readers.films import films_in, read_film, read_mask
+from cxr_jax.data.readers.films import check_frontal, films_in, find_films, read_film, read_mask
 from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
 
 __all__ = [
     "SliceHeader",
+    "check_frontal",
     "decode_png",
     "encode_png",
     "films_in",
+    "find_films",
     "read_film",
     "read_hounsfield",
     "read_jsrt",

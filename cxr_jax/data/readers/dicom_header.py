@@ -1,21 +1,39 @@
-"""DICOM files before their pixels: opened, and held against what one film can be."""
+"""DICOM files before their pixels: opened, and held against what one film can be.
+
+Nothing of a header's text is ever passed on: not what pydicom says of it in its exceptions,
+warnings and log, and in our own messages only words that a film's header can have.
+"""
 
 import contextlib
 import itertools
+import logging
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pydicom
 from pydicom.encaps import generate_frames
 
-from cxr_jax.data.file_errors import BadFile
+from cxr_jax.data.file_errors import BadFile, kind_of, known
 from cxr_jax.data.readers.checks import check_complete, check_size
 from cxr_jax.data.readers.pictures import Frame, jpeg_frame
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
+# Its warnings and log quote the values that it meets.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_PHOTOMETRIC = (*_GREY, *_COLOUR, "PALETTE COLOR", "ARGB", "CMYK", "HSV", "YBR_PARTIAL_420")
+# PS3.3 C.7.3.1.1.1: films, and what is met in their place.
+FILM_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "OT", "SC"})
+MODALITIES = FILM_MODALITIES | {
+    *("CT", "MR", "PT", "NM", "US", "MG", "XA", "PX", "IO", "BMD", "ES", "XC", "ECG", "SR", "PR")
+}
 _IMPLICIT_LITTLE, _EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 
 
@@ -38,11 +56,10 @@ def parsing(what: str) -> Iterator[None]:
     except (BadFile, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFile(f"{what} ({reason}); export it again") from error
+        raise BadFile(f"{what} ({kind_of(error)}); export it again") from None
 
 
-def open_dicom(path: Path, **options: bool) -> pydicom.Dataset:
+def open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
     """The elements of a DICOM file; call it inside `parsing`."""
     with path.open("rb") as stream:
         bare = stream.read(132)[128:] != b"DICM"
@@ -79,10 +96,11 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
     if frames != 1:
         raise BadFile(f"the DICOM file has {frames} frames; a film has one: export it as one")
     photometric = str(dataset.PhotometricInterpretation)
-    colour = photometric in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-    if not colour and photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    colour = photometric in _COLOUR
+    if not colour and photometric not in _GREY:
         raise BadFile(
-            f"photometric interpretation {photometric!r}; expected MONOCHROME1 or 2, or RGB"
+            f"photometric interpretation {known(photometric, _PHOTOMETRIC)}; expected MONOCHROME1 "
+            "or 2, or RGB"
         )
     samples, allocated, bits = _sample_layout(dataset, photometric, colour)
     signed = bool(int(dataset.get("PixelRepresentation") or 0))
@@ -101,7 +119,7 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
 def _check_present(dataset: pydicom.Dataset) -> None:
     """There is a picture, and every element without which it cannot be decoded."""
     if "PixelData" not in dataset:
-        modality = str(dataset.get("Modality", "") or "unknown")
+        modality = known(dataset.get("Modality", ""), MODALITIES)
         raise BadFile(f"the DICOM file holds no picture, or is truncated (modality {modality})")
     missing = [
         name

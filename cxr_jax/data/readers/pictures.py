@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.file_errors import BadFile, kind_of, naming
 from cxr_jax.data.readers.checks import check_complete, check_size, read_head
 from cxr_jax.errors import InputError
 
@@ -235,6 +235,7 @@ def read_gif_or_bmp(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BadFile(f"the {kind} is over the limit of {max_pixels / 1e6:g} megapixels") from error
     except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise BadFile(f"the {kind} is truncated or damaged ({reason}); copy it again") from error
+        raise BadFile(
+            f"the {kind} is truncated or damaged ({kind_of(error)}); copy it again"
+        ) from error
     return grey

@@ -20,6 +20,7 @@ from cxr_jax.data.sources.base import (
     Subset,
     by_severity,
     only_with,
+    peek,
 )
 from cxr_jax.errors import InputError
 
@@ -39,6 +40,7 @@ __all__ = [
     "only_with",
     "open_source",
     "option_names",
+    "peek",
     "second_block",
     "switched",
 ]

@@ -12,7 +12,7 @@ Columns (case does not count; any order):
 | `lesions`, `lungs` | NIfTI masks on the volume's grid, 0 outside; may be empty |
 | `window_center`, `window_width` | in HU; empty: -600 and 1500, the lung window |
 
-Other columns are ignored, and named in a log line.
+Other columns are not used, and named.
 
 **Slices are counted from 1 as the viewer shows them**: of a DICOM series in the order of
 InstanceNumber (its lowest is 1, without gaps, whatever it is), of a NIfTI file in the order of the
@@ -45,7 +45,6 @@ import re
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
@@ -162,9 +161,6 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
     """
     table = pathlib.Path(table)
     columns, rows = tables.read_table(table, _REQUIRED)
-    known = {*_REQUIRED, "ranges", *_MASKS, *_WINDOW, ""}
-    if ignored := sorted(set(columns) - known):
-        logging.warning("%s: these columns are not known and not used: %s", table, ignored)
     groups = {split: set() for split in SPLITS}
     for row in rows:
         groups[row.choice("split", SPLITS)].add(row.text("group"))
@@ -172,7 +168,7 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
     if twice := splits.repeated(_name(row.text("volume")) for row in rows):
         raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
     scans = [_scan(row, number) for number, row in enumerate(rows)]
-    notes = []
+    notes = [*tables.unknown_columns(columns, (*_REQUIRED, "ranges", *_MASKS, *_WINDOW))]
     for split in SPLITS:
         part = [scan for scan in scans if scan.split == split]
         labels = np.concatenate([np.zeros(0), *(scan.labels for scan in part)])

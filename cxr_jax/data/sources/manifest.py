@@ -14,7 +14,7 @@ Columns (case does not count; any order):
 | `diagnosis` | normal, other infection or covid-19, or empty |
 | one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
 
-Other columns are ignored, and named in a log line. The table is checked whole when it is opened;
+Other columns are not used, and named. The table is checked whole when it is opened;
 pictures are read when they are needed.
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
@@ -73,8 +72,7 @@ class Manifest:
                 f"{path}: column {absent!r} is missing beside {given[0]!r}; give all six severity "
                 "columns, with empty cells where a zone was not scored"
             )
-        if ignored := sorted(set(columns) - _KNOWN - set(_SEVERITY) - set(FINDINGS) - {""}):
-            logging.warning("%s: these columns are not known and not used: %s", path, ignored)
+        self.notes = tables.unknown_columns(columns, (*_KNOWN, *_SEVERITY, *FINDINGS))
         fields = {"image", "id", "group"} | {"view", "lungs", "lesion", "diagnosis"} & set(columns)
         fields |= {"severity", "severity_valid"} if given else set()
         fields |= {"findings"} if self._findings else set()
@@ -114,6 +112,18 @@ class Manifest:
     def has(self, index: int, field: str) -> bool:
         """Whether record `index` has `field`; no picture is read."""
         return field in self._films[index]
+
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none."""
+        return self._films[index].get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film's file."""
+        return self._films[index]["image"].read_bytes()
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of the film's file."""
+        return self._films[index]["image"].stat().st_size
 
     def _labels(self, row: tables.Row) -> dict[str, Any]:
         """Checks one row; pictures are still paths."""
@@ -174,7 +184,18 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBu
         },
         film_fold={split: [-1] * len(films) for split, films in by_split.items()},
         metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
+        notes=[*some.notes, *_lacking(list(by_split.values()), some.partial)],
     )
+
+
+def _lacking(splits_of: list[Manifest], fields: frozenset[str]) -> list[str]:
+    """How many films have no mask or diagnosis, of those that others have."""
+    total = sum(map(len, splits_of))
+    lines = []
+    for field in sorted(fields):
+        lacks = sum(not films.has(i, field) for films in splits_of for i in range(len(films)))
+        lines.append(f"{lacks} of {total} films have no {field}: what needs it leaves them out")
+    return lines
 
 
 def open_split(options: Options, split: str) -> Source:

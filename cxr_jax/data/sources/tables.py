@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
+from cxr_jax.data.file_errors import kind_of
 from cxr_jax.errors import InputError
 
 
@@ -63,6 +65,17 @@ class Row:
         if not low <= value <= high:  # false for 'nan' too
             raise self.error(column, f"expected a number {low:g}..{high:g}")
         return value
+
+
+def unknown_columns(columns: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """A line for the user where a table has columns that nothing reads, perhaps for a slip."""
+    known = [name.casefold() for name in known]
+    unknown = sorted(set(columns) - {*known, ""})
+    if not unknown:
+        return ()
+    near = {name: difflib.get_close_matches(name, known, 1, 0.75) for name in unknown}
+    some = ", ".join(f"{n} (meant is {near[n][0]}?)" if near[n] else n for n in unknown)
+    return (f"columns that are not known and not used: {some}",)
 
 
 def read_table(
@@ -146,4 +159,6 @@ def scan_lines(path: pathlib.Path, *, separators: str = ",") -> Iterator[tuple[i
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save the table as 'CSV UTF-8'") from None
     except csv.Error as error:
-        raise InputError(f"{path}: not a CSV table ({error}); separate cells by commas") from None
+        raise InputError(
+            f"{path}: not a CSV table ({kind_of(error)}); separate cells by commas"
+        ) from None

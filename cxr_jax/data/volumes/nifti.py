@@ -14,7 +14,7 @@ import numpy as np
 from nibabel import orientations
 from nibabel.spatialimages import HeaderDataError
 
-from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.file_errors import BadFile, kind_of, naming
 from cxr_jax.data.volumes.base import (
     MAX_VOXELS,
     ONE_SLICE,
@@ -107,9 +107,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=plain) as inflated:
                 yield inflated
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            reason = " ".join(str(error).split())[:100]
             raise BadFile(
-                f"the compressed file is truncated or damaged ({reason}); copy it again"
+                f"the compressed file is truncated or damaged ({kind_of(error)}); copy it again"
             ) from error
 
 
@@ -123,9 +122,8 @@ def _read_header(stream: BinaryIO) -> _Header:
         stated = max(int(header["qform_code"]), int(header["sform_code"])) > 0
         affine = header.get_best_affine() if stated else None
     except (HeaderDataError, ValueError, KeyError, np.linalg.LinAlgError) as error:
-        reason = " ".join(str(error).split())[:100]
         raise BadFile(
-            f"the NIfTI header makes no sense ({reason}); convert the scan again"
+            f"the NIfTI header makes no sense ({kind_of(error)}); convert the scan again"
         ) from error
     sides = _sides(header)
     _check_values(sides, dtype)

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from cxr_jax.data import readers, splits
+from cxr_jax.data.file_errors import kind_of
 from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
@@ -176,8 +177,9 @@ class Prepared:
         return raw
 
     def _damaged(self, error: Exception | str) -> InputError:
+        why = error if isinstance(error, str) else kind_of(error)
         return InputError(
-            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({error}); "
+            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({why}); "
             "remove that folder and prepare the set again"
         )
 
@@ -197,6 +199,23 @@ class Prepared:
         if field == "findings":
             return bool(self._known[index])
         return bool(self._raw(self._indices[index])[f"has_{field}"])
+
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none; no picture is
+        decoded."""
+        raw = self._raw(self._indices[index])
+        plain = self.fields - set(layout.pictures(self.fields))
+        there = [name for name in plain if raw.get(f"has_{name}", True)]
+        record = {name: _decoded(name, raw[name]) for name in there}
+        return (self._change(record) if self._change else record).get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film as it is stored."""
+        return self._raw(self._indices[index])["image"]
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of `stored`."""
+        return len(self.stored(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
