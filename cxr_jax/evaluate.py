@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -14,10 +13,10 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
-from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.inputs import splits
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
@@ -215,16 +214,16 @@ def _write_results(
     path: pathlib.Path, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
 ) -> None:
     """The newest evaluation on top; metrics of other splits stay, with how they came about."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is broken ({error}); remove it") from error
-    kept = {k: v for k, v in old.get("metrics", {}).items() if not k.startswith(f"{label}/")}
+    old = small_files.Fields(path, {}, "remove it")
+    if small_files.exists(path):
+        old = small_files.read_fields(path, "remove it")
+    there = old.get("metrics", dict, {})
+    kept = {k: v for k, v in there.items() if not k.startswith(f"{label}/")}
     write_json(
         path,
         {
             "metrics": metrics_json(metrics) | kept,
             **evaluation,
-            "evaluations": old.get("evaluations", {}) | {label: evaluation},
+            "evaluations": old.get("evaluations", dict, {}) | {label: evaluation},
         },
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 import tqdm
 
+from cxr_jax import small_files
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Door
@@ -186,12 +187,13 @@ def _unused(stem: str, stems: set[str]) -> str:
 
 def _check_earlier(lines: pathlib.Path, files: list[pathlib.Path]) -> None:
     """Refuses to replace the predictions of other films."""
-    if not lines.is_file():
+    if not small_files.is_file(lines):
         return
-    try:
-        earlier = {json.loads(line)["file"] for line in lines.read_text("utf-8").splitlines()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{lines} is broken ({error}); remove it") from error
+    earlier = set()
+    for _, values in small_files.scan_lines(lines):
+        if values is None or not isinstance(values.get("file"), str):
+            raise InputError(f"{lines} is broken (a line without a file); remove it")
+        earlier.add(values["file"])
     if others := earlier - {str(path) for path in files}:
         raise InputError(
             f"{lines} holds predictions of {len(others)} other files, e.g. {min(others)}; give "

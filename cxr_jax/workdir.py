@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from cxr_jax import migrations
+from cxr_jax import migrations, small_files
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
@@ -28,6 +28,17 @@ FREE = (
     "log_every",
     "threads",
 )
+# What all configs have, by kind: what the loops read, and blocks of today and of older configs.
+_BLOCKS = ("data", "second", "extra", "regime", "teaching")
+_KINDS = {
+    **dict.fromkeys(("task", "init_from", "precision", "parallel"), str),
+    **dict.fromkeys(("seed", "threads", "total_steps", "batch_size", "eval_batch_size"), int),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "image_size"), int),
+    **dict.fromkeys(("keep_every", "keep_last", "bootstrap", "figures", "devices"), int),
+    **dict.fromkeys(("eval_steps", "init_include", "init_exclude", "init_rename"), list),
+    "optimizer": dict,
+}
+_REMEDY = "take the file from a copy of the run, or train it again"
 # What every evaluation may change beside: other data (an external test), and where it runs. A task
 # adds what becomes of its outputs (`Evaluation.settings`).
 FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
@@ -40,15 +51,20 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
       InputError: no work directory, or config.json is broken.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not small_files.is_file(path):
         raise InputError(f"{workdir} is no work directory: it has no config.json")
+    fields = small_files.read_fields(path, _REMEDY)
+    for block in _BLOCKS:
+        fields.fields(block, {}).get("name", str, "")
+    config = small_files.Fields(path, migrations.migrate(fields.values), _REMEDY)
+    config.fields("data").get("name", str)
+    for name, kind in _KINDS.items():
+        config.get(name, kind, *(() if name == "task" else (None,)))
     try:
-        saved = migrations.migrate(json.loads(path.read_text(encoding="utf-8")))
-        config = ml_collections.ConfigDict(_tuples(saved))
-        _ = config.task, config.data.name
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a config of cxr_jax: {error}") from error
-    return config.lock()
+        return ml_collections.ConfigDict(_tuples(config.values)).lock()
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a config of cxr_jax: {reason}; {_REMEDY}") from error
 
 
 def check_config(
@@ -59,7 +75,7 @@ def check_config(
     Raises:
       InputError: names up to three fields that differ, with both values.
     """
-    if not (workdir / "config.json").exists() or not complete_steps(workdir):
+    if not small_files.exists(workdir / "config.json") or not complete_steps(workdir):
         return  # nothing there to protect
     there, here = flatten(read_config(workdir)), flatten(config)
     names = sorted(
@@ -102,7 +118,12 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
 def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Name, version and number of films of the training set; None where it was not written."""
     path = workdir / "data.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not small_files.exists(path):
+        return None
+    data = small_files.read_fields(path, "use another --workdir, or take the file from a copy")
+    for name, kind in {"name": str, "version": str, "train": int}.items():
+        data.get(name, kind)
+    return data.values
 
 
 def _tuples(value: Any) -> Any:

@@ -5,7 +5,8 @@ import pathlib
 import zipfile
 
 from cxr_jax.errors import InputError
-from cxr_jax.weight_files.base import ZIP_ERRORS, ZIP_MAGIC, Arrays, check_size
+from cxr_jax.small_files import ZIP_ERRORS
+from cxr_jax.weight_files.base import ZIP_MAGIC, Arrays, check_size
 from cxr_jax.weight_files.npz import read_vit_npz
 from cxr_jax.weight_files.pth import read_pth
 from cxr_jax.weight_files.safetensors import read_safetensors
