@@ -6,6 +6,7 @@ that is killed at any moment finds the last complete step; an unfinished folder 
 
 import contextlib
 import errno
+import math
 import pathlib
 import shutil
 import signal
@@ -22,6 +23,8 @@ from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
 
 FOLDER = "checkpoints"
+# What may be read of a checkpoint whose model is not known: so much, or so many times its files.
+SMALL_BYTES, MAX_UNPACKING = 2**28, 32
 SPARE_BYTES = 2_000_000  # metadata, and the small files that a run writes beside its checkpoints
 
 
@@ -191,9 +194,22 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
     _check_step(folder, step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
+        _check_size(folder / str(step), tree)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(
             folder / str(step) / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+
+
+def _check_size(folder: pathlib.Path, tree: Any) -> None:
+    """Refuses arrays that are large where what lies on the disk is small: trained numbers hardly
+    shrink when they are packed, and those of an optimizer that are 0 are a part of all."""
+    claimed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if claimed > max(SMALL_BYTES, MAX_UNPACKING * there):
+        raise InputError(
+            f"{folder} says that it holds {claimed:,} bytes and lies in {there:,}; no trained "
+            "numbers shrink so much: take the checkpoint from a copy"
         )
 
 
