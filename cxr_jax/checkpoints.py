@@ -204,7 +204,11 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
 def _check_size(folder: pathlib.Path, tree: Any) -> None:
     """Refuses arrays that are large where what lies on the disk is small: trained numbers hardly
     shrink when they are packed, and those of an optimizer that are 0 are a part of all."""
-    claimed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    claimed = 0
+    for leaf in jax.tree.leaves(tree):
+        storage = getattr(leaf, "storage", None)  # a chunk is read whole, however small the array
+        numbers = max(math.prod(leaf.shape), math.prod(getattr(storage, "chunk_shape", None) or ()))
+        claimed += numbers * np.dtype(leaf.dtype).itemsize
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if claimed > max(SMALL_BYTES, MAX_UNPACKING * there):
         raise InputError(
@@ -236,6 +240,7 @@ def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
 def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
+    _check_size(folder.parent, tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
 

@@ -1,6 +1,7 @@
 """A work directory: whose run it is, and its config."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -77,7 +78,7 @@ def check_config(
     """
     if not small_files.exists(workdir / "config.json") or not complete_steps(workdir):
         return  # nothing there to protect
-    there, here = flatten(read_config(workdir)), flatten(config)
+    there, here = flatten(settled(read_config(workdir))), flatten(settled(config))
     names = sorted(
         name
         for name in there.keys() | here.keys()
@@ -109,10 +110,23 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: Sour
         )
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", json.loads(config.to_json()))
+        write_json(workdir / "config.json", json.loads(settled(config).to_json()))
         write_json(path, data)
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
+
+
+def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the places of its data sets from the root, so that it means the same from
+    every folder. A copy; a place that the config leaves open stays so."""
+    made = ml_collections.ConfigDict(config)
+    with made.unlocked():
+        for block in ("data", "second"):
+            for name in ("path", "data_dir"):
+                if block in made and made[block].get(name):
+                    place = pathlib.Path(made[block][name]).expanduser()
+                    made[block][name] = os.path.abspath(place)
+    return made.lock()
 
 
 def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -137,10 +151,10 @@ def changed(
     config: ml_collections.ConfigDict, trained: ml_collections.ConfigDict
 ) -> dict[str, Any]:
     """'threshold' -> its value in `config`, of the fields that an evaluation set otherwise."""
-    there = flatten(trained)
+    there = flatten(settled(trained))
     return {
         name: value
-        for name, value in flatten(config).items()
+        for name, value in flatten(settled(config)).items()
         if there.get(name) != value and not _is_among(name, FREE)
     }
 

@@ -146,3 +146,23 @@ def test_json_of_many_lists(tmp_path):
     assert "over 64 MiB" in measured(path, *call)
     path.write_text(json.dumps({"name": "a", "version": "b", "train": 3}))
     assert measured(path, *call) == "read"
+
+
+def test_a_checkpoint_that_claims_more_than_it_has(tmp_path):
+    import orbax.checkpoint as ocp
+
+    folder = tmp_path / "checkpoints" / "1"
+    tree = {"params": {"a": np.zeros(80_000_000, np.float32)}}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(folder / "state", args=ocp.args.PyTreeSave(tree))
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2**18
+    show = "from cxr_jax import weights", "print(weights.show(weights.load(path), 2))"
+    assert "says that it holds 320,000,000 bytes" in measured(tmp_path, *show)
+
+
+def test_forty_thousand_columns(tmp_path):
+    path = tmp_path / "films.csv"
+    names = ",".join(f"c{i}" for i in range(40_000))
+    path.write_text(f"image,group,split,{names}\n" + "1," * 40_002 + "1\n")
+    table = "from cxr_jax.data.sources import tables", "tables.read_table(path, ['image'])"
+    assert "columns; at most" in measured(path, *table)

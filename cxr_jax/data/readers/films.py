@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cxr_jax import small_files
 from cxr_jax.data.file_errors import BadFile, naming
 from cxr_jax.data.readers.checks import EXPECTED, MAX_PIXELS, read_head
 from cxr_jax.data.readers.dicom import read_dicom
@@ -107,8 +108,8 @@ def films_in(paths: Iterable[str | Path]) -> list[Path]:
     """
     films: set[Path] = set()
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
+        if not small_files.is_folder(path):
+            if not small_files.exists(path):
                 raise InputError(f"{path}: no such file or folder; check the path")
             films.add(path)
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from cxr_jax import small_files
 from cxr_jax.data.volumes.base import Outline, Volume
 from cxr_jax.data.volumes.nifti import nifti_outline, read_nifti
 from cxr_jax.data.volumes.series import folders_in, read_dicom_series, series_outline
@@ -16,7 +17,7 @@ def outline(path: str | Path) -> Outline:
       InputError: see `read_nifti` and `read_dicom_series`; only headers are looked at.
     """
     path = Path(path)
-    if path.is_dir():
+    if small_files.is_folder(path):
         return series_outline(path)
     return nifti_outline(path)
 
@@ -28,7 +29,7 @@ def read(path: str | Path) -> Volume:
       InputError: see `read_nifti` and `read_dicom_series`.
     """
     path = Path(path)
-    return read_dicom_series(path) if path.is_dir() else read_nifti(path)
+    return read_dicom_series(path) if small_files.is_folder(path) else read_nifti(path)
 
 
 def volumes_in(paths: Iterable[str | Path]) -> list[Path]:
@@ -42,7 +43,7 @@ def volumes_in(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
+        if not small_files.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")
         files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else []
         if path.is_dir() and not files:
