@@ -37,6 +37,15 @@ ZIP_ERRORS = (
 )
 
 
+class Malformed(ValueError):
+    """What is wrong with a file, in our words, for the reader that knows its name."""
+
+
+def reason(error: Exception) -> str:
+    """Our own words; of a library's exception its type: its words hold what the file holds."""
+    return str(error)[:300] if isinstance(error, Malformed) else type(error).__name__
+
+
 # Names
 
 
@@ -246,32 +255,30 @@ def read_npz(path: str | os.PathLike, remedy: str, *, limit: int = 0) -> dict[st
         with zipfile.ZipFile(path) as archive:
             total = sum(_npy_bytes(archive, info) for info in archive.infolist())
         if total > limit:
-            raise ValueError(f"it unpacks to {total:,} bytes, over the limit of {limit:,}")
+            raise Malformed(f"it unpacks to {total:,} bytes, over the limit of {limit:,}")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except ZIP_ERRORS as error:
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        reason = " ".join(reason.split())[:200]
         raise InputError(
-            f"{_short(path)} is no .npz of arrays, or it is damaged ({reason}); {remedy}"
+            f"{_short(path)} is no .npz of arrays, or it is damaged ({reason(error)}); {remedy}"
         ) from error
 
 
 def _npy_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     """The size of one member, after its header has been held against it."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename!r} is packed in another way than NumPy's")
+        raise Malformed(f"{info.filename!r} is packed in another way than NumPy's")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{info.filename!r} is of version {version}")
+            raise Malformed(f"{info.filename!r} is of version {version}")
         read = np.lib.format.read_array_header_1_0
         read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         if dtype.hasobject:
-            raise ValueError(f"{info.filename!r} is a pickle, which was not run")
+            raise Malformed(f"{info.filename!r} is a pickle, which was not run")
         count = math.prod(shape)
         fits = file.tell() + count * dtype.itemsize == info.file_size
         if not fits or min(shape, default=0) < 0 or (count and not dtype.itemsize):
-            raise ValueError(f"{info.filename!r} says it has the shape {shape}, which does not fit")
+            raise Malformed(f"{info.filename!r} says it has the shape {shape}, which does not fit")
     return info.file_size

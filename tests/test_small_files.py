@@ -1,15 +1,20 @@
 import io
 import json
+import os
+import pathlib
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 
-from cxr_jax import evaluate, predict, report, small_files, weights, workdir
+from cxr_jax import cli, evaluate, predict, report, small_files, weights, workdir
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.errors import InputError
 from cxr_jax.figures import charts
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 LONG = "x" * 256
 DEEP = "[" * 100_000 + "]" * 100_000
 CONFIG = {"task": "severity", "data": {"name": "phantom_cxr", "seed": 0}, "total_steps": 1}
@@ -146,3 +151,51 @@ def test_weights_json_of_other_types_is_one_line(tmp_path):
     (tmp_path / weights.ABOUT).write_text('{"kind": 3, "sha256": "x"}')
     about = {"sha256": "x", "kind": "vit", "prefix": "vit"}
     one_line(weights._check_folder, tmp_path, about, words=["weights.json", "as kind"])
+
+
+def test_a_path_that_cannot_be_is_one_line_of_a_command(tmp_path, capsys):
+    """A work directory or output that is a file, and names that no disk holds."""
+    (tmp_path / "file").write_text("x")
+    for call in (
+        (tmp_path / "file").mkdir,
+        (tmp_path / "file" / "inside").mkdir,
+        (tmp_path / LONG).stat,
+        lambda: tmp_path.read_text(),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.run_command(call)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "FILE"],
+        ["report", "LONG"],
+        ["weights", "show", "LONG"],
+        ["weights", "import", "LONG", "out"],
+        ["weights", "import", "FILE", "LONG"],
+        ["main", "--workdir=FILE", "--mode=show"],
+        ["main", "--workdir=LONG", "--mode=show"],
+        ["main", "--config=LONG"],
+        ["predict", "--workdir=LONG", "--output=o", "FILE"],
+        ["data.prepare", "manifest", "--source=LONG"],
+    ],
+)
+def test_commands_end_in_one_line(arguments, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    filled = [a.replace("FILE", "file").replace("LONG", LONG) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", f"cxr_jax.{filled[0]}", *filled[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -15,10 +15,6 @@ MAX_BYTES = 2**32  # of a file and of the arrays in it; no network here has a qu
 ZIP_MAGIC = b"PK\x03\x04"
 
 
-class Malformed(ValueError):
-    """What is wrong with a file, for the reader that knows its name."""
-
-
 def check_size(path: str | os.PathLike) -> None:
     """Refuses what is no file, or a larger one than is read, with an `InputError`."""
     path = pathlib.Path(path)
