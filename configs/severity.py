@@ -120,17 +120,17 @@ def second_set(config: ml_collections.ConfigDict, regime: str) -> None:
 
 def corpus(config: ml_collections.ConfigDict) -> None:
     """The severity model of Park et al. 2021: 512 px, the last map, all of it trained."""
-    config.preprocess.size = 512  # [Sec. 4.6]
-    config.preprocess.order = ("equalize", "blur", "resize")  # [Sec. 4.6; PAPERS]
+    config.preprocess.size = 512  # [paper 2, Sec. 4.4]
+    config.preprocess.order = ("equalize", "blur", "resize")  # [paper 2, Sec. 4.4; PAPERS]
     backbone = config.model.backbone
     if backbone == ml_collections.ConfigDict(BACKBONES["resnet50_hybrid"]):
         config.model.vit.stride = 2  # it has no later stage
     elif backbone.name in LAST_TAP:
-        backbone.tap = LAST_TAP[backbone.name]  # 16x16x1024, before PCAM [Sec. 4.6]
+        backbone.tap = LAST_TAP[backbone.name]  # 16x16x1024, before PCAM [paper 2, Sec. 4.4]
     config.model.train_backbone = True  # [PAPERS]
     # Ensemble, augmentation and regime stay as in the severity paper [PAPERS: the same model].
-    config.batch_size = 4  # [Sec. 4.6]
-    config.optimizer.lr = 0.003  # [Sec. 4.6]
+    config.batch_size = 4  # [paper 2, Sec. 4.4]
+    config.optimizer.lr = 0.003  # [paper 2, Sec. 4.4]
 
 
 def small(config: ml_collections.ConfigDict) -> None:

@@ -126,7 +126,7 @@ def evaluate(
     started = time.monotonic()
     trained = workdirs.read_config(workdir)
     task = make_task(config)
-    settings = (*splits.COMPLETIONS, *task.evaluation.settings)
+    settings = (*splits.COMPLETIONS, *task.evaluation.free_settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
     parallel = Parallel.create(config.parallel, config.devices)
     source = splits.open_split(task, config, split, workdir=workdir)
@@ -195,10 +195,10 @@ def _draw(
     """The chosen records, with what explains them, and the charts of the split."""
     for index, outputs in result.outputs.items():
         record = source[index]
-        (explained,) = run.explain([record])
+        if run.task.explain is not None:
+            outputs = run.explain(record)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", str(record["id"]))[:80]
-        figure = run.task.figure(record, outputs | explained)
-        save(figure, folder / f"{label}-{index:04d}-{name}.png")
+        save(run.task.figure(record, outputs), folder / f"{label}-{index:04d}-{name}.png")
     for name, figure in run.task.evaluation.figures(result.rows).items():
         save(figure, folder / f"{label}-{name}.png")
 

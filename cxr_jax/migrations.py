@@ -1,5 +1,6 @@
 """Configs of older runs, in today's words."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ RENAMED = {
     "teaching.extra_fraction": "teaching.second_fraction",
 }
 
+# Path of a field that runs of before did not have -> what they did.
+ADDED: dict[str, Any] = {}
+
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     """The dict of a config.json as today's code would have written it.
@@ -26,17 +30,14 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       config: as read; it is left as it is.
     """
-    if "extra" not in config:
-        return dict(config)
-    config = {name: _copied(value) for name, value in config.items()}
+    one_bag = "extra" in config  # of that time
+    config = copy.deepcopy(dict(config))
     for old, new in RENAMED.items():
         _rename(config, old.split("."), new.split(".")[-1])
-    blocks = {path: _reduced(config[path]) for path in ("data", "second") if path in config}
-    return config | blocks
-
-
-def _copied(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    for path, value in ADDED.items():
+        _add(config, path.split("."), value)
+    blocks = ("data", "second") if one_bag else ()
+    return config | {path: _reduced(config[path]) for path in blocks if path in config}
 
 
 def _rename(config: dict[str, Any], path: list[str], new: str) -> None:
@@ -45,6 +46,13 @@ def _rename(config: dict[str, Any], path: list[str], new: str) -> None:
         config = config.get(block, {})
     if old in config:
         config[new] = config.pop(old)
+
+
+def _add(config: dict[str, Any], path: list[str], value: Any) -> None:
+    *blocks, name = path
+    for block in blocks:
+        config = config.get(block, {})
+    config.setdefault(name, value)
 
 
 def _reduced(block: dict[str, Any]) -> dict[str, Any]:

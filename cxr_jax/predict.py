@@ -26,6 +26,7 @@ from cxr_jax import small_files
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Door
+from cxr_jax.trained import TrainedRun
 
 _SHOWN = 5  # errors on the terminal
 _COMMON = ("paths", "workdir", "output", "steps", "threshold")  # the others are a door's
@@ -134,12 +135,11 @@ def _open(
     steps: tuple[int, ...],
     threshold: float | None,
     options: dict[str, Any],
-):
+) -> tuple[Door, TrainedRun]:
     """The door that the run's task needs, and the run."""
     from cxr_jax.inputs.films import Films
     from cxr_jax.inputs.volumes import Volumes
     from cxr_jax.tasks.base import VolumeTask
-    from cxr_jax.trained import TrainedRun
     from cxr_jax.workdir import read_config
 
     config = read_config(workdir)

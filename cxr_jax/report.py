@@ -33,7 +33,7 @@ from cxr_jax.tasks.base import Evaluation
 from cxr_jax.workdir import flatten, read_config
 
 # A start from another seed's run, or other labelled phantoms, are part of the seed.
-MAY_DIFFER = ("seed", "data.fold", "data.first", "init_from")
+MAY_DIFFER = ("seed", "data.fold", "second.fold", "data.first", "init_from")
 
 Rows = dict[str, np.ndarray]
 Line = dict[str, str]  # metric -> what stands in the table
@@ -91,13 +91,14 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """The runs of one name: their reports, their films, and what is compared in pairs, averaged
-    over the runs."""
+    """The runs of one name: their reports, their films, what is compared in pairs, averaged over
+    the runs, and the names of what was chosen on another split."""
 
     reports: list[dict[str, float]]
     films: list[np.ndarray]
     paired: dict[str, np.ndarray]
     columns: tuple[str, ...]
+    chosen: tuple[str, ...]
 
 
 def compare(
@@ -128,24 +129,25 @@ def compare(
     known = list(first.reports[0])
     if unknown := [name for name in metrics if name not in known]:
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
-    metrics = (*metrics, "threshold") if metrics and tune else metrics
+    metrics = (*metrics, *first.chosen) if metrics else metrics
     names = list(metrics or [name for name in first.columns if name in known] or known)
     return _table(lines, [*names, *tests])
 
 
 def _kind(workdirs: list[pathlib.Path], split: str, tune: str) -> _Kind:
     evaluation = make_task(_same_config(workdirs)[0]).evaluation
-    rows, thresholds = _at_best_thresholds(evaluation, workdirs, split=split, tune=tune)
+    rows, chosen = _fitted(evaluation, workdirs, split=split, tune=tune)
     units = [evaluation.units(r) for r in rows]
     reports = [numbers(evaluation.report(u)) for u in units]
-    for values, threshold in zip(reports, thresholds):
-        values["threshold"] = threshold
+    for values, fitted in zip(reports, chosen):
+        values |= fitted
     each = [evaluation.paired_values(u) for u in units]
     return _Kind(
         reports=reports,
         films=[r["id"] for r in rows],
         paired={part: np.mean([e[part] for e in each], axis=0) for part in each[0]},
         columns=evaluation.columns,
+        chosen=tuple(chosen[0]) if chosen else (),
     )
 
 
@@ -181,17 +183,17 @@ def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
     return lines
 
 
-def _at_best_thresholds(
+def _fitted(
     evaluation: Evaluation, workdirs: list[pathlib.Path], *, split: str, tune: str
-) -> tuple[list[Rows], list[float]]:
-    """The rows of each run, and the threshold that the split `tune` chose for them, if any."""
+) -> tuple[list[Rows], list[dict[str, float]]]:
+    """The rows of each run, and what the split `tune` chose for them, if any."""
     rows = [read_rows(workdir, split) for workdir in workdirs]
     if not tune:
         return rows, []
     if tune == split:
         raise InputError(f"--tune={tune}: a threshold is not chosen on the films it is scored on")
-    pairs = [evaluation.with_best_threshold(r, read_rows(w, tune)) for r, w in zip(rows, workdirs)]
-    return [r for r, _ in pairs], [threshold for _, threshold in pairs]
+    chosen = [evaluation.fit(read_rows(workdir, tune)) for workdir in workdirs]
+    return [evaluation.with_fit(r, fitted) for r, fitted in zip(rows, chosen)], chosen
 
 
 def _wilcoxon(a: np.ndarray, b: np.ndarray) -> str:
@@ -232,7 +234,7 @@ def against(
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
         evaluation = make_task(config).evaluation
-        (rows,), _ = _at_best_thresholds(evaluation, [workdir], split=split, tune=tune)
+        (rows,), _ = _fitted(evaluation, [workdir], split=split, tune=tune)
         found = numbers(evaluation.report(evaluation.units(rows)))
         if metric not in found:
             raise InputError(f"--metrics: {metric!r}; these runs report {', '.join(found)}")
@@ -261,7 +263,7 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     """
     configs = _same_config(workdirs)
     task = make_task(configs[0])
-    if not task.evaluation.averaged:
+    if not task.evaluation.mean_over_runs:
         raise InputError(
             f"a run of task {task.name!r}: its predictions have no mean over runs; name the runs "
             f"(python -m cxr_jax.report A={workdirs[0]} ...) for a table of any task"
@@ -295,7 +297,7 @@ class _Intervals:
             )
             return {
                 name: Value(a[name].value - b[name].value, a[name].count)
-                for name in self.evaluation.errors
+                for name in self.evaluation.compared_with_references
             }
 
         shared = [name for name in other if name in ours and name not in ("id", "group")]
@@ -315,7 +317,7 @@ def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str,
     evaluation = table.evaluation
     each = [numbers(evaluation.report(evaluation.units(r))) for r in rows]
     lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": _mean_and_sd(each)}
-    averaged = [name for name in evaluation.averaged if name in rows[0]]
+    averaged = [name for name in evaluation.mean_over_runs if name in rows[0]]
     mean = rows[0] | {name: np.mean([r[name] for r in rows], axis=0) for name in averaged}
     lines["mean of the runs' predictions"] = table.line(mean)
     for name, reference in _references(evaluation, configs[0], rows[0]).items():

@@ -15,7 +15,7 @@ from cxr_jax.data import records
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import Task, make_task
-from cxr_jax.tasks.base import Outputs, Variables, mean
+from cxr_jax.tasks.base import Outputs, Variables
 from cxr_jax.workdir import read_config
 
 Batch = dict[str, np.ndarray]
@@ -77,19 +77,13 @@ class TrainedRun:
           batch_size: the batch is filled up to so many, so that every call has one shape and
             compiles once; 0 takes the number of records.
         """
-        return self._apply(
-            self._predict, examples, combine=self.task.combine, batch_size=batch_size
-        )
+        return self._apply([self._predict], examples, batch_size)
 
-    def explain(self, examples: Sequence[Record]) -> list[Outputs]:
-        """The arrays of `task.explain` of each record, the mean over the ensemble; empty where the
-        task explains nothing. One record at a time: an explanation may take much memory."""
-        if self._explain is None:
-            return [{} for _ in examples]
-        return [
-            self._apply(self._explain, [record], combine=mean, batch_size=1)[0]
-            for record in examples
-        ]
+    def explain(self, record: Record) -> Outputs:
+        """`predict` of a record that is drawn, with the arrays of `task.explain` where the task
+        explains something: both of the same members of the ensemble."""
+        functions = [self._predict, self._explain] if self._explain else [self._predict]
+        return self._apply(functions, [record], 1)[0]
 
     @functools.cached_property
     def version(self) -> str:
@@ -108,18 +102,20 @@ class TrainedRun:
         return None if self.task.explain is None else jax.jit(self.task.explain)
 
     def _apply(
-        self,
-        function: Callable[..., Outputs],
-        examples: Sequence[Record],
-        *,
-        combine: Callable[[Sequence[Outputs]], Outputs],
-        batch_size: int,
+        self, functions: Sequence[Callable[..., Outputs]], examples: Sequence[Record], size: int
     ) -> list[Outputs]:
-        filling = [examples[0]] * (batch_size - len(examples))
+        filling = [examples[0]] * (size - len(examples))
         batch = make_batch(self.task, [*examples, *filling])
-        members = [jax.device_get(function(variables, batch)) for variables in self.ensemble]
-        outputs = combine(members)
+        members = [_merged(functions, variables, batch) for variables in self.ensemble]
+        outputs = self.task.combine(members)
         return [{k: np.asarray(v[i]) for k, v in outputs.items()} for i in range(len(examples))]
+
+
+def _merged(functions: Sequence[Callable[..., Outputs]], variables: Variables, batch: Batch):
+    found: Outputs = {}
+    for function in functions:
+        found |= jax.device_get(function(variables, batch))
+    return found
 
 
 def make_batch(task: Task, examples: Sequence[Record]) -> Batch:

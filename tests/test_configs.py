@@ -304,3 +304,16 @@ def test_renamed_fields_keep_their_values_and_the_dict_that_was_read_stays():
 )
 def test_the_versions_that_old_work_directories_compare_stay(name, options, version):
     assert sources.open_source(sources.block(name, **options), "train").version == version
+
+
+def test_what_is_renamed_or_added_later_is_read_in_todays_configs_too(monkeypatch):
+    saved = json.loads(golden_configs.module("severity").get_config("smoke").to_json())
+    monkeypatch.setitem(migrations.RENAMED, "optimizer.lr", "optimizer.learning_rate")
+    monkeypatch.setitem(migrations.ADDED, "optimizer.ema", 0.5)
+    monkeypatch.setitem(migrations.ADDED, "seed", 99)  # is there: stays
+    new = migrations.migrate(saved)
+    assert new["optimizer"]["learning_rate"] == saved["optimizer"]["lr"]
+    assert "lr" not in new["optimizer"]
+    assert new["optimizer"]["ema"] == 0.5
+    assert new["seed"] == saved["seed"]
+    assert new["data"] == saved["data"]

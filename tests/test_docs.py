@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "cxr_jax").rglob("*.py"))
 # Methods that a base class or a protocol documents.
 INHERITED = {"data", "frozen", "init", "loss", "predict", "score", "evaluation", "figure"}
 INHERITED |= {"describe", "mask", "describe_volume", "report", "paired_values", "figures"}
-INHERITED |= {"with_best_threshold", "from_config", "main"}
+INHERITED |= {"fit", "with_fit", "from_config", "main"}
 
 
 def _modules(text):

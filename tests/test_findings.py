@@ -11,11 +11,12 @@ from matplotlib.text import Text
 
 from cxr_jax import figures, losses, optimizers
 from cxr_jax.data import pipeline
+from cxr_jax.data.boxes import MOST as MAX_BOXES
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.findings import MAX_BOXES, POOLS
+from cxr_jax.tasks.findings import POOLS
 
 K = len(FINDINGS)
 

@@ -137,6 +137,25 @@ def test_a_volume_is_predicted_where_it_lies(smoke_run, tmp_path):
         predict.predict(inputs[:1], workdir, higher, threshold=1.5)
 
 
+@pytest.mark.parametrize("smoke_run", [ROOT / "configs" / "seam.py"], ids=["seam"], indirect=True)
+def test_the_slice_of_a_volume_that_is_shown_is_explained(smoke_run, tmp_path, monkeypatch):
+    config, workdir, _ = smoke_run
+    kind, seen = type(make_task(config)), []
+    explain = lambda self, variables, batch: {"why": batch["image"][:, 0, :2, :2, 0]}  # noqa: E731
+    monkeypatch.setattr(kind, "explain", explain)
+    drawn = kind.figure
+    monkeypatch.setattr(
+        kind, "figure", lambda self, r, out: (seen.append(out), drawn(self, r, out))[1]
+    )
+    nibabel.Nifti1Image(np.full((48, 48, 9), -900, np.int16), np.eye(4)).to_filename(
+        tmp_path / "scan.nii.gz"
+    )
+    predict.predict([tmp_path / "scan.nii.gz"], workdir, tmp_path / "out", window=(-600, 1500))
+    (outputs,) = seen
+    assert outputs["why"].shape == (2, 2)
+    assert "slice_prob" in outputs
+
+
 def test_a_mistake_does_not_claim_the_work_directory(smoke_run, tmp_path):
     """The command that is put right afterwards runs in the same folder."""
     config, _, _ = smoke_run

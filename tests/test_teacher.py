@@ -1,5 +1,7 @@
 """The second copy of a network, and the regimes of Table 3 that are made with it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,13 @@ def test_pseudo_labels_are_the_teachers_and_follow_a_mirrored_film(config, kind,
     silent, nowhere = task._pseudo_labels({}, batch | {"zone_order": order}, jnp.int32(1))
     assert not silent.any()  # the first stage asks no teacher
     assert not nowhere.any()
+
+
+def test_the_second_set_is_trained_on(config, run):
+    joined = splits.open_training(make_task(config), config, run)
+    assert joined.parts == (config.data.train, config.second.train)
+    trained_on = json.loads((run / "data.json").read_text())
+    assert trained_on["train"] == config.data.train + config.second.train
 
 
 def test_a_film_without_labels_has_none_in_its_example(config, run):

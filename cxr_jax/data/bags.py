@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from cxr_jax.data import splits
-from cxr_jax.data.records import Record
+from cxr_jax.data.records import NEIGHBOURS, SCHEMA, Record
 from cxr_jax.data.sources.base import SliceSource, SliceTable
 from cxr_jax.errors import InputError
 
-FIELDS = frozenset({"slices", "bag_label", "instance_valid"})
+FIELDS = frozenset(name for name, field in SCHEMA.items() if field.of == NEIGHBOURS)
 # Slices kept by `WithNeighbours`: a few threads that read in order ask for each three times.
 NEAR = 32
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from cxr_jax.errors import InputError
 
+MOST = 64  # of a film in a batch, which has one shape: phantoms have up to 36, NIH films up to 6
+
 
 def scale(boxes: np.ndarray, shape: tuple[float, float], new: tuple[float, float]) -> np.ndarray:
     """Boxes on a film of `shape` -> the same on the film resized to `new`.

@@ -98,7 +98,7 @@ class Field:
       shape: () is a single number or a text. H and W are those of `image`, M the number of boxes.
       kind: see the constants above.
       meaning: in one line.
-      values: the ones that may be there; None: any.
+      values: the ones that may be there; None: any; 'K': -1 .. K - 1, findings by number.
       nan: NaN may be there too: unknown, or of boxes (the whole row): not there.
       positive: the numbers are above 0.
       exchanged: of a mask, the pairs of labels (patient's right, left) that a flip exchanges.
@@ -111,7 +111,7 @@ class Field:
     shape: tuple[int | str, ...]
     kind: str
     meaning: str
-    values: Sequence[Any] | None = None
+    values: Sequence[Any] | str | None = None
     nan: bool = False
     positive: bool = False
     exchanged: tuple[tuple[int, int], ...] = ()
@@ -138,6 +138,7 @@ class Field:
 
 
 _PLANE, _PER_ZONE, _PER_REGION = ("H", "W"), (3, 2), (REGION_ROWS,)
+_NAMED = "K"  # as many as the data set names findings
 _SCORES = range(4)
 
 SCHEMA = {
@@ -169,9 +170,9 @@ SCHEMA = {
     "diagnosis": Field(int, (), NUMBER, "index into DIAGNOSES", values=range(len(DIAGNOSES))),
     "findings": Field(
         np.float32,
-        (len(FINDINGS),),
+        (_NAMED,),
         NUMBER,
-        "1 present, 0 absent, NaN unknown, in the order of FINDINGS",
+        "1 present, 0 absent, NaN unknown, in the order of FINDINGS or of the set's own findings",
         values=(0, 1),
         nan=True,
     ),
@@ -197,11 +198,13 @@ SCHEMA = {
     ),
     "region_findings": Field(
         np.float32,
-        (*_PER_REGION, len(FINDINGS)),
+        (*_PER_REGION, _NAMED),
         REGION_TABLE,
         "findings of each region: 1, 0, or NaN where unknown",
         values=(0, 1),
         nan=True,
+        boxes="regions",
+        gone=np.nan,
     ),
     "boxes": Field(
         np.float32, ("M", 4), BOXES, "boxes of findings, xyxy in pixels of image", nan=True
@@ -210,8 +213,8 @@ SCHEMA = {
         np.int32,
         ("M",),
         NUMBER,
-        "index into FINDINGS; -1 where the box is NaN",
-        values=range(-1, len(FINDINGS)),
+        "index into the set's findings; -1 where the box is NaN",
+        values=_NAMED,
         boxes="boxes",
         gone=-1,
     ),
@@ -240,6 +243,12 @@ SCHEMA = {
         positive=True,
         of=SLICE,
     ),
+    "bag_label": Field(
+        float, (), NUMBER, "of a bag of slices: 1 or -1", values=(-1, 1), of=NEIGHBOURS
+    ),
+    "instance_valid": Field(
+        np.bool_, ("B",), NUMBER, "of a bag: False where it was filled up", of=NEIGHBOURS
+    ),
     "slices": Field(
         list,
         ("S",),
@@ -254,12 +263,18 @@ CT_FIELDS = frozenset(name for name, field in SCHEMA.items() if field.of == SLIC
 FIELDS = FILM_FIELDS | CT_FIELDS
 
 
-def check(record: Mapping[str, Any], *, coded: Collection[str] = ()) -> None:
+def check(
+    record: Mapping[str, Any],
+    *,
+    coded: Collection[str] = (),
+    findings: Sequence[str] = FINDINGS,
+) -> None:
     """Holds a record against `SCHEMA`.
 
     Args:
       record: has `image` if it has masks.
       coded: fields that may have other values, in the codes of their data set.
+      findings: that the data set names.
 
     Raises:
       InputError: names the record, the first field that breaks the schema, what it holds and the
@@ -270,30 +285,31 @@ def check(record: Mapping[str, Any], *, coded: Collection[str] = ()) -> None:
     who = f"record {record.get('id', '')!r}"
     if unknown := sorted(record.keys() - SCHEMA.keys()):
         raise InputError(f"{who}: no record has a field {unknown[0]!r}; see records.SCHEMA")
-    sizes = {}
+    sizes = {_NAMED: len(findings)}
     for name in SCHEMA:  # `image` first: it says what H and W are
         if name not in record:
             continue
         fault = _form_fault(name, record, sizes)
         if fault is None and name not in coded:
-            fault = _content_fault(name, record)
+            fault = _content_fault(name, record, len(findings))
         if fault is not None:
             found, rule = fault
             raise InputError(f"{who}: field {name!r} {found}; expected {rule}")
 
 
-def blank(fields: Collection[str], side: int = 64) -> Record:
+def blank(fields: Collection[str], side: int = 64, *, findings: Sequence[str] = FINDINGS) -> Record:
     """A small record of these fields, for its shapes: two rectangles are lungs.
 
     Args:
       fields: of `SCHEMA`; `image`, `id` and `group` are always there. With `slices` the image is
         black, and its neighbours are the same image.
       side: height and width in pixels, at least 16.
+      findings: that the data set names.
 
     Returns:
       A record that `check` accepts. What may be unknown is; there are no boxes.
     """
-    sizes = {"H": side, "W": side, "M": 0}
+    sizes = {"H": side, "W": side, "M": 0, "B": 1, _NAMED: len(findings)}
     names = [name for name in SCHEMA if name in fields]
     record = {name: SCHEMA[name].empty(sizes, unknown=True) for name in names if name != "slices"}
     record |= {"id": "blank", "group": "blank"}
@@ -304,8 +320,10 @@ def blank(fields: Collection[str], side: int = 64) -> Record:
     record["image"] = lungs * 60
     if "lungs" in fields:
         record["lungs"] = lungs
-    if "pixel_area" in fields:
-        record["pixel_area"] = np.float32(1)
+    for name in names:  # of numbers of which none may be 0
+        field = SCHEMA[name]
+        if field.positive or (isinstance(field.values, tuple) and 0 not in field.values):
+            record[name] = record[name] if field.kind == TEXT else field.dtype(1)
     if "slices" in fields:
         record["image"] = np.zeros_like(lungs)
         record["slices"] = [{"image": record["image"]}] * 3
@@ -323,10 +341,12 @@ def _form_fault(name: str, record: Mapping[str, Any], sizes: dict[str, int]) -> 
     return _shape_fault(field, value, sizes) if field.shape else _scalar_fault(field, value)
 
 
-def _content_fault(name: str, record: Mapping[str, Any]) -> _Fault:
+def _content_fault(name: str, record: Mapping[str, Any], findings: int) -> _Fault:
     field, value = SCHEMA[name], record[name]
     if field.kind == SLICES:
         return None
+    if field.values == _NAMED:
+        field = dataclasses.replace(field, values=range(-1, findings))
     corners = _boxes_fault(value) if field.kind == BOXES else None
     return _value_fault(field, value) or corners or _pairing_fault(field, value, record)
 
@@ -407,7 +427,8 @@ def _boxes_fault(boxes: np.ndarray) -> _Fault:
 
 def _pairing_fault(field: Field, value: Any, record: Mapping[str, Any]) -> _Fault:
     """A row that says its box is gone, where it is there, or the other way round."""
-    if not field.boxes or field.boxes not in record:
+    # A row of NaN may also say that nobody knows of a region that is there.
+    if not field.boxes or field.boxes not in record or field.nan:
         return None
     missing = np.isnan(record[field.boxes]).any(axis=-1)
     for number in np.flatnonzero((value == field.gone) != missing):

@@ -1,7 +1,7 @@
 """Lung zones: from a lung mask to the six regions of the 3x2 severity score.
 
-Convention: a film is shown as the reader sees it, so the patient's RIGHT lung is on the image's
-LEFT. Zones are rows upper, middle, lower and columns right lung, left lung.
+The patient's RIGHT lung lies on the LEFT of the image, for films are seen as a reader sees them. A
+table of zones runs downwards (upper, middle, lower) and from the right lung to the left one.
 
 Kim et al. 2021 divide each lung at 5/12 and 2/3 of its height into an upper, a middle and a lower
 zone. All of this runs on the host, once a film; the maximum over a zone is `ops.pooling`.

@@ -1,4 +1,4 @@
-"""What the two doors of `predict` have in common: `films` and `volumes` find, read and write."""
+"""What the two doors of `predict`, `films` and `volumes`, have in common."""
 
 import argparse
 import pathlib

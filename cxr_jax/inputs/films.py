@@ -57,10 +57,7 @@ class Films:
           InputError: the film cannot be read, or no lung was found where one is needed.
         """
         record = self._read(path)
-        (outputs,) = self._run.predict([record])
-        (explained,) = self._run.explain([record])
-        outputs |= explained
-        task = self._run.task
+        task, outputs = self._run.task, self._run.explain(record)
         return Prediction(path.stem, task.describe(record, outputs), task.figure(record, outputs))
 
     def _read(self, path: pathlib.Path) -> Record:

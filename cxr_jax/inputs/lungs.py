@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data import lungs, sources
 from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.records import Record
@@ -28,7 +29,9 @@ class Segmenter:
     @classmethod
     def load(cls, workdir: str | pathlib.Path) -> "Segmenter":
         """Raises InputError where the folder holds no trained lungs run."""
-        run = TrainedRun.load(workdir)
+        # The latest checkpoint alone, whatever the run's own evaluation averages: every film of a
+        # data set is labelled, and each member costs as much again.
+        run = TrainedRun.load(workdir, tuple(complete_steps(pathlib.Path(workdir))[-1:]))
         if run.task.name != TASK:
             raise InputError(
                 f"{workdir} is a run of task {run.task.name!r}; lung masks need one of {TASK!r} "

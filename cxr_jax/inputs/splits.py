@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import ml_collections
@@ -27,7 +28,9 @@ class Completion(Protocol):
 
 # Field -> what completes it where a task has it among its inputs; its settings are the config's
 # field of that name.
-COMPLETIONS = {"lungs": PredictedLungs.from_config}
+COMPLETIONS: dict[str, Callable[[ml_collections.ConfigDict], Completion]] = {
+    "lungs": PredictedLungs.from_config
+}
 
 
 def open_split(

@@ -13,7 +13,7 @@ from cxr_jax.data import volumes
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Prediction
-from cxr_jax.tasks.base import Outputs, VolumeTask
+from cxr_jax.tasks.base import VolumeTask
 from cxr_jax.trained import TrainedRun
 
 _SLICES_AT_ONCE = 8
@@ -32,7 +32,7 @@ class Volumes:
       InputError: no such window.
     """
 
-    unit = "volume"
+    unit = "CT volume"
     options = ("window",)
 
     @staticmethod
@@ -69,6 +69,7 @@ class Volumes:
         numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
         slices = _Slices(images, path.resolve().name, numbers)
         found = self._apply(slices)
+        shown = slices.record(found.shown)
         line = {
             "window": list(window),
             "slices_counted": "as a viewer shows them" if counted else "from the feet",
@@ -81,7 +82,7 @@ class Volumes:
         return Prediction(
             stem=stem,
             line=line,
-            figure=self._task.figure(slices.record(found.shown), found.outputs),
+            figure=self._task.figure(shown, self._run.explain(shown)),
             files={"mask": ("-lesions.nii.gz", write)},
         )
 
@@ -99,19 +100,18 @@ class Volumes:
                 found.mask[k] = self._task.mask(out, slices.images[k].shape)
                 found.probs.append(float(out["slice_prob"]))
                 area = int(found.mask[k].sum(dtype=np.int64))
-                if area > largest or (found.outputs is None and k == count // 2):
-                    largest, found.shown, found.outputs = area, k, out
+                if area > largest:
+                    largest, found.shown = area, k
         return found
 
 
 @dataclasses.dataclass
 class _Found:
-    """What was found in a volume; `outputs` are those of the slice that is shown."""
+    """What was found in a volume, and which slice is shown."""
 
     mask: np.ndarray  # uint8 [S, H, W]
     shown: int
     probs: list[float] = dataclasses.field(default_factory=list)
-    outputs: Outputs | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,14 +34,18 @@ class CorpusViT(nn.Module):
     train_backbone: bool
     freeze_norms: bool
 
-    def encode(self, x: Array, *, train: bool) -> dict[str, Array]:
+    def encode(
+        self, x: Array, *, train: bool, return_attention: bool = False
+    ) -> dict[str, Array | list[Array]]:
         """Normalised films [B, H, W] -> 'map' [B, h, w, C]; with a ViT its other outputs too, 'cls'
-        [B, C] and 'tokens' [B, 1 + h w, C]."""
+        [B, C], 'tokens' [B, 1 + h w, C] and, if asked for, 'attention', a list of every layer's."""
         features = jnp.repeat(x[..., None], 3, axis=-1)
         if self.backbone is not None:
             taps = self.backbone(features, train=self.trains_norms(train) and self.train_backbone)
             features = taps[self.backbone.stop_at]
-        return {"map": features} if self.vit is None else self.vit(features, train=train)
+        if self.vit is None:
+            return {"map": features}
+        return self.vit(features, train=train, return_attention=return_attention)
 
     def trains_norms(self, train: bool) -> bool:
         """Whether batch norm takes the batch's statistics."""
@@ -65,7 +69,16 @@ def make_parts(
     return backbone, ViT(**c.vit, dtype=dtype) if c.vit.num_layers else None
 
 
-def cell_px(backbone: backbones.Backbone | None, vit: ViT | None) -> int:
-    """Pixels of the film between two cells of the map."""
-    stride = backbone.strides[backbone.stop_at] if backbone else 1
-    return stride * (vit.patch_size * vit.stride if vit else 1)
+def cells_of(side: int, backbone: backbones.Backbone | None, vit: ViT | None) -> tuple[int, int]:
+    """(cells on a side of the map of a film of `side` pixels, pixels between two of them).
+
+    Raises:
+      InputError: the cells do not divide the film.
+    """
+    cell = backbone.strides[backbone.stop_at] if backbone else 1
+    cell *= vit.patch_size * vit.stride if vit else 1
+    if side % cell:
+        raise InputError(
+            f"config.preprocess.size={side} with cells of {cell} px: the stride must divide it"
+        )
+    return side // cell, cell

@@ -74,17 +74,17 @@ class Evaluation(abc.ABC):
     """From the rows of a whole split to numbers and charts, on the host.
 
     Attributes:
-      settings: config fields that an evaluation may set otherwise than the training did, since they
-        decide only what becomes of the outputs, e.g. a threshold.
+      free_settings: config fields that an evaluation may set otherwise than the training did, since
+        they decide only what becomes of the outputs, e.g. a threshold.
       columns: the metrics of a table over runs; () takes all.
-      averaged: rows that are predictions, so that several runs have a mean prediction; () if none.
-      errors: metrics whose differences to the `references` are told, patient by patient.
+      mean_over_runs: rows that are predictions, of which several runs have a mean; () if none.
+      compared_with_references: metrics whose differences to the `references` are told.
     """
 
-    settings: tuple[str, ...] = ()
+    free_settings: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    averaged: tuple[str, ...] = ()
-    errors: tuple[str, ...] = ()
+    mean_over_runs: tuple[str, ...] = ()
+    compared_with_references: tuple[str, ...] = ()
 
     def finish_rows(self, rows: Rows) -> Rows:
         """Host work on the rows of one batch (post-processing) before they are kept."""
@@ -106,13 +106,19 @@ class Evaluation(abc.ABC):
         del units
         return {}
 
-    def with_best_threshold(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
-        """`rows` at the threshold that is best on the `validation` rows of the run, and which.
+    def fit(self, validation: Rows) -> dict[str, float]:
+        """What is chosen on the rows of the validation split, by name: a threshold, a temperature.
 
         Raises:
-          InputError: the task's numbers depend on no threshold.
+          InputError: there is nothing to choose, or nothing to choose it by.
         """
+        del validation
         raise InputError("this task has no threshold to choose; leave out --tune")
+
+    def with_fit(self, rows: Rows, fitted: dict[str, float]) -> Rows:
+        """The rows of another split with what `fit` chose."""
+        del fitted
+        return rows
 
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """Rows of predictors that are no model, on the same examples: a second reader, a constant.
@@ -193,12 +199,14 @@ class Task(abc.ABC):
         record's own pixels."""
 
     # Optional: (variables, batch) -> further arrays [B, ...] for `figure`, e.g. attention. It may
-    # cost more than `predict`, so it runs for the records that are drawn only.
+    # cost more than `predict`, so it runs for the records that are drawn only, and is combined
+    # together with what `predict` gives.
     explain: ClassVar[Callable[..., Outputs] | None] = None
 
     def combine(self, outputs: Sequence[Outputs]) -> Outputs:
-        """One prediction of the members of an ensemble: the mean, output by output. A task whose
-        outputs have no mean (boxes, say) does it its own way, on the host if need be."""
+        """One prediction of the members of an ensemble, also of one alone: the mean, output by
+        output. A task whose outputs have no mean (boxes, say) does it its own way, on the host if
+        need be; shapes are the same for every batch. `explain`'s arrays may be among them."""
         return mean(outputs)
 
 

@@ -32,7 +32,6 @@ from cxr_jax.models.pcam import PCAMHeads, PCAMNet
 from cxr_jax.tasks.base import Data, Evaluation, Task
 
 POOLS = ("pcam", "avg", "max", "lse", "exp", "linear")
-MAX_BOXES = 64  # a batch has one shape; phantoms have up to 36 boxes, NIH films up to 6
 _FIGURE_RESAMPLES = 200  # enough for the bars of a picture; results.json has config.bootstrap
 
 
@@ -109,7 +108,7 @@ class Findings(Task):
         # The film is stretched to the square, and its boxes with it.
         drawn = self.preprocess.boxes(drawn, record["image"].shape)
         labels = record.get("box_label", np.zeros(0, np.int32))
-        padded, labels = film_boxes.pad(drawn, labels, length=MAX_BOXES, film=record["id"])
+        padded, labels = film_boxes.pad(drawn, labels, length=film_boxes.MOST, film=record["id"])
         return padded, np.where(np.isin(labels, np.flatnonzero(self._trained)), labels, -1)
 
     def _finish(self, example, rng):
@@ -214,6 +213,11 @@ class FindingsEvaluation(Evaluation):
 def _with_findings(source: Source, *, training: bool) -> Source:
     """Leaves out films of which no finding is known."""
     del training
+    if (names := getattr(source, "findings", FINDINGS)) != FINDINGS:
+        raise InputError(
+            f"data set {source.name!r} has other findings ({', '.join(names[:3])}, ...) than this "
+            f"task learns ({', '.join(FINDINGS[:3])}, ...); choose another data set"
+        )
     return only_with(source, {"findings"})
 
 

@@ -449,7 +449,7 @@ class PatientsEvaluation(Evaluation):
     """
 
     threshold: float
-    settings = ("threshold", "gate", "normalize_map")
+    free_settings = ("threshold", "gate", "normalize_map")
 
     def units(self, rows):
         """One row a patient."""
@@ -462,9 +462,12 @@ class PatientsEvaluation(Evaluation):
         of = patients.parts(units)
         return {name: units["dice"][of[name]] for name in ("positive", "all")}
 
-    def with_best_threshold(self, rows: Rows, validation: Rows) -> tuple[Rows, float]:
-        index = patients.best_threshold(validation)
-        return patients.at_threshold(rows, index), float(patients.THRESHOLDS[index])
+    def fit(self, validation: Rows) -> dict[str, float]:
+        return {"threshold": float(patients.THRESHOLDS[patients.best_threshold(validation)])}
+
+    def with_fit(self, rows: Rows, fitted: dict[str, float]) -> Rows:
+        index = int(np.searchsorted(patients.THRESHOLDS, fitted["threshold"]))
+        return patients.at_threshold(rows, index)
 
     def figures(self, rows):
         """The histogram of the maps, and Dice against the threshold."""

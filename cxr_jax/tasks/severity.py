@@ -367,8 +367,8 @@ class SeverityEvaluation(Evaluation):
         *("mse", "mae", "cc", "r2", "hard_mse", "hard_mae", "mean_auc", "zone_accuracy"),
         *("region_mae", "global_mae_18", "global_cc_18"),
     )
-    averaged = ("probs", "score_pred")
-    errors = ("mse", "mae")
+    mean_over_runs = ("probs", "score_pred")
+    compared_with_references = ("mse", "mae")
 
     def report(self, units):
         return severity.severity_report(units)
@@ -419,12 +419,12 @@ def _make_model(config: ml_collections.ConfigDict) -> SeverityNet:
     """The network of `config.model`, whose parts must fit the size of the films."""
     c, dtype = config.model, jnp.dtype(config.precision)
     backbone, vit = corpus_vit.make_parts(config, dtype)
-    side, cell = config.preprocess.size, corpus_vit.cell_px(backbone, vit)
-    if side % cell or side % (side // cell * 2**c.head_blocks):
+    side = config.preprocess.size
+    cells, cell = corpus_vit.cells_of(side, backbone, vit)
+    if side % (cells * 2**c.head_blocks):
         raise InputError(
             f"config.preprocess.size={side} with cells of {cell} px and head_blocks="
-            f"{c.head_blocks}: the stride must divide the size, and the map's side (size / "
-            "stride * 2^head_blocks) too"
+            f"{c.head_blocks}: the map's side (size / stride * 2^head_blocks) must divide the size"
         )
     return SeverityNet(
         backbone=backbone,

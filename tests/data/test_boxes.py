@@ -205,6 +205,10 @@ def test_regions_that_leave_the_film_are_no_longer_present():
     assert gone.any()
     np.testing.assert_array_equal(half["region_present"], record["region_present"] & ~gone)
     np.testing.assert_array_equal(np.isnan(half["regions"][:, 0]), ~half["region_present"])
+    # Nobody sees what is in a region that is not there; the others keep what is known of them.
+    assert np.isnan(half["region_findings"][~half["region_present"]]).all()
+    kept = half["region_present"]
+    np.testing.assert_array_equal(half["region_findings"][kept], record["region_findings"][kept])
     right = half["regions"][REGIONS.index("right lung")]
     np.testing.assert_allclose([right], box_of(half["lungs"] == 1), atol=UPRIGHT)
 

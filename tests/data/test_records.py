@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from cxr_jax.data import records
 from cxr_jax.data.augment import EXAMPLE_FIELDS
+from cxr_jax.data.bags import Bags, WithNeighbours
 from cxr_jax.data.phantoms import phantom
 from cxr_jax.data.phantoms.ct import ct_slice
 from cxr_jax.data.records import SCHEMA
 from cxr_jax.data.sources import prepared
+from cxr_jax.data.sources.phantom_ct import PhantomCT
 from cxr_jax.errors import InputError
 
 KINDS = {
@@ -57,7 +59,8 @@ def test_film_and_slice_fields_are_as_they_were():
         *("lesion_type", "lungs", "region_findings", "region_present", "regions", "severity"),
         *("severity_second", "severity_valid", "view"),
     ]
-    assert SCHEMA.keys() == records.FIELDS | {"slices"}
+    bags = {"slices", "bag_label", "instance_valid"}
+    assert SCHEMA.keys() == records.FIELDS | bags
 
 
 def test_phantoms_and_slices_are_records():
@@ -70,6 +73,32 @@ def test_phantoms_and_slices_are_records():
 
 def test_python_numbers_will_do_for_a_slice():
     records.check(ct() | {"slice": 5, "slice_label": float("nan"), "pixel_area": 1})
+
+
+def test_bags_and_slices_with_neighbours_are_records():
+    source = PhantomCT(split="train", count=2, seed=0, size=64, slices=8, positive=0.5)
+    for bags in (Bags(source, 3), WithNeighbours(source)):
+        for index in range(0, len(bags), 3):
+            records.check({**bags[index], "image": bags[index]["slices"][1]["image"]})
+
+
+OTHERS = ("mass", "nodule", "scoliosis")
+
+
+def test_a_set_may_name_findings_of_its_own():
+    record = film() | {
+        "findings": np.array([1, 0, np.nan], np.float32),
+        "region_findings": np.full((29, 3), np.nan, np.float32),
+        "boxes": np.array([[0, 0, 1, 1]], np.float32),
+        "box_label": np.array([2], np.int32),
+    }
+    records.check(record, findings=OTHERS)
+    with pytest.raises(InputError, match=r"'findings' is float32 \[3\]; expected float32 \[10\]"):
+        records.check(record)
+    record["box_label"][:] = 3
+    with pytest.raises(InputError, match="'box_label' has 3; expected -1, 0, 1, 2"):
+        records.check(record, findings=OTHERS)
+    assert records.blank({"findings"}, findings=OTHERS)["findings"].shape == (3,)
 
 
 def test_a_record_that_has_none_of_a_field_is_fine():

@@ -13,7 +13,7 @@ from cxr_jax.data.augment import Augment
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import DIAGNOSES, REGIONS
-from cxr_jax.figures import overlays
+from cxr_jax.figures import PREDICTION, overlays
 from cxr_jax.metrics import classification, regression
 from cxr_jax.metrics.bootstrap import Value
 from cxr_jax.models.vit import ViT
@@ -61,8 +61,8 @@ class HeartTask(Task):
         }
 
     def _finish(self, example, rng):
-        example = example if rng is None else self.augment(example, rng)
-        return {**example, "image": self.preprocess.normalize(example["image"])}
+        example = dict(example) if rng is None else self.augment(example, rng)
+        return example | {"image": self.preprocess.normalize(example["image"])}
 
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1], train=False)
@@ -72,8 +72,7 @@ class HeartTask(Task):
         true = batch["regions"][:, HEART] / self.preprocess.size
         off = jnp.abs(jnp.where(jnp.isnan(true), box, true) - box).sum(-1)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["diagnosis"])
-        terms = {"box": jnp.mean(off), "class": jnp.mean(entropy)}
-        return terms["box"] + terms["class"], ({}, terms)
+        return jnp.mean(off + entropy), ({}, {"box": off.mean(), "class": entropy.mean()})
 
     def predict(self, variables, batch):
         logits, box, _ = self.model.apply(variables, batch["image"], train=False)
@@ -82,8 +81,8 @@ class HeartTask(Task):
     def explain(self, variables, batch):
         """`attention` [B, h, w]: what the [class] token looks at in the last layer."""
         *_, attention = self.model.apply(variables, batch["image"], train=False)
-        side = self.preprocess.size // 8
-        return {"attention": attention[-1].mean(1)[:, 0, 1:].reshape(-1, side, side)}
+        to_cells = attention[-1].mean(1)[:, 0, 1:]
+        return {"attention": to_cells.reshape(len(to_cells), self.preprocess.size // 8, -1)}
 
     def combine(self, outputs):  # boxes have no mean: that of the surest member
         surest = np.argmax([np.asarray(out["probs"]).max(-1) for out in outputs], axis=0)
@@ -100,21 +99,22 @@ class HeartTask(Task):
 
     def figure(self, record, outputs):
         fig, bare, ax = overlays.film_pair(record["image"], title=str(record["id"]))
-        overlays.draw_heat(ax, resize_map(outputs["attention"], record["image"].shape))
-        overlays.draw_boxes(bare, np.array([self.describe(record, outputs)["heart_xyxy_px"]]))
+        heat = outputs["attention"] / outputs["attention"].max()
+        overlays.draw_heat(ax, resize_map(heat, record["image"].shape))
+        boxes = np.array([self.describe(record, outputs)["heart_xyxy_px"]])
+        overlays.draw_boxes(bare, boxes, edgecolor=PREDICTION)
         return fig
 
     def describe(self, record, outputs):
         sides = np.tile(record["image"].shape[::-1], 2)
-        best = DIAGNOSES[int(outputs["probs"].argmax())]
-        return {"diagnosis": best, "heart_xyxy_px": (outputs["box"] * sides).round(1).tolist()}
+        found = {"heart_xyxy_px": (outputs["box"] * sides).round(1).tolist()}
+        return found | {"diagnosis": DIAGNOSES[int(outputs["probs"].argmax())]}
 
 
 class HeartEvaluation(Evaluation):
-    columns, averaged, errors = ("auc_covid", "box_px"), ("probs", "px"), ("box_px",)
+    columns, mean_over_runs = ("auc_covid", "box_px"), ("probs", "px")
 
     def report(self, units):
         auc = classification.auroc(units["probs"][:, 2], units["label"] == 2)
-        return {"auc_covid": Value(auc, len(units["label"]))} | {
-            "box_px": regression.mean_of_known(units["px"])
-        }
+        px = regression.mean_of_known(units["px"])
+        return {"auc_covid": Value(auc, len(units["label"])), "box_px": px}

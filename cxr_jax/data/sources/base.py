@@ -26,6 +26,8 @@ class Source(Protocol):
       split: 'train', 'val' or 'test'.
       fields: what its records have.
       partial: those of `fields` that some records lack (a film without a lung mask).
+
+    A set whose findings are not `records.FINDINGS` has their names as `findings`.
     """
 
     name: str

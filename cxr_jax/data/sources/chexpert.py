@@ -17,7 +17,8 @@ A label is 1 (affirmed), 0 (denied), -1 (uncertain) or blank (not mentioned). Al
 what they mean is decided when the set is opened:
 
 - `uncertain`, the policies of the CheXpert paper: 'zeros', 'ones', 'ignore' (unknown), and
-  'per_finding': ones for edema and atelectasis, zeros for the rest, as the authors of PCAM do.
+  'per_finding': the PCAM authors' choice, under which an uncertain edema or atelectasis counts as
+  present and any other finding as absent.
 - `blank`: 'zero', a finding that is not mentioned is absent, as in the lists of PCAM's authors; or
   'ignore', it is unknown. A blank in the column `No Finding` is treated alike: with 'ignore', that
   finding has no negatives and so nothing to learn.

@@ -29,6 +29,8 @@ def metadata(folder: pathlib.Path) -> dict[str, Any]:
     """What lies beside the records of a set: fingerprint, max_side, columns."""
     fields = small_files.read_fields(folder / "metadata.json", _REMEDY)
     fields.get("fingerprint", str, "")
+    if not all(isinstance(name, str) for name in fields.get("findings", list, [])):
+        raise InputError(f"{fields.path}: findings are no list of names; {_REMEDY}")
     for split, columns in fields.get("columns", dict, {}).items():
         for name, values in fields.fields("columns").get(split, dict).items():
             whole = isinstance(values, list) and all(type(n) is int for n in values)

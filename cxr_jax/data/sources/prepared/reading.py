@@ -11,7 +11,7 @@ from absl import logging
 
 from cxr_jax import small_files
 from cxr_jax.data import readers, splits
-from cxr_jax.data.records import SCHEMA, TEXT, Record
+from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
@@ -114,7 +114,9 @@ class Prepared:
         keys = set(self._features)
         self.partial = frozenset(key.removeprefix("has_") for key in keys if key[:4] == "has_")
         self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
-        self.version = f"{VERSION}+{layout.metadata(self.folder).get('fingerprint', '')}"
+        stored_facts = layout.metadata(self.folder)
+        self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
+        self.findings = tuple(stored_facts.get("findings", FINDINGS))
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}

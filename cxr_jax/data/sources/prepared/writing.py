@@ -46,6 +46,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       notes: lines on what was read and left out, for the user.
       coded: fields that are stored under the set's own codes, which opening it settles; only their
         type and shape must be the schema's.
+      findings: the names of the set's findings, where they are not `records.FINDINGS`; they are
+        stored beside the records, and `Prepared.findings` tells them.
     """
 
     VERSION = tfds.core.Version(layout.VERSION)
@@ -53,6 +55,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     citation = ""
     homepage = ""
     coded: frozenset[str] = frozenset()
+    findings: tuple[str, ...] = records.FINDINGS
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             logging.set_verbosity(verbosity)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {name: _feature(name) for name in sorted(self.fields)}
+        features = {name: _feature(name, len(self.findings)) for name in sorted(self.fields)}
         # TFDS has no "absent" for a picture: a blank one is stored beside a flag.
         features |= {f"has_{name}": tfds.features.Scalar(np.uint8) for name in self.partial}
         features["fold"] = tfds.features.Scalar(np.int32)
@@ -92,7 +95,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             citation=self.citation,
             homepage=self.homepage,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict({**self.metadata, "columns": self.columns}),
+            metadata=tfds.core.MetadataDict(
+                {**self.metadata, "columns": self.columns, "findings": list(self.findings)}
+            ),
             disable_shuffling=True,  # records keep the order of the table
         )
 
@@ -121,7 +126,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for name in sorted(self.fields):
             if name in self.partial:
                 example[f"has_{name}"] = np.uint8(name in record)
-            example[name] = _encoded(name, record)
+            example[name] = _encoded(name, record, len(self.findings))
         return example
 
     def _check(self, record: Record) -> None:
@@ -132,16 +137,17 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{', '.join(sorted(self.partial)) or 'no field'} may be"
             )
         kept = {name: record[name] for name in self.fields if name in record}
-        records.check(kept, coded=self.coded)
+        records.check(kept, coded=self.coded, findings=self.findings)
 
 
-def _feature(name: str) -> tfds.features.FeatureConnector:
+def _feature(name: str, findings: int) -> tfds.features.FeatureConnector:
     field = SCHEMA[name]
     if layout.pictures([name]):
         return tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
     if field.kind == TEXT:
         return tfds.features.Text()
-    shape = [length if isinstance(length, int) else None for length in field.shape]
+    known = {"K": findings}
+    shape = [n if isinstance(n, int) else known.get(n) for n in field.shape]
     return tfds.features.Tensor(shape=tuple(shape), dtype=_stored_type(field))
 
 
@@ -149,12 +155,12 @@ def _stored_type(field: records.Field) -> type:
     return np.int32 if field.dtype is int else field.dtype
 
 
-def _encoded(name: str, record: Record) -> Any:
+def _encoded(name: str, record: Record, findings: int) -> Any:
     """What TFDS is given for a field; zeros where the record lacks it."""
     field, value = SCHEMA[name], record.get(name)
     if value is None:
         height, width = record["image"].shape
-        value = field.empty({"H": height, "W": width, "M": 0})
+        value = field.empty({"H": height, "W": width, "M": 0, "K": findings})
     if layout.pictures([name]):
         # An encoded file object: given an array, TFDS would import TensorFlow.
         return io.BytesIO(readers.encode_png(value))
