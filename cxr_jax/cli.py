@@ -1,6 +1,7 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
 import argparse
+import errno
 import logging
 import os
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any
 
 from cxr_jax.errors import DISK_ERRORS, InputError, one_line
 
+_PLACE_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 
 
@@ -33,6 +35,11 @@ def run_command(command: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = USER_ERROR
     except OSError as error:
+        if error.errno in _PLACE_ERRORS:  # a name that no disk holds; a file where a folder must be
+            name = str(error.filename or "a path")
+            shown = ascii(name if len(name) <= 120 else f"{name[:60]}...{name[-40:]}")[1:-1]
+            print(f"error: {shown}: {error.strerror}; give another path", file=sys.stderr)
+            sys.exit(USER_ERROR)
         if error.errno not in DISK_ERRORS:
             raise
         print(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import re
 import time
@@ -13,11 +12,10 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cxr_jax import results, safe_write
+from cxr_jax import results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
-from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.inputs import external, splits
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
@@ -135,11 +133,7 @@ def evaluate(
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
     with workdirs.only_writer(workdir):
         parallel = Parallel.create(config.parallel, config.devices)
-        old = _read_results(workdir / results.RESULTS)
-        label = external.label(config, workdir, split=split, earlier=old.get("evaluations", {}))
-        seen = {}
-        if label != split:
-            seen = external.check_unseen(config, workdir, split=split, allowed=allow_seen)
+        label, seen = _label(config, workdir, split=split, allow_seen=allow_seen)
         source = splits.open_split(task, config, split, workdir=workdir)
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
         chosen = task.evaluation.figure_indices(source, config.figures)
@@ -159,12 +153,20 @@ def evaluate(
             **provenance(),
         }
         _write_rows(results.rows_path(workdir, label), result.rows)
-        evaluation["hashes"] = results.hashes(
-            workdir, label, metrics=metrics_json(metrics), steps=run.steps
-        )
-        _write_results(workdir / results.RESULTS, label, metrics=metrics, evaluation=evaluation)
+        _write_results(run, label, metrics=metrics, evaluation=evaluation)
         _draw(run, source, result, folder=workdir / "figures", label=label)
         return metrics
+
+
+def _label(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, split: str, allow_seen: bool
+) -> tuple[str, dict[str, Any]]:
+    """The name of this evaluation, and how much of an external test was trained on."""
+    earlier = _read_results(workdir / results.RESULTS).get("evaluations", dict, {})
+    label = external.label(config, workdir, split=split, earlier=earlier)
+    if label == split:
+        return label, {}
+    return label, external.check_unseen(config, workdir, split=split, allowed=allow_seen)
 
 
 def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:
@@ -224,25 +226,28 @@ def _write_rows(path: pathlib.Path, rows: Rows) -> None:
         np.savez_compressed(file, **rows)
 
 
-def _read_results(path: pathlib.Path) -> dict[str, Any]:
+def _read_results(path: pathlib.Path) -> small_files.Fields:
     """What is there of earlier evaluations."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is broken ({error}); remove it") from error
+    if small_files.exists(path):
+        return small_files.read_fields(path, "remove it")
+    return small_files.Fields(path, {}, "remove it")
 
 
 def _write_results(
-    path: pathlib.Path, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
+    run: TrainedRun, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
 ) -> None:
     """The newest evaluation on top; metrics of other splits stay, with how they came about."""
+    path, ours = run.workdir / results.RESULTS, metrics_json(metrics)
+    hashes = results.hashes(run.workdir, label, metrics=ours, steps=run.steps)
+    evaluation = evaluation | {"hashes": hashes}
     old = _read_results(path)
-    kept = {k: v for k, v in old.get("metrics", {}).items() if not k.startswith(f"{label}/")}
+    there = old.get("metrics", dict, {})
+    kept = {k: v for k, v in there.items() if not k.startswith(f"{label}/")}
     write_json(
         path,
         {
-            "metrics": metrics_json(metrics) | kept,
+            "metrics": ours | kept,
             **evaluation,
-            "evaluations": old.get("evaluations", {}) | {label: evaluation},
+            "evaluations": old.get("evaluations", dict, {}) | {label: evaluation},
         },
     )

@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 import scipy.stats
 
-from cxr_jax import results
+from cxr_jax import results, small_files
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -366,17 +366,24 @@ def _difference(a, b, free: tuple[str, ...]) -> str | None:
 
 
 def read_rows(workdir: pathlib.Path, split: str) -> Rows:
-    """The rows of one evaluation; InputError where there is none, or where rows, results, config
-    and checkpoints do not fit each other."""
+    """The rows of one evaluation; InputError where there are none, what is there is none, or rows,
+    results, config and checkpoints do not fit each other."""
     path = results.rows_path(workdir, split)
-    if not path.is_file():
-        raise InputError(
-            f"{path} is missing; python -m cxr_jax.main --workdir={workdir} --mode=eval "
-            f"--split={split} writes it"
-        )
+    command = f"python -m cxr_jax.main --workdir={workdir} --mode=eval --split={split} writes it"
+    if not small_files.is_file(path):
+        raise InputError(f"{path} is missing; {command}")
     results.check(workdir, split)
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    rows = small_files.read_npz(path, command)
+    if absent := [name for name in ("id", "group") if name not in rows]:
+        raise InputError(f"{path} has no {absent[0]} of its rows; {command}")
+    for name, values in rows.items():
+        kinds = "U" if name in ("id", "group") else "biuf"
+        if values.ndim < 1 or len(values) != len(rows["id"]) or values.dtype.kind not in kinds:
+            raise InputError(
+                f"{path}: {name} is {values.dtype} of shape {values.shape}, beside "
+                f"{len(rows['id'])} rows; {command}"
+            )
+    return rows
 
 
 def _text(metric: Metric) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from cxr_jax import migrations
+from cxr_jax import migrations, small_files
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
@@ -37,6 +37,17 @@ FREE = (
 )
 # What may follow where a run is made longer.
 FREE_IF_LONGER = ("eval_steps", "optimizer.decay_steps", "total_steps")
+# What all configs have, by kind: what the loops read, and blocks of today and of older configs.
+_BLOCKS = ("data", "second", "extra", "regime", "teaching")
+_KINDS = {
+    **dict.fromkeys(("task", "init_from", "precision", "parallel"), str),
+    **dict.fromkeys(("seed", "threads", "total_steps", "batch_size", "eval_batch_size"), int),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "image_size"), int),
+    **dict.fromkeys(("keep_every", "keep_last", "bootstrap", "figures", "devices"), int),
+    **dict.fromkeys(("eval_steps", "init_include", "init_exclude", "init_rename"), list),
+    "optimizer": dict,
+}
+_REMEDY = "take the file from a copy of the run, or train it again"
 # What every evaluation may change beside: other data (an external test), and where it runs. A task
 # adds what becomes of its outputs (`Evaluation.settings`).
 FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
@@ -81,15 +92,20 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
       InputError: no work directory, or config.json is broken.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not small_files.is_file(path):
         raise InputError(f"{workdir} is no work directory: it has no config.json")
+    fields = small_files.read_fields(path, _REMEDY)
+    for block in _BLOCKS:
+        fields.fields(block, {}).get("name", str, "")
+    config = small_files.Fields(path, migrations.migrate(fields.values), _REMEDY)
+    config.fields("data").get("name", str)
+    for name, kind in _KINDS.items():
+        config.get(name, kind, *(() if name == "task" else (None,)))
     try:
-        saved = migrations.migrate(json.loads(path.read_text(encoding="utf-8")))
-        config = ml_collections.ConfigDict(_tuples(saved))
-        _ = config.task, config.data.name
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a config of cxr_jax: {error}") from error
-    return config.lock()
+        return ml_collections.ConfigDict(_tuples(config.values)).lock()
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a config of cxr_jax: {reason}; {_REMEDY}") from error
 
 
 def check_config(
@@ -111,12 +127,12 @@ def check_config(
     """
     if not complete_steps(workdir):
         return  # nothing there to protect
-    if not (workdir / "config.json").exists():
+    if not small_files.exists(workdir / "config.json"):
         raise InputError(
             f"{workdir} has checkpoints and no config.json, so whose they are is not known; put "
             "that file back, or use another --workdir"
         )
-    there, here = flatten(read_config(workdir)), flatten(config)
+    there, here = flatten(settled(read_config(workdir))), flatten(settled(config))
     if longer and here["total_steps"] > there["total_steps"]:
         free = (*free, *FREE_IF_LONGER)
     names = sorted(
@@ -164,7 +180,7 @@ def claim(
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         _record_longer(config, workdir)
-        write_json(workdir / "config.json", json.loads(config.to_json()))
+        write_json(workdir / "config.json", json.loads(settled(config).to_json()))
         write_json(path, {**data, "unlabelled": list(unlabelled)})
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
@@ -202,11 +218,29 @@ def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} is broken ({type(error).__name__}); move it away") from error
 
 
+def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the places of its data sets from the root, so that it means the same from
+    every folder. A copy; a place that the config leaves open stays so."""
+    made = ml_collections.ConfigDict(config)
+    with made.unlocked():
+        for block in ("data", "second"):
+            for name in ("path", "data_dir"):
+                if block in made and made[block].get(name):
+                    place = pathlib.Path(made[block][name]).expanduser()
+                    made[block][name] = os.path.abspath(place)
+    return made.lock()
+
+
 def trained_on(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Name, version and number of films of the training set, and what none of them labels; None
     where it was not written."""
     path = workdir / "data.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not small_files.exists(path):
+        return None
+    data = small_files.read_fields(path, "use another --workdir, or take the file from a copy")
+    for name, kind in {"name": str, "version": str, "train": int}.items():
+        data.get(name, kind)
+    return data.values
 
 
 def _tuples(value: Any) -> Any:
@@ -220,10 +254,10 @@ def changed(
     config: ml_collections.ConfigDict, trained: ml_collections.ConfigDict
 ) -> dict[str, Any]:
     """'threshold' -> its value in `config`, of the fields that an evaluation set otherwise."""
-    there = flatten(trained)
+    there = flatten(settled(trained))
     return {
         name: value
-        for name, value in flatten(config).items()
+        for name, value in flatten(settled(config)).items()
         if there.get(name) != value and not _is_among(name, FREE)
     }
 

@@ -5,6 +5,7 @@ warnings and log, and in our own messages only words that a film's header can ha
 """
 
 import contextlib
+import io
 import itertools
 import logging
 import struct
@@ -18,9 +19,8 @@ from pydicom.encaps import generate_frames
 
 from cxr_jax.data.file_errors import BadFile, kind_of, known
 from cxr_jax.data.readers.checks import check_complete, check_size
-from cxr_jax.data.readers.pictures import Frame, jpeg_frame
+from cxr_jax.data.readers.jpeg import Frame, Jpeg
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
 # Its warnings and log quote the values that it meets.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -59,16 +59,30 @@ def parsing(what: str) -> Iterator[None]:
         raise BadFile(f"{what} ({kind_of(error)}); export it again") from None
 
 
+class _Bounded(io.BufferedReader):
+    """The bytes of a file as pydicom may ask for them: never more than there are.
+
+    It asks for all the rest at once only to inflate it, whatever that becomes: refused, by whatever
+    way a file, with preamble or without, makes it do so.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """`size` bytes, or fewer at the end."""
+        if size is None or size < 0:
+            raise BadFile("the DICOM file is deflated as a whole; convert it with dcmconv +te")
+        return super().read(min(size, max(self._size - self.tell(), 0)))
+
+
 def open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
     """The elements of a DICOM file; call it inside `parsing`."""
-    with path.open("rb") as stream:
+    with _Bounded(path) as stream:
         bare = stream.read(132)[128:] != b"DICM"
-    if not bare:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") == _DEFLATED:
-            # pydicom would inflate it whole, whatever its size.
-            raise BadFile("the DICOM file is deflated as a whole; convert it with dcmconv +te")
-    dataset = pydicom.dcmread(path, force=bare, **options)
+        stream.seek(0)
+        dataset = pydicom.dcmread(stream, force=bare, **options)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE
@@ -104,6 +118,8 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
         )
     samples, allocated, bits = _sample_layout(dataset, photometric, colour)
     signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    if colour and signed:
+        raise BadFile("colour of signed values (PixelRepresentation 1); export it again")
     header = Header(
         width=width,
         height=height,
@@ -171,12 +187,15 @@ def _check_pixel_bytes(dataset: pydicom.Dataset, header: Header, sample_bytes: i
     if syntax == _RLE:
         _check_rle(frame, expected)
         return
-    inside = jpeg_frame(frame) if frame[:2] == b"\xff\xd8" else _jpeg_2000_frame(frame)
+    jpeg = Jpeg.of(frame) if frame[:2] == b"\xff\xd8" else None
+    inside = jpeg.frame if jpeg else _jpeg_2000_frame(frame)
     if inside != (header.width, header.height, header.samples):
         raise BadFile(
             f"the picture inside is {inside.width}x{inside.height}x{inside.samples}, the DICOM "
             f"header says {header.width}x{header.height}x{header.samples}; export it again"
         )
+    if jpeg:
+        jpeg.check_scans()
 
 
 def _jpeg_2000_frame(data: bytes) -> Frame:

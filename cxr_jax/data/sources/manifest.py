@@ -14,8 +14,9 @@ Columns (case does not count; any order):
 | `diagnosis` | normal, other infection or covid-19, or empty |
 | one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
 
-Other columns are not used, and named. The table is checked whole when it is opened;
-pictures are read when they are needed.
+Other columns are ignored, and named on the terminal. The table is checked whole when it is opened,
+and that the file of each film and mask is whole, by its header and its end; pictures are read when
+they are needed. Cells may be parted by commas, semicolons or tabs, in UTF-8 or cp1252.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cxr_jax import small_files
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import brixia_cohen, prepared, tables
@@ -34,6 +36,7 @@ from cxr_jax.errors import InputError
 
 NAME = "manifest"
 _SEVERITY = tuple(f"severity_{zone}" for zone in "abcdef")
+_REQUIRED = ("image", "group", "split")
 _KNOWN = {"image", "group", "split", "id", "view", "lungs", "lesion", "diagnosis"}
 
 
@@ -56,14 +59,17 @@ class Manifest:
       split: which of its films.
 
     Raises:
-      InputError: names the file, row, column, value and rule of the first mistake.
+      InputError: names the file, row, column, value and rule of each mistake, of the first ten.
     """
 
     name = NAME
 
     def __init__(self, path: pathlib.Path, split: str):
         self.path, self.split = pathlib.Path(path), split
-        columns, rows = tables.read_table(self.path, ("image", "group", "split"))
+        mistakes = tables.Mistakes(self.path)
+        columns, rows = tables.read_table(
+            self.path, _REQUIRED, separators=tables.SPREADSHEET, mistakes=mistakes
+        )
         self._findings = [name for name in FINDINGS if name in columns]
         given = [column for column in _SEVERITY if column in columns]
         if given and len(given) < len(_SEVERITY):
@@ -84,6 +90,7 @@ class Manifest:
             if name in fields and not all(row[name] for row in rows)
         )
         labels = [self._labels(row) for row in rows]
+        mistakes.tell()
         if twice := splits.repeated(label["id"] for label in labels):
             raise InputError(f"{path}: film {twice!r} is listed twice; leave one row")
         by_split = {s: [x for x in labels if x["split"] == s] for s in SPLITS}
@@ -128,7 +135,7 @@ class Manifest:
     def _labels(self, row: tables.Row) -> dict[str, Any]:
         """Checks one row; pictures are still paths."""
         labels = {
-            "image": _file(row, "image"),
+            "image": row.file("image", readers.check_whole),
             "id": row["image"],
             "group": row.text("group"),
             "split": row.choice("split", SPLITS),
@@ -139,7 +146,7 @@ class Manifest:
             labels["view"] = row.choice("view", ("PA", "AP", ""))
         for name in {"lungs", "lesion"} & self.fields:
             if row[name]:
-                labels[name] = _file(row, name)
+                labels[name] = row.file(name, readers.check_whole)
         if "severity" in self.fields:
             scores = [row.number(column, 0, 3) for column in _SEVERITY]
             known = np.array([score is not None for score in scores])
@@ -207,7 +214,7 @@ def open_split(options: Options, split: str) -> Source:
     if not options.path:
         raise InputError("data.path is empty; give the CSV file that lists the films")
     path = pathlib.Path(options.path).expanduser()
-    if path.is_dir():
+    if small_files.is_folder(path):
         command = "python -m cxr_jax.data.prepare manifest --source=FILMS.csv"
         return prepared.Prepared(path, name=NAME, split=split, prepare=command)
     return Manifest(path, split)
@@ -218,17 +225,10 @@ def _small(films: Manifest, index: int, max_side: int) -> Record:
 
 
 def _splits_of(path: pathlib.Path) -> list[str]:
-    _, rows = tables.read_table(path, ("image", "group", "split"))
+    _, rows = tables.read_table(path, _REQUIRED, separators=tables.SPREADSHEET)
     present = {row.choice("split", SPLITS) for row in rows}
     return [split for split in SPLITS if split in present]
 
 
 def _slug(path: pathlib.Path) -> str:
     return "".join(c if c.isalnum() else "_" for c in path.stem.lower()) or "films"
-
-
-def _file(row: tables.Row, column: str) -> pathlib.Path:
-    path = row.path.parent / row.text(column)
-    if not path.is_file():
-        raise row.error(column, f"there is no file {path}; paths count from the CSV's folder")
-    return path

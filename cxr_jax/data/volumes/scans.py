@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from cxr_jax import small_files
 from cxr_jax.data.file_errors import BadFile, naming
 from cxr_jax.data.found import Found
 from cxr_jax.data.volumes.base import Outline, Volume
@@ -24,7 +25,7 @@ def outline(path: str | Path) -> Outline:
       InputError: see `read_nifti` and `read_dicom_series`; only headers are looked at.
     """
     path = Path(path)
-    if path.is_dir():
+    if small_files.is_folder(path):
         return series_outline(path)
     return nifti_outline(path)
 
@@ -36,7 +37,7 @@ def read(path: str | Path) -> Volume:
       InputError: see `read_nifti` and `read_dicom_series`.
     """
     path = Path(path)
-    return read_dicom_series(path) if path.is_dir() else read_nifti(path)
+    return read_dicom_series(path) if small_files.is_folder(path) else read_nifti(path)
 
 
 def volumes_in(paths: Iterable[str | Path]) -> list[Path]:
