@@ -221,7 +221,7 @@ def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with the places of its data sets from the root, so that it means the same from
     every folder. A copy; a place that the config leaves open stays so."""
-    made = ml_collections.ConfigDict(config)
+    made = config.copy_and_resolve_references()
     with made.unlocked():
         for block in ("data", "second"):
             for name in ("path", "data_dir"):

@@ -26,12 +26,13 @@ from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
-from cxr_jax import evaluate, predict, report, weight_files, weights, workdir, writers
+from cxr_jax import evaluate, report, weight_files, weights, workdir, writers
 from cxr_jax.data import readers, volumes
 from cxr_jax.data.sources import ct_volume, manifest
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.errors import InputError
 from cxr_jax.figures import charts
+from cxr_jax.inputs.outputs import OutputFolder
 from cxr_jax.tasks import make_task
 
 INPUTS = int(os.environ.get("CXR_FUZZ", "25"))  # of each kind
@@ -197,7 +198,7 @@ def description(path):
 
 
 def results(path):
-    evaluate._write_results(path, "test", metrics={}, evaluation={"task": "severity"})
+    evaluate._read_results(path).get("metrics", dict, {})
 
 
 def curves(path):
@@ -330,7 +331,7 @@ KINDS = {
     "predictions.jsonl": (
         "predictions.jsonl",
         {"file": "a.png", "severity": 1.5},
-        lambda p: predict._check_earlier(p, [pathlib.Path("a.png")]),
+        lambda p: OutputFolder(p.parent, [pathlib.Path("a.png")]),
         json_mutated,
     ),
     "metrics.jsonl": ("metrics.jsonl", {"step": 1, "loss": 2.5}, curves, json_mutated),

@@ -9,10 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from cxr_jax import cli, evaluate, predict, report, small_files, weights, workdir
+from cxr_jax import cli, evaluate, report, small_files, weights, workdir
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.errors import InputError
 from cxr_jax.figures import charts
+from cxr_jax.inputs.outputs import OutputFolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LONG = "x" * 256
@@ -57,10 +58,10 @@ def test_broken_small_files_are_one_line_everywhere(tmp_path, what):
     one_line(layout.metadata, tmp_path, words=["metadata.json"])
     one_line(layout.check_description, tmp_path, words=["dataset_info.json"])
     results = tmp_path / "results.json"
-    one_line(lambda: evaluate._write_results(results, "test", metrics={}, evaluation={}))
+    one_line(lambda: evaluate._read_results(results))
     assert results.read_bytes() == BROKEN[what]
     if BROKEN[what]:
-        one_line(predict._check_earlier, tmp_path / "predictions.jsonl", [])
+        one_line(OutputFolder, tmp_path, [])
     assert charts._read_curves(tmp_path / "metrics.jsonl") == {}
 
 

@@ -20,13 +20,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from cxr_jax import safe_write
+from cxr_jax import safe_write, small_files
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Prediction
 
 NAME = "predictions.jsonl"
 _LEFT = f".{NAME}.*.part*"  # of a run that was killed; also of one that is running
-_LONGEST_LINE = 2**20  # bytes
 _LONGEST_STEM = 80
 
 Written = dict[str, dict[str, set[str]]]  # file -> name of what was written of it -> SHA-256
@@ -204,8 +203,8 @@ def _read_whole(path: pathlib.Path) -> Written:
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path} is a link or a folder; remove it, or give another --output")
     found: Written = {}
-    for number, line in enumerate(_lines_of(path), 1):
-        if not _add_line(found, line):
+    for number, (_, said) in enumerate(small_files.scan_lines(path), 1):
+        if not _add_line(found, said):
             raise InputError(
                 f"{path} is broken, or no file of predict (line {number}); remove it, or give "
                 "another --output"
@@ -218,28 +217,14 @@ def _read_some(path: pathlib.Path) -> Written:
     found: Written = {}
     if path.is_file() and not path.is_symlink():
         with contextlib.suppress(InputError):
-            for line in _lines_of(path):
-                _add_line(found, line)
+            for _, said in small_files.scan_lines(path):
+                _add_line(found, said)
     return found
 
 
-def _lines_of(path: pathlib.Path) -> Iterator[bytes]:
-    """One line at a time, of bounded length."""
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(_LONGEST_LINE):
-                yield line
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _add_line(found: Written, line: bytes) -> bool:
+def _add_line(found: Written, said: dict[str, Any] | None) -> bool:
     """Adds what a line says; False for what is no line of predict."""
-    try:
-        said = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(said, dict) or not isinstance(said.get("file"), str):
+    if said is None or not isinstance(said.get("file"), str):
         return False
     written = said.get("written", {})
     if not isinstance(written, dict):
