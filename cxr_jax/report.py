@@ -16,6 +16,7 @@ volumes also by Wilcoxon's signed-rank test over the patients, each with the mea
 
 import argparse
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Sequence
 
@@ -60,8 +61,9 @@ def main() -> int:
             groups.setdefault(name, []).append(pathlib.Path(folder))
         metrics = tuple(filter(None, args.metrics.split(",")))
         text = compare(groups, args.split, metrics, tune=args.tune)
-    elif args.tune:
-        raise InputError("--tune: name the runs, as A=DIR")
+    elif args.tune or args.metrics:
+        option = "--tune" if args.tune else "--metrics"
+        raise InputError(f"{option}: name the runs, as A=DIR")
     else:
         workdirs = [pathlib.Path(text) for text in args.workdirs]
         text = report(workdirs, args.split, pool=args.pool, resamples=args.resamples)
@@ -178,7 +180,8 @@ def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
     for name in others:
         if len(kinds[name].reports) == len(kinds[first].reports):
             pairs = zip(kinds[name].reports, kinds[first].reports)
-            apart = [{k: a[k] - b[k] for k in a if k in b} for a, b in pairs]
+            chosen = (*kinds[name].chosen, *kinds[first].chosen)  # a setting, not a result
+            apart = [{k: a[k] - b[k] for k in a if k in b and k not in chosen} for a, b in pairs]
             lines[f"{name} minus {first}"] = _mean_and_sd(apart)
     return lines
 
@@ -230,7 +233,12 @@ def against(
     configs = _same_config(workdirs, field)
     values: dict[float, list[float]] = {}
     for workdir, config in zip(workdirs, configs):
-        setting = flatten(config).get(field)
+        fields = flatten(config)
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"--against={field}: {workdir} has no such field{meant}")
+        setting = fields[field]
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
         evaluation = make_task(config).evaluation

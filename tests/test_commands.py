@@ -178,6 +178,22 @@ def test_no_external_test_takes_the_place_of_another_result(workdirs, tmp_path):
         evaluate.evaluate(other, lungs, split="train")
 
 
+def test_a_run_that_draws_masks_is_used_or_refused(workdirs, tmp_path):
+    severity, lungs = workdirs
+    config = severity_config.get_config("smoke").copy_and_resolve_references()
+    config.devices, config.lungs.workdir = 1, str(lungs)
+    with pytest.raises(InputError, match=r"is not used with config\.lungs\.masks='record'"):
+        train.train(config, tmp_path)
+
+    class Bare:
+        name, version, split, partial = "bare", "1", "train", frozenset()
+        fields = frozenset({"image", "severity", "id", "group"})
+
+    completion = splits.COMPLETIONS["lungs"](workdir.read_config(severity))
+    with pytest.raises(InputError, match=r"no field 'lungs'.*--config.lungs.masks=predicted"):
+        splits.pipeline.check_fields(Bare(), {"lungs"}, {"lungs": completion.way_out})
+
+
 def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     """masks='predicted' never reads the record's own lungs."""
     _, lungs = workdirs

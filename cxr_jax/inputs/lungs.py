@@ -68,9 +68,27 @@ class PredictedLungs:
         """False where the records' own masks are used alone."""
         return self.settings.masks != "record"
 
+    @property
+    def way_out(self) -> str:
+        """How a trained run can draw the masks."""
+        return (
+            "; or let a trained lungs run draw the masks (--config.lungs.masks=predicted "
+            "--config.lungs.workdir=DIR)"
+        )
+
     def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
-        """`source` with a mask for every film; without predictions, its films that have one."""
+        """`source` with a mask for every film; without predictions, its films that have one.
+
+        Raises:
+          InputError: a run is named that the settings leave unused; it cannot be loaded.
+        """
         masks = self.settings.masks
+        if masks == "record" and self.settings.workdir:
+            raise InputError(
+                f"config.lungs.workdir={self.settings.workdir} is not used with "
+                "config.lungs.masks='record'; set config.lungs.masks to record_or_predicted or "
+                "predicted, or leave the folder out"
+            )
         if masks == "record":
             return sources.only_with(source, {"lungs"})
         if masks == "record_or_predicted" and "lungs" in source.fields - source.partial:

@@ -23,6 +23,10 @@ class Completion(Protocol):
     def adds(self) -> bool:
         """False where it only leaves out the records without the field."""
 
+    @property
+    def way_out(self) -> str:
+        """What a user can set where it adds nothing, for a message."""
+
     def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
         """`source` with the field in every record."""
 
@@ -70,7 +74,8 @@ def open_split(
     needed = task.data.fields - hidden
     added = {name for name, completion in completions.items() if completion.adds}
     # What can be added is checked after it has been; the rest before that costs anything.
-    pipeline.check_fields(source, needed - added)
+    ways_out = {name: completion.way_out for name, completion in completions.items()}
+    pipeline.check_fields(source, needed - added, ways_out)
     steps = [functools.partial(task.data.adapt, training=training)]
     steps += [
         functools.partial(completion.apply, cache_dir=workdir / "cache")
