@@ -34,7 +34,7 @@ def main() -> None:
     config = load_config(args.config)
     config.batch_size = args.batch_size or config.batch_size
     config.precision = args.precision or config.precision
-    step, train_state, batch = _prepare(config)
+    step, train_state, batch = prepare(config)
     parameters = sum(np.prod(x.shape) for x in jax.tree.leaves(train_state.params))
     start = time.perf_counter()
     compiled = step.lower(train_state, batch).compile()
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(config: ml_collections.ConfigDict):
+def prepare(config: ml_collections.ConfigDict):
     """The jitted train step, a fresh state and a batch of phantoms: the step does not care whose
     films they are, and phantoms are always there."""
     task, parallel = make_task(config), Parallel.create(config.parallel)

@@ -1,15 +1,21 @@
 """Checkpoints: Orbax, asynchronous, atomic, with the state of the data iterator.
 
-`checkpoints/STEP/` has the items `state` (the `TrainState`) and `data` (Grain's iterator). A run
-that is killed at any moment finds the last complete step; an unfinished folder is never read.
+`checkpoints/STEP/` has the items `state` (the `TrainState`) and `data` (Grain's iterator), and the
+hashes of their files. A run that is killed at any moment finds the last complete step; an
+unfinished folder is never read. A damaged checkpoint is never read either: who resumes sets it
+aside (`checkpoints/damaged/`) and goes on from the one before; who only reads says so and ends.
 """
 
+import asyncio
 import contextlib
 import errno
+import math
+import os
 import pathlib
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -17,12 +23,35 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cxr_jax.errors import DISK_ERRORS, InputError
+from cxr_jax import manifests
+from cxr_jax.errors import DISK_ERRORS, InputError, tell_once
 from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # in FOLDER: what was set aside
+# What may be read of a checkpoint whose model is not known: so much, or so many times its files.
+SMALL_BYTES, MAX_UNPACKING = 2**28, 32
 SPARE_BYTES = 2_000_000  # metadata, and the small files that a run writes beside its checkpoints
+
+
+class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint's folder until it is complete: it gets its number with its hashes or not at all.
+
+    Orbax calls `finalize` in its writing thread, so that no training step waits for the hashing.
+    """
+
+    async def finalize(self) -> None:
+        """Hashes what was written, and gives the folder its final name."""
+        final = pathlib.Path(self.get_final())
+        if not final.name.isdigit():  # one of its items
+            return await super().finalize()
+        if self._checkpoint_metadata_store is not None:
+            await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
+        folder = pathlib.Path(self.get())
+        await asyncio.to_thread(manifests.write, folder, int(final.name))
+        folder.rename(final)
+        return None
 
 
 class Checkpoints:
@@ -32,7 +61,7 @@ class Checkpoints:
         self,
         workdir: pathlib.Path,
         *,
-        keep_last: int = 1,
+        keep_last: int = 2,
         keep_every: int = 0,
         keep_steps: tuple[int, ...] = (),
     ):
@@ -44,7 +73,9 @@ class Checkpoints:
         if keep_steps:
             keep.append(policy.CustomSteps(list(keep_steps)))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), create=True
+            preservation_policy=policy.AnyPreservationPolicy(keep),
+            temporary_path_class=_WithManifest,
+            create=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -89,14 +120,15 @@ class Checkpoints:
         """The state of `step`, shaped and placed like `state`; `data` is set in place.
 
         Raises:
-          InputError: no such step, or the checkpoint is of another model.
+          InputError: no such step, or the checkpoint is of another model, or cannot be read.
         """
         wanted = _abstract(state)
         _check_fits(self.folder, step, wanted)
         items = {"state": ocp.args.StandardRestore(wanted)}
         if data is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(data)
-        return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        with _readable(self.folder / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def _check_space(self, state: TrainState) -> None:
         """A write that fails half-way costs pages of its threads' complaints; ask first."""
@@ -130,6 +162,80 @@ def complete_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def newest_whole(workdir: pathlib.Path) -> int | None:
+    """The last step whose checkpoint is as it was written; later ones are set aside, which the
+    terminal is told. For the one writer of a work directory only.
+
+    Raises:
+      InputError: a damaged one cannot be set aside.
+    """
+    folder = pathlib.Path(workdir).resolve() / FOLDER
+    for step in reversed(complete_steps(workdir)):
+        problem = _problem(folder, step)
+        if problem is None:
+            return step
+        place = _set_aside(folder, step)
+        print(f"{folder / str(step)} is damaged: {problem}; set aside as {place}", flush=True)
+    return None
+
+
+def _set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Renames a checkpoint; nothing is deleted and nothing replaced."""
+    aside = folder / DAMAGED
+    try:
+        aside.mkdir(exist_ok=True)
+        numbers = (f"{step}-{i}" for i in range(1, 1_000_000))
+        place = next(aside / name for name in numbers if not (aside / name).exists())
+        return (folder / str(step)).rename(place)
+    except OSError as error:
+        raise InputError(
+            f"{folder / str(step)} is damaged and cannot be set aside ({error.strerror}): move it "
+            "away yourself"
+        ) from error
+
+
+def _problem(folder: pathlib.Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, None if nothing. One of an older version has no hashes,
+    which is told; but not after one that has."""
+    place = folder / str(step)
+    if manifests.is_hashed(place):
+        return manifests.damage(place, step)
+    before = [s for s in complete_steps(folder.parent) if s < step]
+    if any(manifests.is_hashed(folder / str(s)) for s in before):
+        return f"{manifests.MANIFEST!r} is missing"
+    tell_once(f"{folder}: no {manifests.MANIFEST} (of an older version), so it is used unchecked")
+    return None
+
+
+def _check_whole(folder: pathlib.Path, step: int) -> None:
+    """Before a checkpoint is read by whoever is not its writer.
+
+    Raises:
+      InputError: there is none of this step, or it is damaged.
+    """
+    _check_step(folder, step)
+    if problem := _problem(folder, step):
+        others = [s for s in complete_steps(folder.parent) if s != step]
+        raise InputError(
+            f"{folder / str(step)} is damaged: {problem}; the training command sets it aside and "
+            f"resumes from the one before, or choose another step: there are {others or 'none'}"
+        )
+
+
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """What Orbax raises about a checkpoint that it cannot read, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of Orbax, TensorStore, JSON, Grain: whatever their files made
+        raise InputError(
+            f"{folder} cannot be read ({type(error).__name__}): it is damaged, or of another "
+            "version of Orbax; move it away to use the one before"
+        ) from error
+
+
 def restore_variables(
     workdir: pathlib.Path,
     shapes: dict[str, Any],
@@ -145,7 +251,7 @@ def restore_variables(
       steps: () takes the latest checkpoint.
 
     Raises:
-      InputError: there is no such checkpoint, or it is of another model.
+      InputError: there is no such checkpoint, or it is damaged or of another model.
     """
     folder = pathlib.Path(workdir).resolve() / FOLDER
     found = complete_steps(workdir)
@@ -166,9 +272,13 @@ def restore_variables(
     )
     ensemble = []
     for step in steps:
+        _check_whole(folder, step)
         _check_fits(folder, step, wanted)
         # Another handler than for saving: it can leave out items of the stored tree.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with (
+            _readable(folder / str(step)),
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+        ):
             tree = reader.restore(folder / str(step) / "state", args=args)
         ensemble.append({"params": tree["params"], **tree["model_state"]})
     return steps, ensemble
@@ -181,19 +291,35 @@ def read_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]
       step: None takes the latest.
 
     Raises:
-      InputError: there is no checkpoint, or not of this step.
+      InputError: there is no checkpoint, or not of this step, or it is damaged.
     """
     steps = complete_steps(workdir)
     if not steps:
         raise InputError(f"{workdir} has no checkpoints; give the work directory of a trained run")
     step = steps[-1] if step is None else step
     folder = pathlib.Path(workdir).resolve() / FOLDER
-    _check_step(folder, step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
+    _check_whole(folder, step)
+    place = folder / str(step)
+    with _readable(place), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(place / "state").item_metadata.tree
+        _check_size(place, tree)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(
-            folder / str(step) / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        return reader.restore(place / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _check_size(folder: pathlib.Path, tree: Any) -> None:
+    """Refuses arrays that are large where what lies on the disk is small: trained numbers hardly
+    shrink when they are packed, and those of an optimizer that are 0 are a part of all."""
+    claimed = 0
+    for leaf in jax.tree.leaves(tree):
+        storage = getattr(leaf, "storage", None)  # a chunk is read whole, however small the array
+        numbers = max(math.prod(leaf.shape), math.prod(getattr(storage, "chunk_shape", None) or ()))
+        claimed += numbers * np.dtype(leaf.dtype).itemsize
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if claimed > max(SMALL_BYTES, MAX_UNPACKING * there):
+        raise InputError(
+            f"{folder} says that it holds {claimed:,} bytes and lies in {there:,}; no trained "
+            "numbers shrink so much: take the checkpoint from a copy"
         )
 
 
@@ -206,7 +332,8 @@ def _check_step(folder: pathlib.Path, step: int) -> None:
 def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
     """Orbax fills what is missing with placeholders, so ask before restoring."""
     _check_step(folder, step)
-    stored = _stored_shapes(folder / str(step) / "state")
+    with _readable(folder / str(step)):
+        stored = _stored_shapes(folder / str(step) / "state")
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         name = path_of(key_path)
         if stored.get(name) != tuple(leaf.shape):
@@ -220,6 +347,7 @@ def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
 def _stored_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
+    _check_size(folder.parent, tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
 
@@ -262,23 +390,33 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 
 class StopSignal:
-    """SIGTERM asks to stop: training and evaluation poll it, save and end cleanly.
+    """SIGTERM and Ctrl-C ask to stop: training and evaluation poll it, save and end cleanly. A
+    second Ctrl-C ends at once.
 
     Orbax looks for the signal only under `jax.distributed`; one process needs this.
     """
 
     def __init__(self):
         self.received = False
-        self._previous = None
+        self.name = ""
+        self.status = 0  # of the process: 128 + the signal's number
+        self._previous = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
-    def _note(self, *_):
+    def _note(self, number: int, _):
+        if number == signal.SIGINT:
+            if self.received:
+                raise KeyboardInterrupt
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, unsaved\n")
         self.received = True
+        self.name, self.status = signal.Signals(number).name, 128 + number

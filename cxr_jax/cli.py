@@ -1,16 +1,18 @@
 """What every command shares: one clear line and a non-zero exit for a user's mistake."""
 
 import argparse
+import errno
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from cxr_jax.errors import DISK_ERRORS, InputError
+from cxr_jax.errors import DISK_ERRORS, InputError, one_line
 
+_PLACE_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
-INTERRUPTED = 143  # 128 + SIGTERM
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,11 +35,18 @@ def run_command(command: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = USER_ERROR
     except OSError as error:
+        if error.errno in _PLACE_ERRORS:  # a name that no disk holds; a file where a folder must be
+            name = str(error.filename or "a path")
+            shown = ascii(name if len(name) <= 120 else f"{name[:60]}...{name[-40:]}")[1:-1]
+            print(f"error: {shown}: {error.strerror}; give another path", file=sys.stderr)
+            sys.exit(USER_ERROR)
         if error.errno not in DISK_ERRORS:
             raise
         print(
-            f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free some "
-            "space or choose another folder, and run the same command again",
+            one_line(
+                f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free "
+                "some space or choose another folder, and run the same command again"
+            ),
             file=sys.stderr,
         )
         status = USER_ERROR
@@ -61,7 +70,17 @@ def setup_jax() -> None:
 
     # Orbax narrates its options, and logs with a stack trace what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_echoes
 
     root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
     jax.config.update("jax_compilation_cache_dir", str(root / f"jaxlib-{jaxlib.__version__}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _without_echoes(unraisable: Any) -> None:
+    """When a disk is full, every write of a checkpoint that Orbax no longer waits for prints a
+    stack trace, some 200 of them, about the loop in which it would be waited for. The error itself
+    is raised."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)

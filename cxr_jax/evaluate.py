@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
 import re
 import time
@@ -14,12 +12,12 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.data import pipeline, sources
-from cxr_jax.errors import InputError
 from cxr_jax.figures import save
-from cxr_jax.inputs import splits
+from cxr_jax.inputs import external, splits
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
@@ -65,7 +63,7 @@ class Scorer:
 
         Args:
           keep_outputs: record indices whose arrays are kept for figures.
-          stop: polled, so that SIGTERM ends an evaluation too; the rows are then partial.
+          stop: polled, so that a signal ends an evaluation too; the rows are then partial.
         """
         collected: list[Rows] = []
         outputs: dict[int, dict[str, np.ndarray]] = {}
@@ -111,46 +109,64 @@ def evaluate(
     *,
     split: str = "test",
     steps: tuple[int, ...] = (),
+    stop: StopSignal | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Metric] | None:
     """Evaluates checkpoints of a work directory; writes results.json, the rows and the figures.
 
     The config may name other data than the run was trained on (an external test): its metrics,
-    rows and figures are then called DATA-SPLIT.
+    rows and figures are then called DATA-SPLIT, see `inputs.external`.
 
     Args:
       steps: checkpoints whose predictions are combined; () takes `config.eval_steps`, and the
         latest checkpoint where that is empty too.
+      stop: of the command; None listens here.
+      allow_seen: an external test may hold patients that were trained on.
 
     Returns:
-      The metrics, or None where SIGTERM ended the evaluation; nothing is written then.
+      The metrics, or None where a signal ended the evaluation; nothing is written then.
     """
     started = time.monotonic()
     trained = workdirs.read_config(workdir)
     task = make_task(config)
     settings = (*splits.COMPLETIONS, *task.evaluation.free_settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
-    parallel = Parallel.create(config.parallel, config.devices)
-    source = splits.open_split(task, config, split, workdir=workdir)
-    run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
-    chosen = task.evaluation.figure_indices(source, config.figures)
-    with StopSignal() as stop:
-        result = Scorer(task, source, parallel=parallel, config=config)(
-            run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
-        )
-    if stop.received:
-        return None
-    label = split if config.data.name == trained.data.name else f"{source.name}-{split}"
-    metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
-    evaluation = {
-        **_described(run, source, split),
-        "changed": workdirs.changed(config, trained),
-        "wall_s": round(time.monotonic() - started, 1),
-        **provenance(),
-    }
-    _write_rows(workdir / f"rows-{label}.npz", result.rows)
-    _write_results(workdir / "results.json", label, metrics=metrics, evaluation=evaluation)
-    _draw(run, source, result, folder=workdir / "figures", label=label)
-    return metrics
+    with workdirs.only_writer(workdir):
+        parallel = Parallel.create(config.parallel, config.devices)
+        label, seen = _label(config, workdir, split=split, allow_seen=allow_seen)
+        source = splits.open_split(task, config, split, workdir=workdir)
+        run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
+        chosen = task.evaluation.figure_indices(source, config.figures)
+        with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
+            result = Scorer(task, source, parallel=parallel, config=config)(
+                run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
+            )
+        if stop.received:
+            return None
+        metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
+        evaluation = {
+            **_described(run, source, split),
+            "source": external.described(config, split),
+            "seen": seen,
+            "changed": workdirs.changed(config, trained),
+            "wall_s": round(time.monotonic() - started, 1),
+            **provenance(),
+        }
+        _write_rows(results.rows_path(workdir, label), result.rows)
+        _write_results(run, label, metrics=metrics, evaluation=evaluation)
+        _draw(run, source, result, folder=workdir / "figures", label=label)
+        return metrics
+
+
+def _label(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, split: str, allow_seen: bool
+) -> tuple[str, dict[str, Any]]:
+    """The name of this evaluation, and how much of an external test was trained on."""
+    earlier = _read_results(workdir / results.RESULTS).get("evaluations", dict, {})
+    label = external.label(config, workdir, split=split, earlier=earlier)
+    if label == split:
+        return label, {}
+    return label, external.check_unseen(config, workdir, split=split, allowed=allow_seen)
 
 
 def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:
@@ -184,6 +200,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
             "examples": len(source),
         },
         "trained_on": workdirs.trained_on(run.workdir),
+        "history": workdirs.history(run.workdir),
         "init_from": config.init_from,
         **splits.provenance(config),
         "precision": config.precision,
@@ -205,26 +222,32 @@ def _draw(
 
 
 def _write_rows(path: pathlib.Path, rows: Rows) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with safe_write.replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **rows)
-    os.replace(part, path)
+
+
+def _read_results(path: pathlib.Path) -> small_files.Fields:
+    """What is there of earlier evaluations."""
+    if small_files.exists(path):
+        return small_files.read_fields(path, "remove it")
+    return small_files.Fields(path, {}, "remove it")
 
 
 def _write_results(
-    path: pathlib.Path, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
+    run: TrainedRun, label: str, *, metrics: dict[str, Metric], evaluation: dict[str, Any]
 ) -> None:
     """The newest evaluation on top; metrics of other splits stay, with how they came about."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is broken ({error}); remove it") from error
-    kept = {k: v for k, v in old.get("metrics", {}).items() if not k.startswith(f"{label}/")}
+    path, ours = run.workdir / results.RESULTS, metrics_json(metrics)
+    hashes = results.hashes(run.workdir, label, metrics=ours, steps=run.steps)
+    evaluation = evaluation | {"hashes": hashes}
+    old = _read_results(path)
+    there = old.get("metrics", dict, {})
+    kept = {k: v for k, v in there.items() if not k.startswith(f"{label}/")}
     write_json(
         path,
         {
-            "metrics": metrics_json(metrics) | kept,
+            "metrics": ours | kept,
             **evaluation,
-            "evaluations": old.get("evaluations", {}) | {label: evaluation},
+            "evaluations": old.get("evaluations", dict, {}) | {label: evaluation},
         },
     )

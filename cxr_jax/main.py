@@ -23,7 +23,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax.cli import INTERRUPTED, run_command, setup_jax
+from cxr_jax.cli import run_command, setup_jax
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 
@@ -34,6 +34,9 @@ _MODE = flags.DEFINE_enum(
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "What is evaluated.")
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are averaged.")
+_ALLOW_SEEN = flags.DEFINE_bool(
+    "allow_seen", False, "An external test may hold patients or films that were trained on."
+)
 _CONFIG_HELP = """\
   --config: A file of configs/ and its variant, e.g. configs/severity.py:quick.
   --config.FIELD: Another value of a field; --mode=show lists them all.
@@ -46,18 +49,28 @@ def main() -> int:
     if _MODE.value == "show":
         return _show(config, file)
     setup_jax()
-    from cxr_jax import evaluate, train, workdir, writers  # importing jax takes seconds
+    from cxr_jax import (
+        checkpoints,
+        evaluate,
+        train,
+        workdir,
+        writers,
+    )  # importing jax takes seconds
 
     folder = pathlib.Path(_WORKDIR.value or _default_workdir(file)).expanduser()
     if config is None:
         config = workdir.read_config(folder)
     split = _SPLIT.value
-    if _MODE.value == "train" and not train.train(config, folder, final_split=split):
-        return INTERRUPTED
-    metrics = evaluate.evaluate(config, folder, split=split, steps=_steps(_STEPS.value))
+    steps = _steps(_STEPS.value)
+    with checkpoints.StopSignal() as stop:
+        if _MODE.value == "train" and not train.train(config, folder, final_split=split, stop=stop):
+            return stop.status
+        metrics = evaluate.evaluate(
+            config, folder, split=split, steps=steps, stop=stop, allow_seen=_ALLOW_SEEN.value
+        )
     if metrics is None:
-        print("evaluation stopped by SIGTERM; nothing was written, run it again")
-        return INTERRUPTED
+        print(f"evaluation stopped by {stop.name}; nothing was written, run it again")
+        return stop.status
     print(writers.metrics_table(metrics))
     print(
         f"\n{folder}: results.json, rows-*.npz, figures/, metrics.jsonl, checkpoints/"

@@ -13,18 +13,16 @@ from a folder of PNG masks of the films' names and sizes: the options below say 
 """
 
 import argparse
-import json
-import os
 import pathlib
-import re
 import sys
 from typing import Any
 
 import tqdm
 
 from cxr_jax.cli import Parser, run_command, setup_jax
-from cxr_jax.errors import InputError
+from cxr_jax.errors import InputError, one_line
 from cxr_jax.inputs.doors import Door
+from cxr_jax.inputs.outputs import OutputFolder, own_files
 from cxr_jax.trained import TrainedRun
 
 _SHOWN = 5  # errors on the terminal
@@ -101,31 +99,30 @@ def predict(
       InputError: what is wrong with the model or the options, before the first file is read.
     """
     door, run = _open(workdir, steps=steps, threshold=threshold, options=options)
-    files = door.find(paths)
-    output.mkdir(parents=True, exist_ok=True)
-    lines = output / "predictions.jsonl"
-    _check_earlier(lines, files)
-    part = lines.with_name(lines.name + ".part")  # an earlier result stays until this one is whole
-    stems: set[str] = set()
+    found = door.find(paths)
+    found = found.without(own_files(found.files), "an earlier prediction wrote")
+    if not found.files:
+        raise InputError(f"no {door.unit} is left to predict on; {'; '.join(found.told())}")
+    folder = OutputFolder(output, found.files)
     failed: list[str] = []
-    with part.open("w", encoding="utf-8") as writing:
-        for path in tqdm.tqdm(files, desc="predict", unit=door.unit, disable=None):
+    with folder.writing():
+        for path in tqdm.tqdm(found.files, desc="predict", unit=door.unit, disable=None):
             try:
-                line = _predict_one(door, path, output=output, stems=stems)
+                folder.add(path, door.predict(path))
             except InputError as error:
                 failed.append(str(error))
-                line = {"error": str(error)}
-            writing.write(json.dumps({"file": str(path), **line}, allow_nan=False) + "\n")
-            writing.flush()
-    os.replace(part, lines)
-    unused = f"; {len(failed)} of {len(files)} {door.unit}s could not be used" if failed else ""
-    print(
-        f"{output}: {lines.name} and {len(stems)} pictures{unused}"
-        f"\nmodel: {workdir}, steps {', '.join(map(str, run.steps))}"
-        "\nResearch software: not for any clinical use."
-    )
+                folder.fail(path, str(error))
+    count = len(found.files)
+    unused = f"; {len(failed)} of {count} {door.unit}s could not be used" if failed else ""
+    ends = [
+        f"{output}: predictions.jsonl and {folder.pictures} pictures{unused}",
+        *found.told(),
+        f"model: {workdir}, steps {', '.join(map(str, run.steps))}",
+        "Research software: not for any clinical use.",
+    ]
+    print("\n".join(map(one_line, ends)))
     _complain(failed)
-    return 1 if len(failed) == len(files) else 0
+    return 1 if len(failed) == count else 0
 
 
 def _open(
@@ -156,47 +153,6 @@ def _open(
                 f"{workdir}: this model reads {door.unit}s; --{name} is of {other.unit}s"
             )
     return door(run, **{name: value for name, value in options.items() if value}), run
-
-
-def _predict_one(
-    door: Door, path: pathlib.Path, *, output: pathlib.Path, stems: set[str]
-) -> dict[str, Any]:
-    """Writes what the door makes of one file; the line that tells it."""
-    from cxr_jax.figures import save
-
-    found = door.predict(path)
-    stem = _unused(re.sub(r"[^A-Za-z0-9._-]+", "_", found.stem)[:80], stems)
-    save(found.figure, output / f"{stem}.png")
-    line = {"picture": f"{stem}.png", **found.line}
-    for name, (ending, write) in found.files.items():
-        line[name] = f"{stem}{ending}"
-        write(output / line[name])
-    return line
-
-
-def _unused(stem: str, stems: set[str]) -> str:
-    """The stem, or stem-2, ... where two folders have files of one name."""
-    name, count = stem, 1
-    while name in stems:
-        count += 1
-        name = f"{stem}-{count}"
-    stems.add(name)
-    return name
-
-
-def _check_earlier(lines: pathlib.Path, files: list[pathlib.Path]) -> None:
-    """Refuses to replace the predictions of other films."""
-    if not lines.is_file():
-        return
-    try:
-        earlier = {json.loads(line)["file"] for line in lines.read_text("utf-8").splitlines()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{lines} is broken ({error}); remove it") from error
-    if others := earlier - {str(path) for path in files}:
-        raise InputError(
-            f"{lines} holds predictions of {len(others)} other files, e.g. {min(others)}; give "
-            "another --output"
-        )
 
 
 def _complain(failed: list[str]) -> None:

@@ -16,6 +16,7 @@ volumes also by Wilcoxon's signed-rank test over the patients, each with the mea
 
 import argparse
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ import ml_collections
 import numpy as np
 import scipy.stats
 
+from cxr_jax import results, small_files
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -59,8 +61,9 @@ def main() -> int:
             groups.setdefault(name, []).append(pathlib.Path(folder))
         metrics = tuple(filter(None, args.metrics.split(",")))
         text = compare(groups, args.split, metrics, tune=args.tune)
-    elif args.tune:
-        raise InputError("--tune: name the runs, as A=DIR")
+    elif args.tune or args.metrics:
+        option = "--tune" if args.tune else "--metrics"
+        raise InputError(f"{option}: name the runs, as A=DIR")
     else:
         workdirs = [pathlib.Path(text) for text in args.workdirs]
         text = report(workdirs, args.split, pool=args.pool, resamples=args.resamples)
@@ -177,7 +180,8 @@ def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
     for name in others:
         if len(kinds[name].reports) == len(kinds[first].reports):
             pairs = zip(kinds[name].reports, kinds[first].reports)
-            apart = [{k: a[k] - b[k] for k in a if k in b} for a, b in pairs]
+            chosen = (*kinds[name].chosen, *kinds[first].chosen)  # a setting, not a result
+            apart = [{k: a[k] - b[k] for k in a if k in b and k not in chosen} for a, b in pairs]
             lines[f"{name} minus {first}"] = _mean_and_sd(apart)
     return lines
 
@@ -229,7 +233,12 @@ def against(
     configs = _same_config(workdirs, field)
     values: dict[float, list[float]] = {}
     for workdir, config in zip(workdirs, configs):
-        setting = flatten(config).get(field)
+        fields = flatten(config)
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"--against={field}: {workdir} has no such field{meant}")
+        setting = fields[field]
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             raise InputError(f"--against={field}: in {workdir} it is {setting!r}, not a number")
         evaluation = make_task(config).evaluation
@@ -365,15 +374,24 @@ def _difference(a, b, free: tuple[str, ...]) -> str | None:
 
 
 def read_rows(workdir: pathlib.Path, split: str) -> Rows:
-    """The rows of one evaluation; InputError where there is none."""
-    path = workdir / f"rows-{split}.npz"
-    if not path.is_file():
-        raise InputError(
-            f"{path} is missing; python -m cxr_jax.main --workdir={workdir} --mode=eval "
-            f"--split={split} writes it"
-        )
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """The rows of one evaluation; InputError where there are none, what is there is none, or rows,
+    results, config and checkpoints do not fit each other."""
+    path = results.rows_path(workdir, split)
+    command = f"python -m cxr_jax.main --workdir={workdir} --mode=eval --split={split} writes it"
+    if not small_files.is_file(path):
+        raise InputError(f"{path} is missing; {command}")
+    results.check(workdir, split)
+    rows = small_files.read_npz(path, command)
+    if absent := [name for name in ("id", "group") if name not in rows]:
+        raise InputError(f"{path} has no {absent[0]} of its rows; {command}")
+    for name, values in rows.items():
+        kinds = "U" if name in ("id", "group") else "biuf"
+        if values.ndim < 1 or len(values) != len(rows["id"]) or values.dtype.kind not in kinds:
+            raise InputError(
+                f"{path}: {name} is {values.dtype} of shape {values.shape}, beside "
+                f"{len(rows['id'])} rows; {command}"
+            )
+    return rows
 
 
 def _text(metric: Metric) -> str:

@@ -1,9 +1,9 @@
 """The one training loop. It never learns which paper it trains."""
 
+import contextlib
 import dataclasses
 import faulthandler
 import functools
-import math
 import os
 import pathlib
 import resource
@@ -18,11 +18,12 @@ import numpy as np
 
 from cxr_jax import optimizers, state
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps
+from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer
 from cxr_jax.figures import save, training_curves
+from cxr_jax.finite import Steps
 from cxr_jax.initialise import check_frozen, flatten, initialise
 from cxr_jax.inputs import splits
 from cxr_jax.metrics.bootstrap import numbers
@@ -33,7 +34,11 @@ from cxr_jax.writers import Writer
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, final_split: str = "test"
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    final_split: str = "test",
+    stop: StopSignal | None = None,
 ) -> bool:
     """Trains to `config.total_steps`, from the last checkpoint of `workdir` if there is one.
 
@@ -43,15 +48,33 @@ def train(
     Args:
       final_split: the split that will be evaluated at the end; opened early, so that a data set
         without it is refused now and not after the training.
+      stop: of the command; None listens here.
 
     Returns:
-      True when the run is complete, False when SIGTERM ended it (after saving).
+      True when the run is complete, False when a signal ended it (after saving).
     """
     check_numbers(config)
-    workdirs.check_config(config, workdir)
-    if complete_steps(workdir)[-1:] == [config.total_steps]:
-        print(f"{workdir} is trained already, to step {config.total_steps}")
-        return True
+    with workdirs.only_writer(workdir):
+        workdirs.check_config(config, workdir, longer=True)
+        if newest_whole(workdir) == config.total_steps:
+            print(f"{workdir} is trained already, to step {config.total_steps}")
+            return True
+        run = open_run(config, workdir, final_split)
+        batches = run.batches()
+        try:
+            with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
+                return _train(run, batches, stop)
+        finally:
+            batches.close()
+            faulthandler.cancel_dump_traceback_later()
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, final_split: str) -> "Run":
+    """Looks at everything that can be wrong; writes and compiles nothing.
+
+    Raises:
+      InputError: the first thing that is.
+    """
     task = make_task(config)
     _check_stages(task, config)
     parallel = Parallel.create(config.parallel, config.devices)
@@ -59,7 +82,7 @@ def train(
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
     splits.check_second(config)
     sources.open_source(config.data, final_split)
-    run = _Run(
+    return Run(
         config=config,
         workdir=workdir,
         task=task,
@@ -69,17 +92,10 @@ def train(
         if config.eval_every
         else None,
     )
-    batches = run.batches()
-    try:
-        with StopSignal() as stop:
-            return _train(run, batches, stop)
-    finally:
-        batches.close()
-        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What a training consists of."""
 
     config: ml_collections.ConfigDict
@@ -110,7 +126,7 @@ class _Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
+class Program:
     """What is compiled: `create` makes a fresh state, `step` one update."""
 
     create: Callable[[], state.TrainState]
@@ -119,7 +135,8 @@ class _Program:
     trainable: Any
 
 
-def _program(run: _Run) -> _Program:
+def compile_run(run: Run) -> Program:
+    """The functions that the loop calls; compiles nothing yet."""
     task, config, parallel = run.task, run.config, run.parallel
     example = splits.example_batch(task, run.source)
     shapes = variable_shapes(task, example)
@@ -141,7 +158,7 @@ def _program(run: _Run) -> _Program:
     step = state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     create = functools.partial(state.create, task, tx, seed=config.seed)
     create = jax.jit(create, out_shardings=parallel.replicated)
-    return _Program(
+    return Program(
         create=functools.partial(create, example),
         step=parallel.compile_train_step(step),
         learning_rate=optimizers.make_schedule(config.optimizer, config.total_steps),
@@ -149,10 +166,10 @@ def _program(run: _Run) -> _Program:
     )
 
 
-def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
-    """From the first step, or the last checkpoint, to the last step or SIGTERM."""
+def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
+    """From the first step, or the last checkpoint, to the last step or a signal."""
     config = run.config
-    program = _program(run)
+    program = compile_run(run)
     checkpoints = Checkpoints(
         run.workdir,
         keep_last=config.keep_last,
@@ -164,7 +181,7 @@ def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         print(
             "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
         )
-        workdirs.claim(config, run.workdir, run.source)
+        workdirs.claim(config, run.workdir, run.source, unlabelled=_unlabelled(run))
         first = int(train_state.step)
         with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
             loop = _Loop(
@@ -176,18 +193,31 @@ def _train(run: _Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
                 stop=stop,
             )
             train_state = loop(train_state)
-            checkpoints.save(train_state, batches, wait=True)
+            if int(train_state.step):  # a run that was stopped before its first step has nothing
+                checkpoints.save(train_state, batches, wait=True)
     step = int(train_state.step)
     if step < config.total_steps:
-        print(f"stopped by SIGTERM at step {step}, saved; the same command resumes from there")
+        print(f"stopped by {stop.name} at step {step}, saved; the same command resumes from there")
         return False
     curves = training_curves(run.workdir / "metrics.jsonl")
     save(curves, run.workdir / "figures" / "training.png")
     return True
 
 
+def _unlabelled(run: Run) -> tuple[str, ...]:
+    """Outputs that cannot be learned from the training set, which are told."""
+    names = run.task.data.unlabelled(run.source)
+    if names:
+        print(
+            f"nothing in the training set has a label for {', '.join(names)}: not learned, and "
+            "null in predictions",
+            flush=True,
+        )
+    return names
+
+
 def _first_state(
-    run: _Run, program: _Program, *, checkpoints: Checkpoints, batches: grain.DatasetIterator
+    run: Run, program: Program, *, checkpoints: Checkpoints, batches: grain.DatasetIterator
 ) -> state.TrainState:
     """The state of the last checkpoint, and `batches` set to it; else a fresh one."""
     fresh = program.create()
@@ -205,8 +235,8 @@ class _Loop:
 
     def __init__(
         self,
-        run: _Run,
-        program: _Program,
+        run: Run,
+        program: Program,
         *,
         batches: grain.DatasetIterator,
         checkpoints: Checkpoints,
@@ -217,22 +247,25 @@ class _Loop:
         self._batches, self._checkpoints = batches, checkpoints
         self._writer, self._stop = writer, stop
         self._validate = run.scorer()
+        self._steps = Steps(run.source, checkpoints)
 
     def __call__(self, train_state: state.TrainState) -> state.TrainState:
-        """Runs to `total_steps` or SIGTERM; every save but the last one."""
+        """Runs to `total_steps` or a signal; every save but the last one."""
         config, step = self._config, int(train_state.step)
-        scalars: dict[str, Any] = {}
         _watch(config.hang_warning_s)
         while step < config.total_steps and not self._stop.received:
-            batch = self._run.parallel.shard_batch(next(self._batches))
-            train_state, scalars = self._program.step(train_state, batch)
+            batch = next(self._batches)
+            train_state, scalars = self._program.step(
+                train_state, self._run.parallel.shard_batch(batch)
+            )
             step += 1
+            self._steps.add(step, scalars, batch["index"])
             last = step == config.total_steps
             saves = step % config.checkpoint_every == 0 or last or step in config.eval_steps
             if step % config.log_every == 0 or last:
-                self._log(step, scalars)
+                self._log(step)
             elif saves:  # a save must not hide that the run has come to nothing
-                self._check_finite(step, scalars)
+                self._steps.finish()
             self._writer.advance(step)
             if config.eval_every and (step % config.eval_every == 0 or last):
                 self._log_validation(step, train_state)
@@ -240,12 +273,11 @@ class _Loop:
             if saves:
                 self._checkpoints.save(train_state, self._batches)
         faulthandler.cancel_dump_traceback_later()
-        if self._stop.received and scalars:
-            self._check_finite(step, {"loss": scalars["loss"]})
+        self._steps.finish()
         return train_state
 
-    def _log(self, step: int, scalars: state.Scalars) -> None:
-        values = self._check_finite(step, scalars)
+    def _log(self, step: int) -> None:
+        values = self._steps.finish()
         rate = float(self._program.learning_rate(step - 1))
         self._writer.scalars(step, values | {"lr": rate})
         _watch(self._config.hang_warning_s)
@@ -257,22 +289,6 @@ class _Loop:
         evaluation = self._run.task.evaluation
         values = numbers(evaluation.report(evaluation.units(rows)))
         self._writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
-
-    def _check_finite(self, step: int, scalars: state.Scalars) -> dict[str, float]:
-        """The numbers on the host.
-
-        Raises:
-          InputError: one of them is not finite.
-        """
-        values = {k: float(v) for k, v in jax.device_get(scalars).items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise InputError(
-                f"{bad[0]} is {values[bad[0]]} at step {step}; the last checkpoint is of step "
-                f"{self._checkpoints.latest() or 0}. Lower config.optimizer.lr or set "
-                "config.optimizer.clip_norm, and use another --workdir"
-            )
-        return values
 
 
 def _check_stages(task: Task, config: ml_collections.ConfigDict) -> None:

@@ -16,7 +16,7 @@ from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.tasks.base import Outputs, Variables
-from cxr_jax.workdir import read_config
+from cxr_jax.workdir import read_config, trained_on
 
 Batch = dict[str, np.ndarray]
 
@@ -60,6 +60,7 @@ class TrainedRun:
         """
         workdir = pathlib.Path(workdir)
         config = read_config(workdir) if config is None else config
+        config = _with_untrained(config, workdir)
         task = make_task(config)
         # What is wrong with the model is said before a record is read.
         shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
@@ -109,6 +110,18 @@ class TrainedRun:
         members = [_merged(functions, variables, batch) for variables in self.ensemble]
         outputs = self.task.combine(members)
         return [{k: np.asarray(v[i]) for k, v in outputs.items()} for i in range(len(examples))]
+
+
+def _with_untrained(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
+    """The config with the outputs that no training film labelled among its `untrained`."""
+    names = (trained_on(workdir) or {}).get("unlabelled", ())
+    if not names or "untrained" not in config:
+        return config
+    config = config.copy_and_resolve_references()
+    config.untrained = tuple(dict.fromkeys((*config.untrained, *names)))
+    return config
 
 
 def _merged(functions: Sequence[Callable[..., Outputs]], variables: Variables, batch: Batch):

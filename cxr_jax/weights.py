@@ -18,13 +18,12 @@ there under `backbone`, PCAM heads under `heads`, a ViT under `vit`.
 import argparse
 import collections
 import hashlib
-import json
 import pathlib
 import re
 
 import numpy as np
 
-from cxr_jax import weight_files
+from cxr_jax import safe_write, small_files, weight_files
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError
 
@@ -91,7 +90,7 @@ def load(path: pathlib.Path, step: int | None = None) -> Arrays:
     Raises:
       InputError: there are none, or not of this step.
     """
-    if path.is_file() and step is None:
+    if small_files.is_file(path) and step is None:
         return weight_files.read_file(path)
 
     from cxr_jax import initialise  # importing jax takes seconds
@@ -183,26 +182,22 @@ def _make_folder(folder: pathlib.Path) -> None:
 
 def _check_folder(folder: pathlib.Path, about: dict[str, str]) -> None:
     """Refuses a folder that holds anything but an import of the same file."""
-    if folder.exists() and not folder.is_dir():
+    if small_files.exists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder")
-    ours = (ABOUT, weight_files.WEIGHTS, f"{ABOUT}.part", f"{weight_files.WEIGHTS}.part")
+    ours = (ABOUT, weight_files.WEIGHTS)
     found = sorted(item.name for item in folder.iterdir()) if folder.exists() else []
-    others = [name for name in found if name not in ours]
+    others = [name for name in found if name not in ours and not safe_write.is_left(name)]
     if others:
         raise InputError(f"{folder} holds something else ({others[0]}); give a new folder")
     if ABOUT not in found:
         if weight_files.WEIGHTS in found:
             raise InputError(f"{folder} holds weights of unknown origin; give a new folder")
         return
-    try:
-        there = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        same = all(there[key] == value for key, value in about.items())
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / ABOUT} cannot be read; give a new folder") from error
-    if not same:
+    there = small_files.read_fields(folder / ABOUT, "give a new folder")
+    if any(there.get(key, str) != value for key, value in about.items()):
         raise InputError(
-            f"{folder} holds {there['kind']} weights of {there.get('source')} under "
-            f"{there['prefix']!r}, which are others; give a new folder"
+            f"{folder} holds {there.get('kind', str)} weights of {there.get('source', str, None)} "
+            f"under {there.get('prefix', str)!r}, which are others; give a new folder"
         )
 
 
@@ -230,7 +225,7 @@ def export(
 
     if file.suffix != ".safetensors":
         raise InputError(f"{file}: expected a name that ends in .safetensors")
-    if file.exists():
+    if small_files.exists(file):
         raise InputError(f"{file} is there already; give another name")
     found = initialise.read_arrays(folder, step)
     arrays = {name: x for name, x in found.items() if name.split("/")[0] in initialise.COLLECTIONS}

@@ -16,6 +16,7 @@ import tensorboardX
 import tqdm
 
 import cxr_jax
+from cxr_jax import safe_write, small_files
 from cxr_jax.metrics.bootstrap import Metric
 
 
@@ -88,20 +89,16 @@ class Writer:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # the half line of a killed run
+        for line, values in small_files.scan_lines(self.path):
+            there = (values or {}).get("step")  # None of the half line of a killed run
+            if isinstance(there, int) and there <= step:
+                kept.append(line)
         write_atomic(self.path, "".join(line + "\n" for line in kept))
 
 
 def write_atomic(path: pathlib.Path, text: str) -> None:
     """A reader, or a run after a kill, sees the old file or the new one, never a half."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    safe_write.write_text(path, text)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -155,6 +155,45 @@ def test_films_without_a_lesion_mask_among_films_with_one(workdirs, tmp_path):
         assert "manifest-test/lesion_dice" not in metrics
 
 
+def test_no_external_test_takes_the_place_of_another_result(workdirs, tmp_path):
+    """Neither of other options of the same source, nor of patients that were trained on."""
+    _, lungs = workdirs
+    own = evaluate.evaluate(workdir.read_config(lungs), lungs)
+    other = workdir.read_config(lungs).copy_and_resolve_references()
+    other.data.seed += 1
+    before = {p.name: p.read_bytes() for p in (lungs / "figures").glob("test-*")}
+    rows = (lungs / "rows-test.npz").read_bytes()
+    metrics = evaluate.evaluate(other, lungs)
+    (label,) = {name.split("/")[0] for name in metrics}
+    assert label.startswith("phantom_cxr-")
+    results = json.loads((lungs / "results.json").read_text())
+    assert {"test", label} <= results["evaluations"].keys()
+    for name, metric in own.items():
+        assert results["metrics"][name]["value"] == metric.value
+    assert (lungs / "rows-test.npz").read_bytes() == rows
+    assert {p.name: p.read_bytes() for p in (lungs / "figures").glob("test-*")} == before
+    other.data.seed -= 1
+    other.data.train -= 2  # some of the training films
+    with pytest.raises(InputError, match="were trained on, so this is no external test"):
+        evaluate.evaluate(other, lungs, split="train")
+
+
+def test_a_run_that_draws_masks_is_used_or_refused(workdirs, tmp_path):
+    severity, lungs = workdirs
+    config = severity_config.get_config("smoke").copy_and_resolve_references()
+    config.devices, config.lungs.workdir = 1, str(lungs)
+    with pytest.raises(InputError, match=r"is not used with config\.lungs\.masks='record'"):
+        train.train(config, tmp_path)
+
+    class Bare:
+        name, version, split, partial = "bare", "1", "train", frozenset()
+        fields = frozenset({"image", "severity", "id", "group"})
+
+    completion = splits.COMPLETIONS["lungs"](workdir.read_config(severity))
+    with pytest.raises(InputError, match=r"no field 'lungs'.*--config.lungs.masks=predicted"):
+        splits.pipeline.check_fields(Bare(), {"lungs"}, {"lungs": completion.way_out})
+
+
 def test_severity_learns_from_predicted_lungs(workdirs, tmp_path):
     """masks='predicted' never reads the record's own lungs."""
     _, lungs = workdirs

@@ -249,6 +249,8 @@ def test_the_config_of_an_old_run_is_todays(path, tmp_path):
         config.data = sources.block("manifest", path="films.csv")
     (tmp_path / "config.json").write_text(path.read_text())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    workdir.check_config(config, tmp_path)
+    config.keep_last = 1  # 2 since: how a run is kept, not what it computes
     read = workdir.read_config(tmp_path)
     assert workdir.flatten(read) == workdir.flatten(config)
     assert json.loads(read.to_json()) == json.loads(config.to_json())

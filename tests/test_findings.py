@@ -1,7 +1,9 @@
 """The findings task: what it trains on, what it shows, and that severity can start from it."""
 
 import importlib
+import json
 
+import cv2
 import jax
 import jax.numpy as jnp
 import matplotlib.colors
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from cxr_jax import figures, losses, optimizers
-from cxr_jax.data import pipeline
+from cxr_jax import figures, losses, optimizers, predict, train, workdir
+from cxr_jax.data import pipeline, sources
 from cxr_jax.data.boxes import MOST as MAX_BOXES
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
@@ -408,3 +410,43 @@ def test_what_is_not_trained_is_not_told():
     texts = [text.get_text() for text in task.figure(record, outputs).findobj(Text)]
     assert "edema" in texts
     assert not {"cardiomegaly", "support devices"} & set(texts)
+
+
+def test_findings_that_no_film_labels_are_told_and_predicted_as_null(tmp_path, capsys):
+    """The whole way: a table of two findings, trained on, and a film of it predicted on."""
+    rows = ["image,group,split,edema,pneumothorax"]
+    for k, record in enumerate(PhantomCXR(split="train", count=8, seed=0, size=128)):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), record["image"])
+        rows.append(f"{k}.png,p{k},{'train' if k < 6 else 'test'},{k % 2},")
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    config = config_of("findings", "smoke")
+    config.data = sources.block("manifest", path=str(tmp_path / "films.csv"))
+    config.update(devices=1, total_steps=1, eval_steps=(), eval_every=0, batch_size=2)
+    assert train.train(config, tmp_path / "run")
+    told = [x for x in capsys.readouterr().out.splitlines() if "has a label for" in x]
+    names = [name for name in FINDINGS if name != "edema"]
+    assert told == [
+        f"nothing in the training set has a label for {', '.join(names)}: not learned, and null in "
+        "predictions"
+    ]
+    assert workdir.trained_on(tmp_path / "run")["unlabelled"] == names
+    assert predict.predict([tmp_path / "0.png"], tmp_path / "run", tmp_path / "out") == 0
+    (line,) = map(json.loads, (tmp_path / "out" / "predictions.jsonl").open())
+    assert {name for name, p in line["findings"].items() if p is not None} == {"edema"}
+    again = sources.open_source(config.data, "train")
+    workdir.claim(config, tmp_path / "run", again)  # what is kept does not look like other data
+
+
+def test_only_as_many_films_are_looked_at_as_it_takes():
+    class Films(list):
+        def peek(self, index, field):
+            assert index < 2
+            assert field == "findings"
+            known = np.full(K, np.nan)
+            known[index::2] = 0
+            return known
+
+    assert tiny().data.unlabelled(Films(range(9))) == ()
+    assert tiny(untrained=("edema",)).data.unlabelled([]) == tuple(
+        name for name in FINDINGS if name != "edema"
+    )

@@ -166,5 +166,7 @@ def test_a_metric_is_drawn_against_a_setting(ct_runs):
         report.against(runs, "test", field="affinity.radius", metric="all_dice", output=picture)
     with pytest.raises(InputError, match="not a number"):
         report.against(runs[:2], "test", field="method", metric="all_dice", output=picture)
+    with pytest.raises(InputError, match=r"no such field; did you mean affinity\.radius"):
+        report.against(runs[:2], "test", field="affinity.radios", metric="all_dice", output=picture)
     with pytest.raises(InputError, match="'dice'"):
         report.against(runs[:2], "test", field="affinity.radius", metric="dice", output=picture)

@@ -76,6 +76,12 @@ class Bags:
             a[order] for a in (self._starts, self._lengths, labels)
         )
         self.parts = int((labels > 0).sum()), int((labels < 0).sum())
+        positive = int((table.label == 1).sum())
+        self.notes = (
+            (f"left out: {len(lacks)} of {positive} positive slices, which have no {needed}",)
+            if lacks
+            else ()
+        )
         for name, count in zip(("positive", "negative"), self.parts):
             if not count:
                 raise InputError(

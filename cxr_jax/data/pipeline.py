@@ -13,6 +13,7 @@ one number: a run that resumes sees what it would have seen.
 import dataclasses
 import functools
 import threading
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -258,8 +259,13 @@ def num_batches(examples: int, *, batch_size: int, hosts: int = 1) -> int:
     return -(-examples // (batch_size * hosts))
 
 
-def check_fields(source: Source, needed: Iterable[str]) -> None:
+def check_fields(
+    source: Source, needed: Iterable[str], ways_out: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
     """Refuses a source that lacks a field the task needs, before anything is compiled.
+
+    Args:
+      ways_out: field -> what else could give it.
 
     Raises:
       InputError: names the data set, the first missing field and the fields it has.
@@ -268,7 +274,7 @@ def check_fields(source: Source, needed: Iterable[str]) -> None:
         raise InputError(
             f"data set {source.name!r} (split {source.split!r}) has no field {field!r}, which this "
             f"task needs; it has {', '.join(sorted(source.fields))}. Choose another data set, or "
-            "add the field to its files and prepare it again"
+            f"add the field to its files and prepare it again{ways_out.get(field, '')}"
         )
 
 

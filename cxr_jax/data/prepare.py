@@ -16,9 +16,18 @@ import tqdm
 
 from cxr_jax import cli
 from cxr_jax.data import sources
-from cxr_jax.errors import InputError
+from cxr_jax.errors import InputError, one_line
 
 PREPARED = {name: entry for name, entry in sources.DATASETS.items() if entry.source}
+
+
+# A field of the records -> what it can train.
+EXAMPLES = {
+    "slice_label": "configs/seam.py:quick,method=cam",
+    "severity": "configs/severity.py:quick",
+    "findings": "configs/findings.py:quick",
+    "lungs": "configs/lungs.py:quick",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = {split: len(films) for split, films in builder.films.items()}
     total = sum(counts.values())
     for note in builder.notes:
-        print(f"{args.name}: {note}")
+        print(one_line(f"{args.name}: {note}"))
     # disable=None: a bar on a terminal only.
     unit = "slice" if "slice" in builder.fields else "film"
     with tqdm.tqdm(total=total, unit=unit, desc=args.name, disable=None) as bar:
@@ -47,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
     print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
-    if example := PREPARED[args.name].example:
+    example = next((c for field, c in EXAMPLES.items() if field in builder.fields), "")
+    if PREPARED[args.name].by_path and example:
         print(
             f"train with, for example: python -m cxr_jax.main --config={example} "
             f"--config.data.name={args.name} --config.data.path={builder.data_dir} --workdir=DIR"

@@ -1,6 +1,5 @@
 """Charts of a whole split or run, on white: scores, intervals, thresholds, training curves."""
 
-import json
 import math
 import os
 import pathlib
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cxr_jax import small_files
 from cxr_jax.figures.style import (
     BLUE,
     FONT,
@@ -284,11 +284,9 @@ def training_curves(path: str | os.PathLike) -> Figure:
 def _read_curves(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """name -> (steps, values) of `metrics.jsonl`, in the order of first appearance."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-        except (ValueError, KeyError, AttributeError):
+    for _, values in small_files.scan_lines(path):
+        step = (values or {}).pop("step", None)
+        if isinstance(step, bool) or not isinstance(step, int):
             continue  # the half line of a killed run
         for name, value in values.items():
             if isinstance(value, (int, float)) and math.isfinite(value):

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from cxr_jax import safe_write
+
 DPI = 110
 FONT = "DejaVu Sans"  # comes with matplotlib
 THRESHOLD = 0.5  # of the contour and of the hard score
@@ -121,14 +123,11 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id: two commands on one work directory must not write into one file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     kind = path.suffix[1:].lower() or "png"
     # Without the Software entry, equal figures are equal files.
     metadata = {"Software": None} if kind == "png" else None
     try:
-        figure.savefig(partial, format=kind, dpi=figure.dpi, metadata=metadata)
-        os.replace(partial, path)
+        with safe_write.replacing(path) as partial:
+            figure.savefig(partial, format=kind, dpi=figure.dpi, metadata=metadata)
     finally:
-        partial.unlink(missing_ok=True)
         figure.clear()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from matplotlib.figure import Figure
 
+from cxr_jax.data.found import Found
 from cxr_jax.trained import TrainedRun
 
 
@@ -44,8 +45,8 @@ class Door(Protocol):
 
     def __init__(self, run: TrainedRun, **options: Any): ...
 
-    def find(self, paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-        """The files among the user's files and folders."""
+    def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
+        """The files among the user's files and folders, and what there is left out."""
 
     def predict(self, path: pathlib.Path) -> Prediction:
         """Reads one file and applies the run. Raises InputError where it cannot be used."""

@@ -1,11 +1,13 @@
 """Films as files: PNG, JPEG and DICOM, one prediction each."""
 
 import argparse
+import collections
 import pathlib
 from collections.abc import Iterable
 
 from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data import readers, zones
+from cxr_jax.data.found import Found
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Prediction
@@ -20,7 +22,8 @@ class Films:
       run: of a task of films.
       lungs: work directory of a trained lungs run; '': the one that the run was trained with. Read
         where the task needs lung masks and `masks` is not given.
-      masks: folder of lung masks, NAME.png.
+      masks: folder of lung masks, NAME.png; FOLDER/NAME.png where a film of that name lies in
+        FOLDER of a searched folder.
 
     Raises:
       InputError: the run needs lung masks and there is nothing to get them from.
@@ -37,6 +40,7 @@ class Films:
 
     def __init__(self, run: TrainedRun, *, lungs: str = "", masks: pathlib.Path | None = None):
         self._run, self._masks, self._segmenter = run, masks, None
+        self._places: dict[pathlib.Path, pathlib.Path] = {}
         if "lungs" in run.task.data.inputs and masks is None:
             lungs = lungs or run.config.lungs.workdir
             if not lungs:
@@ -46,9 +50,12 @@ class Films:
                 )
             self._segmenter = Segmenter.load(lungs)
 
-    def find(self, paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
+    def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The films among files and folders."""
-        return readers.films_in(paths)
+        paths = [pathlib.Path(path) for path in paths]
+        found = readers.find_films(paths)
+        self._places = {file: _place(file, paths) for file in found.files}
+        return found
 
     def predict(self, path: pathlib.Path) -> Prediction:
         """What the run says of one film.
@@ -62,10 +69,11 @@ class Films:
 
     def _read(self, path: pathlib.Path) -> Record:
         """A record with the film and, where they are asked for, its lungs."""
+        readers.check_frontal(path)
         record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
         shape = record["image"].shape
         if self._masks is not None:
-            mask = readers.read_mask(self._masks / f"{path.stem}.png", shape)
+            mask = readers.read_mask(self._mask_of(path), shape)
             record["lungs"] = zones.split_lungs(mask)
         elif self._segmenter is not None:
             labels = self._segmenter.labels([record["image"]])[0]
@@ -73,3 +81,28 @@ class Films:
         if "lungs" in record and not record["lungs"].any():
             raise InputError(f"{path}: no lung was found; give a mask with --masks")
         return record
+
+    def _mask_of(self, path: pathlib.Path) -> pathlib.Path:
+        """The one mask that can be meant.
+
+        Raises:
+          InputError: it would be that of another film too.
+        """
+        places = collections.Counter(self._places.values())
+        stems = collections.Counter(place.name for place in self._places.values())
+        place = self._places.get(path, pathlib.Path(path.stem))
+        inside = self._masks / place.parent / f"{place.name}.png"
+        if places[place] > 1 or (stems[place.name] > 1 and not inside.is_file()):
+            raise InputError(
+                f"{path}: {stems[place.name]} films are called {place.name!r}; give their masks "
+                f"as --masks={self._masks} with {place.parent / place.name}.png in it, and films "
+                "of the same place in two folders in two runs"
+            )
+        return inside if inside.is_file() else self._masks / f"{path.stem}.png"
+
+
+def _place(file: pathlib.Path, paths: Iterable[pathlib.Path]) -> pathlib.Path:
+    """Where a film lies in the folder that was searched, without its ending."""
+    roots = [path for path in paths if path != file and file.is_relative_to(path)]
+    place = file.relative_to(min(roots, key=lambda root: len(root.parts))) if roots else file.name
+    return pathlib.Path(place).parent / file.stem

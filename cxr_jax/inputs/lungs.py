@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 import pathlib
+from typing import Any
 
 import ml_collections
 import numpy as np
 import tqdm
 
+from cxr_jax import safe_write
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data import lungs, sources
 from cxr_jax.data.lungs import LungMasks
@@ -67,9 +68,27 @@ class PredictedLungs:
         """False where the records' own masks are used alone."""
         return self.settings.masks != "record"
 
+    @property
+    def way_out(self) -> str:
+        """How a trained run can draw the masks."""
+        return (
+            "; or let a trained lungs run draw the masks (--config.lungs.masks=predicted "
+            "--config.lungs.workdir=DIR)"
+        )
+
     def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
-        """`source` with a mask for every film; without predictions, its films that have one."""
+        """`source` with a mask for every film; without predictions, its films that have one.
+
+        Raises:
+          InputError: a run is named that the settings leave unused; it cannot be loaded.
+        """
         masks = self.settings.masks
+        if masks == "record" and self.settings.workdir:
+            raise InputError(
+                f"config.lungs.workdir={self.settings.workdir} is not used with "
+                "config.lungs.masks='record'; set config.lungs.masks to record_or_predicted or "
+                "predicted, or leave the folder out"
+            )
         if masks == "record":
             return sources.only_with(source, {"lungs"})
         if masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
@@ -107,18 +126,17 @@ class WithLungs:
 
     def _write_masks(self, segmenter: Segmenter) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(f".{os.getpid()}.part")
         count, step = len(self._source), segmenter.batch_size
-        masks = np.lib.format.open_memmap(
-            part, mode="w+", dtype=np.uint8, shape=(count, segmenter.side, segmenter.side)
-        )
         what = f"lung masks of {self.split}"
-        for start in tqdm.trange(0, count, step, desc=what, disable=None):
-            some = range(start, min(start + step, count))
-            films = [self._source[i]["image"] for i in some]
-            masks[start : start + len(films)] = segmenter.labels(films)
-        masks.flush()
-        os.replace(part, self._path)
+        with safe_write.replacing(self._path) as part:
+            masks = np.lib.format.open_memmap(
+                part, mode="w+", dtype=np.uint8, shape=(count, segmenter.side, segmenter.side)
+            )
+            for start in tqdm.trange(0, count, step, desc=what, disable=None):
+                some = range(start, min(start + step, count))
+                films = [self._source[i]["image"] for i in some]
+                masks[start : start + len(films)] = segmenter.labels(films)
+            masks.flush()
 
     def __len__(self) -> int:
         return len(self._source)
@@ -129,3 +147,7 @@ class WithLungs:
             return record
         mask = np.load(self._path, mmap_mode="r")[index]
         return {**record, "lungs": lungs.enlarge(np.asarray(mask), record["image"].shape)}
+
+    def peek(self, index: int, field: str) -> Any:
+        """See `sources.peek`; of another field than the lungs."""
+        return sources.peek(self._source, index, field)

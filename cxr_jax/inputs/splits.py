@@ -1,6 +1,7 @@
 """Opens the splits that a config names, with every field that the task needs."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from cxr_jax.data import pipeline, sources
 from cxr_jax.data.sources import combine
-from cxr_jax.errors import InputError
+from cxr_jax.errors import InputError, one_line
 from cxr_jax.inputs.lungs import PredictedLungs
 from cxr_jax.tasks import Task
 
@@ -21,6 +22,10 @@ class Completion(Protocol):
     @property
     def adds(self) -> bool:
         """False where it only leaves out the records without the field."""
+
+    @property
+    def way_out(self) -> str:
+        """What a user can set where it adds nothing, for a message."""
 
     def apply(self, source: sources.Source, cache_dir: pathlib.Path) -> sources.Source:
         """`source` with the field in every record."""
@@ -45,6 +50,8 @@ def open_split(
 ) -> sources.Source:
     """A split of a data set with all the fields the task needs but the `hidden` ones.
 
+    What is left out of it, and why, is printed.
+
     Args:
       task: says which fields.
       config: names the data set and, where other runs complete its records, these.
@@ -58,6 +65,7 @@ def open_split(
       InputError: the data set lacks a field, which is named, or cannot be opened.
     """
     source = sources.open_source(config.data if data is None else data, split)
+    _tell(source)
     if hidden:
         source = combine.Hidden(source, hidden)
     completions = {
@@ -66,12 +74,31 @@ def open_split(
     needed = task.data.fields - hidden
     added = {name for name, completion in completions.items() if completion.adds}
     # What can be added is checked after it has been; the rest before that costs anything.
-    pipeline.check_fields(source, needed - added)
-    source = task.data.adapt(source, training=training)
-    for completion in completions.values():
-        source = completion.apply(source, workdir / "cache")
+    ways_out = {name: completion.way_out for name, completion in completions.items()}
+    pipeline.check_fields(source, needed - added, ways_out)
+    steps = [functools.partial(task.data.adapt, training=training)]
+    steps += [
+        functools.partial(completion.apply, cache_dir=workdir / "cache")
+        for completion in completions.values()
+    ]
+    for step in steps:
+        before, source = source, step(source)
+        if source is not before:
+            _tell(source)
     pipeline.check_fields(source, needed)
     return source
+
+
+def _tell(source: sources.Source) -> None:
+    """Prints the notes of a source."""
+    for note in getattr(source, "notes", ()):
+        _say_once(one_line(f"{source.name} ({source.split}): {note}"))
+
+
+@functools.lru_cache(maxsize=1000)
+def _say_once(line: str) -> None:
+    """A training opens its data more than once."""
+    print(line, flush=True)
 
 
 def open_training(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cxr_jax.data import volumes
+from cxr_jax.data.found import Found
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Prediction
@@ -50,9 +51,9 @@ class Volumes:
         self._task: VolumeTask = run.task
         self._window = _parse_window(window) if isinstance(window, str) else window
 
-    def find(self, paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
+    def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The volumes among files and folders."""
-        return volumes.volumes_in(paths)
+        return volumes.find_volumes(paths)
 
     def predict(self, path: pathlib.Path) -> Prediction:
         """What the run says of one volume: the line, the slice with the largest find, the mask.

@@ -33,3 +33,9 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
             f"the config lacks the field {error.args[0].args[0].split(chr(10))[0]}, so it is of "
             "another version of cxr_jax; train the run again, or add the field to its config.json"
         ) from error
+    except (TypeError, ValueError, KeyError) as error:  # a config.json that was edited
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the config makes no task {config.task!r} ({reason}); compare its fields with those "
+            f"of configs/{config.task}.py"
+        ) from error

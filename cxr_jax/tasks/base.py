@@ -47,6 +47,12 @@ def as_it_is(source: Source, *, training: bool) -> Source:
     return source
 
 
+def all_labelled(source: Source) -> tuple[str, ...]:
+    """Of a task whose outputs are all learned, whatever the source."""
+    del source
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """What a task reads.
@@ -60,6 +66,9 @@ class Data:
         is hidden of a second data set whose labels are not to be used.
       stages: when how much of a second data set joins the training.
       adapt: leaves out records, or makes of them what is trained on, e.g. bags of slices.
+      unlabelled: of a training source, names of outputs that no record of it has a label for, so
+        that they are noise. They are told at training and kept with the run, which is then loaded
+        with them in `config.untrained`.
     """
 
     fields: frozenset[str]
@@ -68,6 +77,7 @@ class Data:
     labels: frozenset[str] = frozenset()
     stages: tuple[Stage, ...] = (Stage(0),)
     adapt: Adapt = as_it_is
+    unlabelled: Callable[[Source], tuple[str, ...]] = all_labelled
 
 
 class Evaluation(abc.ABC):

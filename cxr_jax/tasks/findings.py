@@ -23,7 +23,7 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
-from cxr_jax.data.sources.base import Source, only_with
+from cxr_jax.data.sources.base import Source, only_with, peek
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import findings
 from cxr_jax.metrics.bootstrap import bootstrap
@@ -85,7 +85,19 @@ class Findings(Task):
             labels=frozenset({"findings"}),
             transforms=Transforms(example=self._example, finish=self._finish),
             adapt=_with_findings,
+            unlabelled=self._unlabelled,
         )
+
+    def _unlabelled(self, source: Source) -> tuple[str, ...]:
+        """Findings that are neither known of any film nor among `untrained`. Films are looked at
+        until all are."""
+        waiting = self._trained.copy()
+        for index in range(len(source)):
+            if not waiting.any():
+                break
+            if (known := peek(source, index, "findings")) is not None:
+                waiting &= np.isnan(known)
+        return tuple(name for name, unknown in zip(FINDINGS, waiting, strict=True) if unknown)
 
     @property
     def _trained(self) -> np.ndarray:

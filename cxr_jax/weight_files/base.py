@@ -2,13 +2,10 @@
 
 import os
 import pathlib
-import struct
-import tokenize
-import zipfile
-import zlib
 
 import numpy as np
 
+from cxr_jax import small_files
 from cxr_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -16,22 +13,12 @@ Arrays = dict[str, np.ndarray]
 MAX_BYTES = 2**32  # of a file and of the arrays in it; no network here has a quarter of it
 
 ZIP_MAGIC = b"PK\x03\x04"
-# What Python's zip and npy readers raise on damaged files, beside their own error: names that are
-# no UTF-8, offsets outside the file, unknown or encrypted packing, a header that is no literal.
-ZIP_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-    *(EOFError, OSError, OverflowError, RuntimeError, SyntaxError, UnicodeDecodeError),
-)
-
-
-class Malformed(ValueError):
-    """What is wrong with a file, for the reader that knows its name."""
 
 
 def check_size(path: str | os.PathLike) -> None:
     """Refuses what is no file, or a larger one than is read, with an `InputError`."""
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not small_files.is_file(path):
         raise InputError(f"{path} is no file; give a .pth, .safetensors or .npz file of weights")
     size = path.stat().st_size
     if size > MAX_BYTES:

@@ -5,7 +5,8 @@ import pathlib
 import zipfile
 
 from cxr_jax.errors import InputError
-from cxr_jax.weight_files.base import ZIP_ERRORS, ZIP_MAGIC, Arrays, check_size
+from cxr_jax.small_files import ZIP_ERRORS, reason
+from cxr_jax.weight_files.base import ZIP_MAGIC, Arrays, check_size
 from cxr_jax.weight_files.npz import read_vit_npz
 from cxr_jax.weight_files.pth import read_pth
 from cxr_jax.weight_files.safetensors import read_safetensors
@@ -43,6 +44,6 @@ def _zip_has(path: pathlib.Path, suffix: str) -> bool:
             return any(name.endswith(suffix) for name in archive.namelist())
     except ZIP_ERRORS as error:
         raise InputError(
-            f"{path} is damaged ({error}): it begins as a .pth or .npz and does not end as one; "
-            "fetch it again"
+            f"{path} is damaged ({reason(error)}): it begins as a .pth or .npz and does not end as "
+            "one; fetch it again"
         ) from error

@@ -22,14 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from cxr_jax.errors import InputError
-from cxr_jax.weight_files.base import (
-    MAX_BYTES,
-    ZIP_ERRORS,
-    ZIP_MAGIC,
-    Arrays,
-    Malformed,
-    check_size,
-)
+from cxr_jax.small_files import ZIP_ERRORS, Malformed, reason
+from cxr_jax.weight_files.base import MAX_BYTES, ZIP_MAGIC, Arrays, check_size
 
 _MAX_PICKLE_BYTES = 2**26
 _MAX_OPCODES = 2_000_000  # a checkpoint of ResNet-152 with its optimizer's state has 150,000
@@ -85,10 +79,10 @@ def read_pth(path: str | os.PathLike) -> Arrays:
             f"{path} holds code ({error}), which was not run; only tensors are read. Where you "
             "trust the file, save its state_dict() alone with PyTorch"
         ) from error
-    except (ValueError, *ZIP_ERRORS) as error:  # Malformed is a ValueError
+    except ZIP_ERRORS as error:  # Malformed is a ValueError
         raise InputError(
-            f"{path} is no state dict, or it is damaged ({error}); fetch it again, or save the "
-            "model's state_dict() with torch.save"
+            f"{path} is no state dict, or it is damaged ({reason(error)}); fetch it again, or save "
+            "the model's state_dict() with torch.save"
         ) from error
 
 
@@ -231,7 +225,7 @@ def _unpickle(
         # What is no pickle fails in `genops`; one that makes no sense, on the stack or the memo.
         if isinstance(error, Malformed):
             raise
-        raise Malformed(f"its pickle cannot be read: {error}") from error
+        raise Malformed(f"its pickle cannot be read: {type(error).__name__}") from error
     raise Malformed(f"its pickle has more than {_MAX_OPCODES:,} instructions")
 
 

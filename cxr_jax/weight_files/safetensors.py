@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 
+from cxr_jax import safe_write
 from cxr_jax.errors import InputError
+from cxr_jax.small_files import reason
 from cxr_jax.weight_files.base import Arrays, check_size
 
 WEIGHTS = "weights.safetensors"  # in a folder that `cxr_jax.weights import` wrote
@@ -25,7 +27,7 @@ def read_safetensors(path: str | os.PathLike) -> Arrays:
     except (safetensors.SafetensorError, KeyError, AttributeError, TypeError) as error:
         # Beside its own error: KeyError and the like for a dtype that NumPy lacks.
         raise InputError(
-            f"{path} is no .safetensors file, or it is damaged ({error}); fetch it again"
+            f"{path} is no .safetensors file, or it is damaged ({reason(error)}); fetch it again"
         ) from error
 
 
@@ -41,7 +43,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise InputError(
-            f"{path} is no .safetensors file, or it is damaged ({error}); fetch it again"
+            f"{path} is no .safetensors file, or it is damaged ({reason(error)}); fetch it again"
         ) from error
 
 
@@ -54,10 +56,5 @@ def write_safetensors(
         {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()},
         metadata=dict(metadata),
     )
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with safe_write.replacing(path) as partial:
+        partial.write_bytes(content)

@@ -15,7 +15,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from cxr_jax.data import readers
+from cxr_jax import weight_files
+from cxr_jax.data import readers, volumes
+from cxr_jax.data.readers.jpeg import Jpeg
 from cxr_jax.errors import InputError
 
 # pydicom warns about what it meets in the broken files that are made here.
@@ -430,7 +432,7 @@ def test_colour_dicom_becomes_luminance(write):
         (dict(BitsStored=12, HighBit=15), "high bit 15"),
         (dict(RescaleSlope="0"), "one colour"),
         (dict(RescaleSlope="1e300"), "RescaleSlope"),
-        (dict(WindowCenter="5", WindowWidth="9", VOILUTFunction="CUBIC"), "CUBIC"),
+        (dict(WindowCenter="5", WindowWidth="9", VOILUTFunction="CUBIC"), "VOI LUT function"),
     ],
 )
 def test_dicom_headers_that_make_no_film(write, elements, word):
@@ -722,3 +724,116 @@ def test_real_dicom_against_its_monochrome1_copy(cxr_data):
     np.testing.assert_array_equal(one, 255 - two)
     # MONOCHROME2 is the true tag of this film:
     assert two[:, 480:540].mean() > two[300:700, 200:400].mean()  # spine light, lung dark
+
+
+# What a decoder only warns of
+
+
+def scans_changed(data, change):
+    """The JPEG with `change` made to the compressed data of each scan, and its end marker."""
+    jpeg = Jpeg.of(data)
+    segments = (segment._replace(scan=change(segment.scan)) for segment in jpeg.segments)
+    return b"\xff\xd8" + b"".join(s.to_bytes() for s in segments) + b"\xff\xd9"
+
+
+def jpegs():
+    rgb = np.dstack([np.tile(GREY, (3, 4))] * 3)
+    rgb[..., 0] = rgb[::-1, :, 0]
+    for grey in (True, False):
+        for progressive in (True, False):
+            for restarts in (0, 1, 4):
+                options = dict(progressive=progressive, restart_marker_blocks=restarts)
+                array = np.ascontiguousarray(rgb[..., 0]) if grey else rgb
+                yield encoded(array, "JPEG", quality=90, **options)
+
+
+@pytest.mark.parametrize("data", list(jpegs()), ids=range(12))
+def test_a_jpeg_with_a_part_of_its_scan_cut_out_is_refused(write, data):
+    whole = readers.read_film(write(data))
+    plain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(whole, plain)  # the check changes no pixel
+    np.testing.assert_array_equal(readers.read_film(write(scans_changed(data, bytes))), whole)
+    for change in (
+        lambda scan: scan[: len(scan) // 2],
+        lambda scan: scan[: len(scan) // 4] + scan[len(scan) * 3 // 4 :],
+        lambda scan: scan[: len(scan) * 9 // 10],
+    ):
+        cut = scans_changed(data, change)
+        assert cut.endswith(b"\xff\xd9")
+        assert_refused(write(cut), "truncated")
+
+
+def test_a_jpeg_that_lacks_whole_restart_intervals_is_refused(write):
+    data = encoded(np.tile(GREY, (3, 4)), "JPEG", restart_marker_blocks=2)
+
+    def without(first, count):
+        def change(scan):
+            places = [i for i in range(len(scan) - 1) if scan[i] == 0xFF and scan[i + 1] > 0xCF]
+            if not places:
+                return scan
+            end = places[first + count] if first + count < len(places) else len(scan)
+            return scan[: places[first]] + scan[end:]
+
+        return scans_changed(data, change)
+
+    for first, count in ((3, 1), (3, 8), (0, 16), (20, 1000)):
+        assert_refused(write(without(first, count)), "truncated")
+
+
+def test_a_cut_jpeg_inside_dicom_is_refused(write):
+    frame = encoded(GREY, "JPEG")
+    readers.read_film(write(dicom(GREY, uid.JPEGBaseline8Bit, frame=frame)))
+    cut = scans_changed(frame, lambda scan: scan[: len(scan) // 2])
+    assert_refused(write(dicom(GREY, uid.JPEGBaseline8Bit, frame=cut)), "truncated")
+
+
+def test_colour_dicom_of_signed_values_is_refused(write):
+    rgb = np.dstack([GREY] * 3)
+    assert_refused(write(dicom(rgb, PixelRepresentation=1)), "signed")
+
+
+def test_no_message_holds_what_a_library_says(write):
+    """Its words name objects in memory, and what a DICOM header holds."""
+    for kind in ("GIF", "BMP"):
+        data = encoded(GREY, kind)
+        for broken in (data[:8], data[: len(data) // 2], data[:6] + b"\xff" * 60):
+            with contextlib.suppress(InputError):
+                readers.read_mask(write(broken))
+            with pytest.raises(InputError) as caught:
+                readers.read_mask(write(data[:10]))
+            assert "object at" not in str(caught.value)
+    frame = encoded(GREY, "JPEG2000", irreversible=False)
+    start = frame.index(b"\xff\x4f\xff\x51")
+    broken = frame[:start] + frame[start : start + 60] + b"\0" * 40 + b"\xff\xd9"
+    with pytest.raises(InputError) as caught:
+        readers.read_film(write(dicom(GREY, uid.JPEG2000Lossless, frame=broken)))
+    assert "object at" not in str(caught.value)
+
+
+def test_a_film_is_found_whole_by_its_header_and_its_end(write):
+    kinds = {
+        "png": encoded(GREY, "PNG"),
+        "trailing": encoded(GREY, "PNG") + b"behind",
+        "jpg": encoded(GREY, "JPEG"),
+        "plain": dicom(GREY16),
+        "inside": dicom(GREY, uid.JPEGBaseline8Bit, frame=encoded(GREY, "JPEG")),
+    }
+    for name, data in kinds.items():
+        readers.check_whole(write(data, name))
+        assert_refused(write(data[: len(data) // 2], name), "truncated", read=readers.check_whole)
+        readers.check_whole(write(data, name))
+    assert_refused(write(b"text"), "not an image", read=readers.check_whole)
+    assert_refused(write(b"").with_name("absent"), "no such file", read=readers.check_whole)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "y/" + "x" * 300])
+def test_names_that_no_disk_holds_are_one_line(tmp_path, name):
+    for read in (
+        *(readers.read_film, readers.read_mask, readers.read_jsrt, readers.check_whole),
+        *(readers.read_hounsfield, readers.read_slice_header, lambda p: readers.films_in([p])),
+        *(volumes.read, volumes.outline, volumes.read_nifti, volumes.read_dicom_series),
+        *(weight_files.read_file, lambda p: volumes.volumes_in([p])),
+    ):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)

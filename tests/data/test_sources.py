@@ -294,12 +294,24 @@ def test_manifest_from_the_table_and_prepared(tmp_path, caplog):
     check_manifest_records(sources.open_source(manifest_config(folder), "train"))
 
 
-def test_manifest_says_which_columns_it_ignores(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(manifest.logging, "warning", lambda text, *args: said.append(text % args))
-    manifest.Manifest(make_manifest(tmp_path), "train")
-    assert len(said) == 1
-    assert "['scanner']" in said[0]
+def test_manifest_says_which_columns_it_ignores(tmp_path):
+    said = manifest.Manifest(make_manifest(tmp_path), "train").notes
+    assert said == ("columns that are not known and not used: scanner",)
+
+
+def test_a_misspelt_column_is_told_with_what_may_be_meant(tmp_path):
+    path = make_manifest(tmp_path)
+    header, rows = path.read_text().split("\n", 1)
+    path.write_text(f"{header.replace('lungs', 'Lung').replace('Edema', 'oedema')}\n{rows}")
+    (said,) = manifest.Manifest(path, "train").notes
+    assert said.endswith(": lung (meant is lungs?), oedema (meant is edema?), scanner")
+
+
+def test_prepare_says_how_many_films_lack_what(tmp_path, capsys):
+    run_prepare("manifest", make_manifest(tmp_path), tmp_path / "data")
+    printed = capsys.readouterr().out
+    assert "manifest: columns that are not known and not used: scanner" in printed
+    assert "of 4 films have no lungs: what needs it leaves them out" in printed
 
 
 BAD_MANIFESTS = [

@@ -17,19 +17,24 @@ name; the size is read from the header and checked before anything is decoded; a
 early is refused, although decoders like to fill the rest with grey. Every mistake of a file is an
 `InputError` that names it.
 
-`films` tells the kinds apart; `pictures` and `dicom` read them (`dicom_header` opens and checks a
-DICOM file, `dicom_grey` is its grey scale); `checks` is what all of them ask first.
+`films` tells the kinds apart; `pictures` and `dicom` read them (`jpeg` finds a scan that ends too
+early, `dicom_header` opens and checks a DICOM file, `dicom_grey` is its grey scale); `checks` is
+what all of them ask first; `whole` looks at header and end only.
 """
 
 from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header
-from cxr_jax.data.readers.films import films_in, read_film, read_mask
+from cxr_jax.data.readers.films import check_frontal, films_in, find_films, read_film, read_mask
 from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
+from cxr_jax.data.readers.whole import check_whole
 
 __all__ = [
     "SliceHeader",
+    "check_frontal",
+    "check_whole",
     "decode_png",
     "encode_png",
     "films_in",
+    "find_films",
     "read_film",
     "read_hounsfield",
     "read_jsrt",

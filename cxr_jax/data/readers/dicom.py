@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pydicom
 
-from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.file_errors import BadFile, known, naming
 from cxr_jax.data.readers.checks import MAX_PIXELS, read_head
 from cxr_jax.data.readers.dicom_grey import (
     GreyTable,
@@ -17,6 +17,8 @@ from cxr_jax.data.readers.dicom_grey import (
     table_index,
 )
 from cxr_jax.data.readers.dicom_header import (
+    FILM_MODALITIES,
+    MODALITIES,
     Header,
     checked_header,
     is_dicom,
@@ -31,6 +33,7 @@ _GEOMETRY = {
     "ImageOrientationPatient": 6,
     "ImagePositionPatient": 3,
 }
+_LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 _AIR = -1024.0  # HU, of pixels outside the reconstruction
 
 
@@ -48,6 +51,18 @@ def read_dicom(path: Path, max_pixels: int) -> np.ndarray:
     with parsing("the DICOM header makes no sense"):
         mirrored = list(dataset.get("PatientOrientation") or ())[:2] == ["R", "F"]
     return cv2.flip(film, 1) if mirrored else film
+
+
+def check_view(path: Path) -> None:
+    """Raises BadFile for another view than a frontal one, or another modality than a film's."""
+    tags = ["Modality", "ViewPosition"]
+    with parsing("the DICOM header cannot be read"):
+        dataset = open_dicom(path, stop_before_pixels=True, specific_tags=tags)
+        modality, view = (str(dataset.get(tag) or "").strip().upper() for tag in tags)
+    if modality in MODALITIES - FILM_MODALITIES:
+        raise BadFile(f"modality {modality!r}; this model reads frontal radiographs")
+    if view in _LATERAL:
+        raise BadFile(f"a lateral film (view position {view!r}); this model reads frontal ones")
 
 
 class SliceHeader(NamedTuple):
@@ -89,9 +104,9 @@ def read_slice_header(path: str | Path) -> SliceHeader:
 
 
 def _slice_header(dataset: pydicom.Dataset) -> SliceHeader:
-    modality = str(dataset.get("Modality") or "unknown")
+    modality = str(dataset.get("Modality") or "")
     if modality != "CT":
-        raise BadFile(f"modality {modality!r}; expected CT")
+        raise BadFile(f"modality {known(modality, MODALITIES)}; expected CT")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise BadFile(f"the file has {frames} frames; export the series as a file a slice")
@@ -154,7 +169,7 @@ def read_hounsfield(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.nda
             header = checked_header(dataset, max_pixels)
             if header.samples != 1:
                 raise BadFile(
-                    f"photometric interpretation {header.photometric!r}; a CT slice is grey"
+                    f"photometric interpretation {header.photometric}; a CT slice is grey"
                 )
             rescale = [dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept")]
             rescaled = all(value not in (None, "") for value in rescale)

@@ -136,7 +136,7 @@ def _number(dataset: pydicom.Dataset, name: str, default: float) -> float:
         value = value[0] if len(value) else None
     number = default if value is None or value == "" else float(value)
     if not np.isfinite(number) or abs(number) > 1e9:
-        raise BadFile(f"the DICOM element {name} is {number:g}; export the film again")
+        raise BadFile(f"the DICOM element {name} is no number that can be; export the film again")
     return number
 
 
@@ -153,7 +153,7 @@ def _window(dataset: pydicom.Dataset) -> _Window | None:
     centre, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
     function = str(dataset.get("VOILUTFunction") or "LINEAR")
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise BadFile(f"VOI LUT function {function!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+        raise BadFile("another VOI LUT function than LINEAR, LINEAR_EXACT and SIGMOID")
     # A width that the standard forbids (0 is seen in the wild) states no window.
     narrowest = 1 if function == "LINEAR" else 1e-9
     return _Window(centre, width, function) if width >= narrowest else None

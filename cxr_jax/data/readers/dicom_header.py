@@ -1,21 +1,39 @@
-"""DICOM files before their pixels: opened, and held against what one film can be."""
+"""DICOM files before their pixels: opened, and held against what one film can be.
+
+Nothing of a header's text is ever passed on: not what pydicom says of it in its exceptions,
+warnings and log, and in our own messages only words that a film's header can have.
+"""
 
 import contextlib
+import io
 import itertools
+import logging
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pydicom
 from pydicom.encaps import generate_frames
 
-from cxr_jax.data.file_errors import BadFile
+from cxr_jax.data.file_errors import BadFile, kind_of, known
 from cxr_jax.data.readers.checks import check_complete, check_size
-from cxr_jax.data.readers.pictures import Frame, jpeg_frame
+from cxr_jax.data.readers.jpeg import Frame, Jpeg
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
+# Its warnings and log quote the values that it meets.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_PHOTOMETRIC = (*_GREY, *_COLOUR, "PALETTE COLOR", "ARGB", "CMYK", "HSV", "YBR_PARTIAL_420")
+# PS3.3 C.7.3.1.1.1: films, and what is met in their place.
+FILM_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "OT", "SC"})
+MODALITIES = FILM_MODALITIES | {
+    *("CT", "MR", "PT", "NM", "US", "MG", "XA", "PX", "IO", "BMD", "ES", "XC", "ECG", "SR", "PR")
+}
 _IMPLICIT_LITTLE, _EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 
 
@@ -38,20 +56,33 @@ def parsing(what: str) -> Iterator[None]:
     except (BadFile, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFile(f"{what} ({reason}); export it again") from error
+        raise BadFile(f"{what} ({kind_of(error)}); export it again") from None
 
 
-def open_dicom(path: Path, **options: bool) -> pydicom.Dataset:
-    """The elements of a DICOM file; call it inside `parsing`."""
-    with path.open("rb") as stream:
-        bare = stream.read(132)[128:] != b"DICM"
-    if not bare:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") == _DEFLATED:
-            # pydicom would inflate it whole, whatever its size.
+class _Bounded(io.BufferedReader):
+    """The bytes of a file as pydicom may ask for them: never more than there are.
+
+    It asks for all the rest at once only to inflate it, whatever that becomes: refused, by whatever
+    way a file, with preamble or without, makes it do so.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """`size` bytes, or fewer at the end."""
+        if size is None or size < 0:
             raise BadFile("the DICOM file is deflated as a whole; convert it with dcmconv +te")
-    dataset = pydicom.dcmread(path, force=bare, **options)
+        return super().read(min(size, max(self._size - self.tell(), 0)))
+
+
+def open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
+    """The elements of a DICOM file; call it inside `parsing`."""
+    with _Bounded(path) as stream:
+        bare = stream.read(132)[128:] != b"DICM"
+        stream.seek(0)
+        dataset = pydicom.dcmread(stream, force=bare, **options)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE
@@ -79,13 +110,16 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
     if frames != 1:
         raise BadFile(f"the DICOM file has {frames} frames; a film has one: export it as one")
     photometric = str(dataset.PhotometricInterpretation)
-    colour = photometric in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-    if not colour and photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    colour = photometric in _COLOUR
+    if not colour and photometric not in _GREY:
         raise BadFile(
-            f"photometric interpretation {photometric!r}; expected MONOCHROME1 or 2, or RGB"
+            f"photometric interpretation {known(photometric, _PHOTOMETRIC)}; expected MONOCHROME1 "
+            "or 2, or RGB"
         )
     samples, allocated, bits = _sample_layout(dataset, photometric, colour)
     signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    if colour and signed:
+        raise BadFile("colour of signed values (PixelRepresentation 1); export it again")
     header = Header(
         width=width,
         height=height,
@@ -101,7 +135,7 @@ def checked_header(dataset: pydicom.Dataset, max_pixels: int) -> Header:
 def _check_present(dataset: pydicom.Dataset) -> None:
     """There is a picture, and every element without which it cannot be decoded."""
     if "PixelData" not in dataset:
-        modality = str(dataset.get("Modality", "") or "unknown")
+        modality = known(dataset.get("Modality", ""), MODALITIES)
         raise BadFile(f"the DICOM file holds no picture, or is truncated (modality {modality})")
     missing = [
         name
@@ -153,12 +187,15 @@ def _check_pixel_bytes(dataset: pydicom.Dataset, header: Header, sample_bytes: i
     if syntax == _RLE:
         _check_rle(frame, expected)
         return
-    inside = jpeg_frame(frame) if frame[:2] == b"\xff\xd8" else _jpeg_2000_frame(frame)
+    jpeg = Jpeg.of(frame) if frame[:2] == b"\xff\xd8" else None
+    inside = jpeg.frame if jpeg else _jpeg_2000_frame(frame)
     if inside != (header.width, header.height, header.samples):
         raise BadFile(
             f"the picture inside is {inside.width}x{inside.height}x{inside.samples}, the DICOM "
             f"header says {header.width}x{header.height}x{header.samples}; export it again"
         )
+    if jpeg:
+        jpeg.check_scans()
 
 
 def _jpeg_2000_frame(data: bytes) -> Frame:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.found import Found
 from cxr_jax.data.readers.checks import EXPECTED, MAX_PIXELS, read_head
-from cxr_jax.data.readers.dicom import read_dicom
+from cxr_jax.data.readers.dicom import check_view, read_dicom
 from cxr_jax.data.readers.dicom_header import is_dicom
 from cxr_jax.data.readers.pictures import (
     gif_or_bmp,
@@ -16,8 +17,8 @@ from cxr_jax.data.readers.pictures import (
     read_png_or_jpeg,
     stretch,
 )
-from cxr_jax.errors import InputError
 
+_NO_FILM = "are no PNG, JPEG or DICOM"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
@@ -51,6 +52,20 @@ def read_film(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if low == high:
             raise BadFile(f"every pixel is {low}, the film is of one colour; export it again")
     return film
+
+
+def check_frontal(path: str | Path) -> None:
+    """Refuses a DICOM file that says itself that it is no frontal radiograph; other files pass.
+
+    Only Modality and ViewPosition are looked at. A film that states neither passes.
+
+    Raises:
+        InputError: a lateral film, another modality, or as in `read_film`.
+    """
+    path = Path(path)
+    with naming(path):
+        if is_dicom(read_head(path), path):
+            check_view(path)
 
 
 def read_mask(
@@ -91,41 +106,58 @@ def read_mask(
 
 
 def films_in(paths: Iterable[str | Path]) -> list[Path]:
+    """The films of `find_films`."""
+    return find_films(paths).files
+
+
+def find_films(paths: Iterable[str | Path]) -> Found:
     """Expands folders to the films below them.
 
     Args:
         paths: files, which are taken as they are (`read_film` judges them), and folders, searched
-            to any depth for .png, .jpg, .jpeg, .dcm, .dicom and for DICOM files without a suffix
-            (a name that ends in the number of a UID counts as such). Hidden files and DICOMDIR
-            are passed over.
+            to any depth for .png, .jpg, .jpeg, .dcm, .dicom and for DICOM files that end in .ima or
+            have no suffix (a name that ends in the number of a UID counts as such). Hidden files
+            and DICOMDIR are passed over.
 
     Returns:
-        The films, sorted, each once.
+        The films, sorted, each once; left out is every other file that is not hidden.
 
     Raises:
         InputError: a path that does not exist, or a folder without a film.
     """
     films: set[Path] = set()
+    others: set[Path] = set()
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise InputError(f"{path}: no such file or folder; check the path")
-            films.add(path)
-            continue
-        found = {file for file in path.rglob("*") if _looks_like_a_film(file, path)}
-        if not found:
-            raise InputError(f"{path}: no film in this folder; looked for {', '.join(_SUFFIXES)}")
+        with naming(path):
+            found, seen = _films_at(path)
         films |= found
-    return sorted(films)
+        others |= seen - found
+    return Found(sorted(films), {_NO_FILM: sorted(others)} if others else {})
 
 
-def _looks_like_a_film(file: Path, folder: Path) -> bool:
+def _films_at(path: Path) -> tuple[set[Path], set[Path]]:
+    """The films at a path, and all files that were looked at."""
+    if not path.is_dir():
+        if not path.exists():
+            raise BadFile("no such file or folder; check the path")
+        return {path}, set()
+    seen = {file for file in path.rglob("*") if _is_shown(file, path)}
+    found = {file for file in seen if _looks_like_a_film(file)}
+    if not found:
+        raise BadFile(f"no film in this folder; looked for {', '.join(_SUFFIXES)}")
+    return found, seen
+
+
+def _is_shown(file: Path, folder: Path) -> bool:
+    """An ordinary file that is not hidden."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    if hidden or file.name == "DICOMDIR" or not file.is_file():
-        return False
+    return not hidden and file.name != "DICOMDIR" and file.is_file()
+
+
+def _looks_like_a_film(file: Path) -> bool:
     if file.suffix.lower() in _SUFFIXES:
         return True
-    if file.suffix and not file.suffix[1:].isdigit():
+    if file.suffix.lower() != ".ima" and file.suffix and not file.suffix[1:].isdigit():
         return False
     try:
         with file.open("rb") as stream:

@@ -1,19 +1,18 @@
 """Pictures: PNG and JPEG, GIF and BMP for masks, raw JSRT films, and PNG of prepared data."""
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.file_errors import BadFile, kind_of, naming
 from cxr_jax.data.readers.checks import check_complete, check_size, read_head
+from cxr_jax.data.readers.jpeg import Jpeg
 from cxr_jax.errors import InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -107,8 +106,9 @@ def read_png_or_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
     if data.startswith(_PNG):
         data = _checked_png(data, max_pixels)
     else:
-        frame = jpeg_frame(data)
-        check_size(frame.width, frame.height, max_pixels)
+        jpeg = Jpeg.of(data)
+        check_size(jpeg.frame.width, jpeg.frame.height, max_pixels)
+        jpeg.check_scans()
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE
     try:
         grey = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -168,59 +168,6 @@ def _png_size(kind: bytes, header: memoryview, max_pixels: int) -> tuple[int, in
     return width, height, height * (1 + (width * samples * depth + 7) // 8)
 
 
-class Frame(NamedTuple):
-    """What the header of one JPEG or JPEG 2000 picture says."""
-
-    width: int
-    height: int
-    samples: int
-
-
-# A marker inside the compressed data: not a stuffed zero, not a restart marker, not padding. Bytes
-# below C0 follow FF only in JPEG-LS, where they are data.
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-_FILL = re.compile(rb"\xff+")  # a marker may be padded with more of its first byte
-_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_MAX_SEGMENTS, _MAX_SCANS = 5000, 200
-
-
-def jpeg_frame(data: bytes) -> Frame:
-    """Walks a JPEG from its first to its last marker; its frame header.
-
-    A decoder fills the missing part of a cut file with grey, and many say nothing. The end marker
-    is looked for behind the compressed data, because an embedded preview has one of its own.
-    """
-    frame, scans, position = None, 0, 2
-    for _ in range(_MAX_SEGMENTS):
-        fill = _FILL.match(data, position)
-        if fill is None and position < len(data):
-            raise BadFile("the JPEG is damaged (no marker where one must be); export it again")
-        check_complete(fill is not None and fill.end() < len(data))
-        position = fill.end() - 1
-        marker = data[position + 1]
-        if marker == 0xD9:
-            if frame is None or scans == 0:
-                raise BadFile("the JPEG holds no picture; export it again")
-            return frame
-        check_complete(position + 4 <= len(data))
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        check_complete(position + 2 + length <= len(data))
-        if marker in _FRAME_MARKERS:
-            if frame is not None or length < 8:
-                raise BadFile("the JPEG is damaged (its frame header); export it again")
-            _, height, width, samples = struct.unpack_from(">BHHB", data, position + 4)
-            frame = Frame(width, height, samples)
-        position += 2 + length
-        if marker == 0xDA:
-            scans += 1
-            if scans > _MAX_SCANS:  # each scan may cost a pass over all pixels
-                raise BadFile(f"the JPEG has more than {_MAX_SCANS} scans; export it again")
-            found = _MARKER.search(data, position)
-            check_complete(found is not None)
-            position = found.start()
-    raise BadFile(f"the JPEG has more than {_MAX_SEGMENTS} segments; export it again")
-
-
 # GIF and BMP, for masks
 
 
@@ -235,6 +182,7 @@ def read_gif_or_bmp(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BadFile(f"the {kind} is over the limit of {max_pixels / 1e6:g} megapixels") from error
     except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise BadFile(f"the {kind} is truncated or damaged ({reason}); copy it again") from error
+        raise BadFile(
+            f"the {kind} is truncated or damaged ({kind_of(error)}); copy it again"
+        ) from error
     return grey

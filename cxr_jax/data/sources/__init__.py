@@ -20,6 +20,7 @@ from cxr_jax.data.sources.base import (
     Subset,
     by_severity,
     only_with,
+    peek,
 )
 from cxr_jax.errors import InputError
 
@@ -39,6 +40,7 @@ __all__ = [
     "only_with",
     "open_source",
     "option_names",
+    "peek",
     "second_block",
     "switched",
 ]
@@ -50,19 +52,19 @@ class Entry(NamedTuple):
     Attributes:
       file: the file beside this one; FILE:NAME where it holds several data sets.
       source: what `prepare --source` is given; empty where nothing is prepared.
-      example: a config that trains on the prepared folder, for sets that are opened by `path`.
+      by_path: the prepared folder is named by the option `path`.
     """
 
     file: str
     source: str = ""
-    example: str = ""
+    by_path: bool = False
 
 
 DATASETS = {
     "phantom_cxr": Entry("phantom_cxr"),
     "phantom_ct": Entry("phantom_ct"),
     "brixia_cohen": Entry("brixia_cohen", "the clone of BrixIA/Brixia-score-COVID-19"),
-    "manifest": Entry("manifest", "your CSV file of films", "configs/severity.py:quick"),
+    "manifest": Entry("manifest", "your CSV file of films", by_path=True),
     "chexpert": Entry("chexpert", "the folder CheXpert-v1.0-small, or CheXpert-v1.0"),
     "nih_cxr14": Entry("nih_cxr14", "the folder with Data_Entry_2017_v2020.csv and the films"),
     "cxr_3class": Entry("cxr_3class", "the folder with labels.csv, boxes.csv and images/"),
@@ -72,7 +74,7 @@ DATASETS = {
     "shenzhen": Entry("lung_masks:SHENZHEN", "the folder ChinaSet_AllFiles/ beside mask/"),
     "ct_lesions": Entry("ct_lesions", "the folder with ct/, lesions/, lungs/ and the tables"),
     "covid19_ct_seg": Entry("covid19_ct_seg", "the folder COVID-19-CT-Seg_20cases/ lies in"),
-    "ct_volume": Entry("ct_volume", "your CSV file of volumes", "configs/seam.py:quick,method=cam"),
+    "ct_volume": Entry("ct_volume", "your CSV file of volumes", by_path=True),
 }
 NOT_OPTIONS = ("name", "labels")  # what a block holds beside the options; `labels`: a second block
 # A second set of phantoms is of other films than the first one, whose seed is 0.

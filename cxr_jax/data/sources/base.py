@@ -5,7 +5,7 @@ slices, and a table says how they lie in volumes.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Source(Protocol):
       split: 'train', 'val' or 'test'.
       fields: what its records have.
       partial: those of `fields` that some records lack (a film without a lung mask).
+      notes: where there is any, lines for the user on what was not used or left out.
 
     A set whose findings are not `records.FINDINGS` has their names as `findings`.
     """
@@ -99,12 +100,17 @@ class Subset:
         self.name, self.split = source.name, source.split
         self.version = source.version + splits.selection(self.indices, len(source))
         self.fields, self.partial = source.fields, partial
+        self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
         return self.source[self.indices[index]]
+
+    def peek(self, index: int, field: str) -> Any:
+        """See the function."""
+        return peek(self.source, self.indices[index], field)
 
 
 class SliceSubset(Subset):
@@ -127,7 +133,18 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     has = getattr(source, "has", None) or (lambda i, field: field in source[i])
     indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
     kind = SliceSubset if hasattr(source, "slice_table") else Subset
-    return kind(source, indices, partial=source.partial - doubtful)
+    chosen = kind(source, indices, partial=source.partial - doubtful)
+    if lacks := len(source) - len(indices):
+        fields = " or ".join(sorted(doubtful))
+        chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
+    return chosen
+
+
+def peek(source: Source, index: int, field: str) -> Any:
+    """A field of a record, None where it lacks it; no picture is read where the source has a way
+    round that (its own `peek`)."""
+    look = getattr(source, "peek", None)
+    return look(index, field) if look else source[index].get(field)
 
 
 def by_severity(source: Source, least: int, most: int) -> Source:

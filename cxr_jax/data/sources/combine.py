@@ -1,7 +1,9 @@
 """Two data sets as one training split: labelled films first, then those that join them."""
 
+from typing import Any
+
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.base import Source
+from cxr_jax.data.sources.base import Source, peek
 
 
 class Hidden:
@@ -18,6 +20,10 @@ class Hidden:
 
     def __getitem__(self, index: int) -> Record:
         return {k: v for k, v in self._source[index].items() if k not in self._hidden}
+
+    def peek(self, index: int, field: str) -> Any:
+        """See `base.peek`."""
+        return None if field in self._hidden else peek(self._source, index, field)
 
 
 class Joined:
@@ -42,3 +48,9 @@ class Joined:
     def __getitem__(self, index: int) -> Record:
         count = self.parts[0]
         return self._first[index] if index < count else self._second[index - count]
+
+    def peek(self, index: int, field: str) -> Any:
+        """See `base.peek`."""
+        count = self.parts[0]
+        one, at = (self._first, index) if index < count else (self._second, index - count)
+        return peek(one, at, field)

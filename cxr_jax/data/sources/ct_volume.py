@@ -12,7 +12,8 @@ Columns (case does not count; any order):
 | `lesions`, `lungs` | NIfTI masks on the volume's grid, 0 outside; may be empty |
 | `window_center`, `window_width` | in HU; empty: -600 and 1500, the lung window |
 
-Other columns are ignored, and named in a log line.
+Other columns are ignored, and named on the terminal. Cells may be parted by commas, semicolons or
+tabs, in UTF-8 or cp1252.
 
 **Slices are counted from 1 as the viewer shows them**: of a DICOM series in the order of
 InstanceNumber (its lowest is 1, without gaps, whatever it is), of a NIfTI file in the order of the
@@ -45,8 +46,8 @@ import re
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
+from cxr_jax import small_files
 from cxr_jax.data import preprocess, splits, volumes
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared, tables
@@ -145,7 +146,7 @@ def open_split(options: Options, split: str) -> prepared.PreparedSlices:
     if not options.path:
         raise InputError(f"data.path is empty; give the folder that this printed: {_COMMAND}")
     folder = pathlib.Path(options.path).expanduser()
-    if folder.is_file():
+    if small_files.is_file(folder):
         raise InputError(
             f"data.path={options.path} is a file; volumes are prepared first: "
             f"{_COMMAND.replace('VOLUMES.csv', options.path)}"
@@ -157,22 +158,27 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
     """The volumes of a table, and notes on what is unknown.
 
     Raises:
-      InputError: names the file, row, column, value and rule of the first mistake; or the file that
-        `volumes` refuses.
+      InputError: names the file, row, column, value and rule of each mistake, of the first ten; or
+        the file that `volumes` refuses.
     """
     table = pathlib.Path(table)
-    columns, rows = tables.read_table(table, _REQUIRED)
-    known = {*_REQUIRED, "ranges", *_MASKS, *_WINDOW, ""}
-    if ignored := sorted(set(columns) - known):
-        logging.warning("%s: these columns are not known and not used: %s", table, ignored)
+    mistakes = tables.Mistakes(table)
+    columns, rows = tables.read_table(
+        table, _REQUIRED, separators=tables.SPREADSHEET, mistakes=mistakes
+    )
     groups = {split: set() for split in SPLITS}
     for row in rows:
         groups[row.choice("split", SPLITS)].add(row.text("group"))
-    splits.check_disjoint(groups, where=str(table))
-    if twice := splits.repeated(_name(row.text("volume")) for row in rows):
-        raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
-    scans = [_scan(row, number) for number, row in enumerate(rows)]
-    notes = []
+    if not mistakes.found:
+        splits.check_disjoint(groups, where=str(table))
+        if twice := splits.repeated(_name(row.text("volume")) for row in rows):
+            raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
+    scans = []
+    for number, row in enumerate(rows):
+        with mistakes.collecting():  # what is wrong with the volume's own files too
+            scans.append(_scan(row, number))
+    mistakes.tell()
+    notes = [*tables.unknown_columns(columns, (*_REQUIRED, "ranges", *_MASKS, *_WINDOW))]
     for split in SPLITS:
         part = [scan for scan in scans if scan.split == split]
         labels = np.concatenate([np.zeros(0), *(scan.labels for scan in part)])
@@ -202,14 +208,15 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
 
 def _scan(row: tables.Row, number: int) -> Scan:
     path = row.path.parent / row.text("volume")
-    if not path.exists():
+    if not small_files.exists(path):
         raise row.error("volume", f"there is no {path}; paths count from the CSV's folder")
     masks = {}
     for column, field in _MASKS.items():
         if row.cells.get(column):
             masks[field] = row.path.parent / row[column]
-            if not masks[field].is_file():
+            if not small_files.is_file(masks[field]):
                 raise row.error(column, f"there is no file {masks[field]}")
+    window = _window(row)
     label = row.number("label", 0, 1)
     ranges = _ranges(row, label)
     outline = volumes.outline(path)
@@ -239,7 +246,7 @@ def _scan(row: tables.Row, number: int) -> Scan:
         group=row["group"],
         split=split,
         masks=masks,
-        window=_window(row),
+        window=window,
         clean=label == 0,
         outline=outline,
         labels=labels,

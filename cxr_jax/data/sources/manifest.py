@@ -14,8 +14,9 @@ Columns (case does not count; any order):
 | `diagnosis` | normal, other infection or covid-19, or empty |
 | one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
 
-Other columns are ignored, and named in a log line. The table is checked whole when it is opened;
-pictures are read when they are needed.
+Other columns are ignored, and named on the terminal. The table is checked whole when it is opened,
+and that the file of each film and mask is whole, by its header and its end; pictures are read when
+they are needed. Cells may be parted by commas, semicolons or tabs, in UTF-8 or cp1252.
 """
 
 import dataclasses
@@ -25,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
+from cxr_jax import small_files
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import brixia_cohen, prepared, tables
@@ -35,6 +36,7 @@ from cxr_jax.errors import InputError
 
 NAME = "manifest"
 _SEVERITY = tuple(f"severity_{zone}" for zone in "abcdef")
+_REQUIRED = ("image", "group", "split")
 _KNOWN = {"image", "group", "split", "id", "view", "lungs", "lesion", "diagnosis"}
 
 
@@ -57,14 +59,17 @@ class Manifest:
       split: which of its films.
 
     Raises:
-      InputError: names the file, row, column, value and rule of the first mistake.
+      InputError: names the file, row, column, value and rule of each mistake, of the first ten.
     """
 
     name = NAME
 
     def __init__(self, path: pathlib.Path, split: str):
         self.path, self.split = pathlib.Path(path), split
-        columns, rows = tables.read_table(self.path, ("image", "group", "split"))
+        mistakes = tables.Mistakes(self.path)
+        columns, rows = tables.read_table(
+            self.path, _REQUIRED, separators=tables.SPREADSHEET, mistakes=mistakes
+        )
         self._findings = [name for name in FINDINGS if name in columns]
         given = [column for column in _SEVERITY if column in columns]
         if given and len(given) < len(_SEVERITY):
@@ -73,8 +78,7 @@ class Manifest:
                 f"{path}: column {absent!r} is missing beside {given[0]!r}; give all six severity "
                 "columns, with empty cells where a zone was not scored"
             )
-        if ignored := sorted(set(columns) - _KNOWN - set(_SEVERITY) - set(FINDINGS) - {""}):
-            logging.warning("%s: these columns are not known and not used: %s", path, ignored)
+        self.notes = tables.unknown_columns(columns, (*_KNOWN, *_SEVERITY, *FINDINGS))
         fields = {"image", "id", "group"} | {"view", "lungs", "lesion", "diagnosis"} & set(columns)
         fields |= {"severity", "severity_valid"} if given else set()
         fields |= {"findings"} if self._findings else set()
@@ -86,6 +90,7 @@ class Manifest:
             if name in fields and not all(row[name] for row in rows)
         )
         labels = [self._labels(row) for row in rows]
+        mistakes.tell()
         if twice := splits.repeated(label["id"] for label in labels):
             raise InputError(f"{path}: film {twice!r} is listed twice; leave one row")
         by_split = {s: [x for x in labels if x["split"] == s] for s in SPLITS}
@@ -115,10 +120,22 @@ class Manifest:
         """Whether record `index` has `field`; no picture is read."""
         return field in self._films[index]
 
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none."""
+        return self._films[index].get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film's file."""
+        return self._films[index]["image"].read_bytes()
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of the film's file."""
+        return self._films[index]["image"].stat().st_size
+
     def _labels(self, row: tables.Row) -> dict[str, Any]:
         """Checks one row; pictures are still paths."""
         labels = {
-            "image": _file(row, "image"),
+            "image": row.file("image", readers.check_whole),
             "id": row["image"],
             "group": row.text("group"),
             "split": row.choice("split", SPLITS),
@@ -129,7 +146,7 @@ class Manifest:
             labels["view"] = row.choice("view", ("PA", "AP", ""))
         for name in {"lungs", "lesion"} & self.fields:
             if row[name]:
-                labels[name] = _file(row, name)
+                labels[name] = row.file(name, readers.check_whole)
         if "severity" in self.fields:
             scores = [row.number(column, 0, 3) for column in _SEVERITY]
             known = np.array([score is not None for score in scores])
@@ -174,7 +191,18 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBu
         },
         film_fold={split: [-1] * len(films) for split, films in by_split.items()},
         metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
+        notes=[*some.notes, *_lacking(list(by_split.values()), some.partial)],
     )
+
+
+def _lacking(splits_of: list[Manifest], fields: frozenset[str]) -> list[str]:
+    """How many films have no mask or diagnosis, of those that others have."""
+    total = sum(map(len, splits_of))
+    lines = []
+    for field in sorted(fields):
+        lacks = sum(not films.has(i, field) for films in splits_of for i in range(len(films)))
+        lines.append(f"{lacks} of {total} films have no {field}: what needs it leaves them out")
+    return lines
 
 
 def open_split(options: Options, split: str) -> Source:
@@ -186,7 +214,7 @@ def open_split(options: Options, split: str) -> Source:
     if not options.path:
         raise InputError("data.path is empty; give the CSV file that lists the films")
     path = pathlib.Path(options.path).expanduser()
-    if path.is_dir():
+    if small_files.is_folder(path):
         command = "python -m cxr_jax.data.prepare manifest --source=FILMS.csv"
         return prepared.Prepared(path, name=NAME, split=split, prepare=command)
     return Manifest(path, split)
@@ -197,17 +225,10 @@ def _small(films: Manifest, index: int, max_side: int) -> Record:
 
 
 def _splits_of(path: pathlib.Path) -> list[str]:
-    _, rows = tables.read_table(path, ("image", "group", "split"))
+    _, rows = tables.read_table(path, _REQUIRED, separators=tables.SPREADSHEET)
     present = {row.choice("split", SPLITS) for row in rows}
     return [split for split in SPLITS if split in present]
 
 
 def _slug(path: pathlib.Path) -> str:
     return "".join(c if c.isalnum() else "_" for c in path.stem.lower()) or "films"
-
-
-def _file(row: tables.Row, column: str) -> pathlib.Path:
-    path = row.path.parent / row.text(column)
-    if not path.is_file():
-        raise row.error(column, f"there is no file {path}; paths count from the CSV's folder")
-    return path

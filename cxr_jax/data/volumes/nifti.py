@@ -1,10 +1,10 @@
 """Volumes and masks from NIfTI files."""
 
 import contextlib
-import gzip
+import io
+import math
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,7 +14,8 @@ import numpy as np
 from nibabel import orientations
 from nibabel.spatialimages import HeaderDataError
 
-from cxr_jax.data.file_errors import BadFile, naming
+from cxr_jax.data.file_errors import BadFile, kind_of, naming
+from cxr_jax.data.volumes import inflate
 from cxr_jax.data.volumes.base import (
     MAX_VOXELS,
     ONE_SLICE,
@@ -28,7 +29,9 @@ from cxr_jax.data.volumes.orientation import file_order, oriented, voxel_matrix
 MAX_BYTES = 2**31  # of stored values in a file
 _MAX_OFFSET = 2**24  # bytes of NIfTI extensions before the values
 _SLAB = 2**22  # voxels converted at once
-_GZIP = b"\x1f\x8b"
+# What a volume may take in memory: so much always, else in proportion to its compressed file. A
+# deflated file may become a thousand times as large; a CT becomes three times.
+_MAX_SMALL, _MAX_INFLATING = 2**29, 32
 _APART = 10.0  # mm: a mask of other axes that begins further from its volume is not its mask
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _NO_AXES = (
@@ -61,8 +64,9 @@ def read_nifti(path: str | Path, *, like: Outline | None = None, as_stored: bool
         with _open(path) as stream:
             header = _read_header(stream)
             lie = _outline(header, like, as_stored=as_stored)
-            stored = _read_values(stream, header)
-        values = _scaled(stored, header).reshape(header.shape, order="F")
+            if like is None:  # a mask is as large as its volume, and shrinks to nothing
+                _check_inflating(path, header)
+            values = _read_values(stream, header).reshape(header.shape, order="F")
         return Volume(
             values=oriented(values, lie.axes),
             spacing_mm=tuple(header.zooms[axis] for axis in file_order(lie.axes)),
@@ -98,19 +102,9 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     if not path.is_file():  # a pipe or a device would block
         raise BadFile("not a file; expected a NIfTI volume (.nii, .nii.gz)")
     with path.open("rb") as plain:
-        magic = plain.read(2)
-        plain.seek(0)
-        if magic != _GZIP:
-            yield plain
-            return
-        try:
-            with gzip.GzipFile(fileobj=plain) as inflated:
-                yield inflated
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise BadFile(
-                f"the compressed file is truncated or damaged ({reason}); copy it again"
-            ) from error
+        compressed = plain.read(2) == inflate.MAGIC
+    with io.BufferedReader(inflate.Inflated(path)) if compressed else path.open("rb") as stream:
+        yield stream
 
 
 def _read_header(stream: BinaryIO) -> _Header:
@@ -123,9 +117,8 @@ def _read_header(stream: BinaryIO) -> _Header:
         stated = max(int(header["qform_code"]), int(header["sform_code"])) > 0
         affine = header.get_best_affine() if stated else None
     except (HeaderDataError, ValueError, KeyError, np.linalg.LinAlgError) as error:
-        reason = " ".join(str(error).split())[:100]
         raise BadFile(
-            f"the NIfTI header makes no sense ({reason}); convert the scan again"
+            f"the NIfTI header makes no sense ({kind_of(error)}); convert the scan again"
         ) from error
     sides = _sides(header)
     _check_values(sides, dtype)
@@ -209,53 +202,66 @@ def _check_values(sides: tuple[int, int, int], dtype: np.dtype) -> None:
         )
 
 
+def _check_inflating(path: Path, header: _Header) -> None:
+    """Refuses a volume that is large where its file is small."""
+    needed = math.prod(header.shape) * _kept_type(header).itemsize
+    if needed > max(_MAX_SMALL, _MAX_INFLATING * path.stat().st_size):
+        raise BadFile(
+            f"its header says {size_text(header.shape)} voxels, {needed >> 20} MiB, of a file of "
+            f"{path.stat().st_size >> 10} KiB; no volume shrinks so much: convert the scan again"
+        )
+
+
+def _kept_type(header: _Header) -> np.dtype:
+    """Integers of 8 or 16 bits without scaling stay; all else becomes float32."""
+    plain = (header.slope, header.intercept) == (1.0, 0.0)
+    if plain and header.dtype.kind in "iu" and header.dtype.itemsize <= 2:
+        return header.dtype.newbyteorder("=")
+    return np.dtype(np.float32)
+
+
 def _read_values(stream: BinaryIO, header: _Header) -> np.ndarray:
-    """The stored values, one-dimensional, in the machine's byte order."""
-    count = header.shape[0] * header.shape[1] * header.shape[2]
+    """The values, one-dimensional; stored ones are never all in memory beside them."""
+    count = math.prod(header.shape)
     size = count * header.dtype.itemsize
-    if not isinstance(stream, gzip.GzipFile):
+    plain = not isinstance(getattr(stream, "raw", None), inflate.Inflated)
+    if plain:
         there = os.fstat(stream.fileno()).st_size - header.offset
         if there < size:
             raise BadFile(_short(there, size))
     left = header.offset - stream.tell()
     while left > 0 and (skipped := len(stream.read(min(left, 2**20)))):
         left -= skipped
-    values = np.empty(count, header.dtype)
-    view, filled = values.view(np.uint8), 0
-    while filled < size and (read := stream.readinto(view[filled : filled + 2**20])):
-        filled += read
-    if filled < size:
-        raise BadFile(_short(filled, size))
+    values = np.empty(count, _kept_type(header))
+    for start in range(0, count, _SLAB):
+        stored = np.empty(min(_SLAB, count - start), header.dtype)
+        filled = stream.readinto(stored.view(np.uint8))
+        if filled < stored.nbytes:
+            raise BadFile(_short(start * header.dtype.itemsize + filled, size))
+        _convert(stored, values[start : start + _SLAB], header, start)
     # At the end of a .gz its checksum is compared.
-    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**20)) == 2**20:
+    if not plain and len(stream.read(2**20)) == 2**20:
         raise BadFile("the file goes on far behind its values; it is damaged: copy it again")
-    return values.astype(header.dtype.newbyteorder("="), copy=False)
+    return values
 
 
 def _short(there: int, size: int) -> str:
     return f"the file is truncated ({max(there, 0)} of {size} bytes of values); copy it again"
 
 
-def _scaled(stored: np.ndarray, header: _Header) -> np.ndarray:
-    """Stored values [n] -> values [n], without a second large copy in double precision."""
-    plain = (header.slope, header.intercept) == (1.0, 0.0)
-    if plain and stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
-        return stored
-    values = np.empty(stored.shape, np.float32)
+def _convert(stored: np.ndarray, values: np.ndarray, header: _Header, start: int) -> None:
+    """Stored values [n] -> `values` [n], of which the first is the file's number `start`."""
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        stored = stored * np.float64(header.slope) + header.intercept
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        for start in range(0, len(stored), _SLAB):
-            slab = stored[start : start + _SLAB]
-            if not plain:
-                slab = slab * np.float64(header.slope) + header.intercept
-            values[start : start + _SLAB] = slab
-            wrong = np.flatnonzero(~np.isfinite(values[start : start + _SLAB]))
-            if wrong.size:
-                at = np.unravel_index(start + wrong[0], header.shape, order="F")
-                raise BadFile(
-                    f"the value at voxel {tuple(int(i) for i in at)} (counted from 0 in the file) "
-                    "is not a number; replace such values, e.g. by -1024 HU, and save it again"
-                )
-    return values
+        values[:] = stored
+    wrong = np.flatnonzero(~np.isfinite(values)) if values.dtype.kind == "f" else ()
+    if len(wrong):
+        at = np.unravel_index(start + wrong[0], header.shape, order="F")
+        raise BadFile(
+            f"the value at voxel {tuple(int(i) for i in at)} (counted from 0 in the file) "
+            "is not a number; replace such values, e.g. by -1024 HU, and save it again"
+        )
 
 
 def _axes(header: _Header) -> np.ndarray | None:

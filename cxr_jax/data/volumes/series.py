@@ -109,7 +109,7 @@ def _slice_files(folder: Path) -> list[Path]:
     """By name; as many as a volume may have."""
     if not folder.is_dir():
         raise BadFile("no such folder; expected one with the DICOM files of a series")
-    files = sorted(file for file in folder.iterdir() if _is_slice(file))
+    files = sorted(file for file in folder.iterdir() if is_slice(file))
     if not files:
         raise BadFile(
             f"no DICOM file in this folder{folders_in(folder)}; expected the slices of one CT "
@@ -122,23 +122,28 @@ def _slice_files(folder: Path) -> list[Path]:
     return files
 
 
-def _is_slice(file: Path) -> bool:
+def is_slice(file: Path) -> bool:
+    """Whether a file of a folder is read as a slice of the folder's series."""
     if file.name.startswith(".") or file.name.upper() == "DICOMDIR" or not file.is_file():
         return False
     if file.suffix.lower() in (".dcm", ".dicom"):
         return True
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _check_one_series(files: list[Path], headers: list[readers.SliceHeader]) -> None:
     """All slices are of one series and fit on each other; together they are not too large."""
     counts = Counter(header.series for header in headers)
     if len(counts) > 1:
-        some = ", ".join(f"{uid or 'none'} ({n} files)" for uid, n in counts.most_common(3))
+        named = {header.series: file.name for file, header in zip(files, headers)}
+        some = ", ".join(f"{n} files like {named[uid]}" for uid, n in counts.most_common(3))
+        more = ", ..." if len(counts) > 3 else ""
         raise BadFile(
-            f"{len(counts)} series in one folder (SeriesInstanceUID {some}"
-            f"{', ...' if len(counts) > 3 else ''}); give each its own folder"
+            f"{len(counts)} series in one folder ({some}{more}); give each its own folder"
         )
     first = headers[0]
     for file, header in zip(files, headers):

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from cxr_jax import small_files
 from cxr_jax.data import readers, splits
+from cxr_jax.data.file_errors import kind_of
 from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
@@ -105,7 +107,7 @@ class Prepared:
     ):
         self.folder, self.name, self.split = pathlib.Path(folder), name, split
         self._stored = stored or split
-        if not (self.folder / "dataset_info.json").is_file():
+        if not small_files.is_file(self.folder / "dataset_info.json"):
             raise InputError(
                 f"data set {name!r} is not prepared in {self.folder.parent}; run: {prepare}"
             )
@@ -114,7 +116,7 @@ class Prepared:
         self.partial = frozenset(key.removeprefix("has_") for key in keys if key[:4] == "has_")
         self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
         stored_facts = layout.metadata(self.folder)
-        self.version = f"{VERSION}+{stored_facts['fingerprint']}"
+        self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
@@ -133,7 +135,11 @@ class Prepared:
             self.partial |= {"findings"} if some < len(self) else set()
 
     def _open(self) -> None:
-        builder = tfds.builder_from_directory(self.folder)
+        layout.check_description(self.folder)
+        try:
+            builder = tfds.builder_from_directory(self.folder)
+        except Exception as error:  # of any type, as TFDS and protobuf please
+            raise self._damaged(f"its description, {type(error).__name__}") from error
         if builder.name != self.name:
             raise InputError(
                 f"{self.folder} holds the prepared set {builder.name!r}, not {self.name!r}; set "
@@ -162,8 +168,14 @@ class Prepared:
         columns = layout.metadata(self.folder).get("columns")
         if columns is None:  # prepared before columns were kept beside the records
             return {"fold": np.array([self._raw(i)["fold"] for i in range(len(self._records))])}
-        tables = [columns[stored] for stored in self._stored.split("+")]
-        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        try:
+            tables = [columns[stored] for stored in self._stored.split("+")]
+            joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+        except KeyError as error:
+            raise self._damaged(f"metadata.json lacks {error}") from error
+        if any(len(values) != len(self._records) for values in joined.values()):
+            raise self._damaged("metadata.json has the columns of other records")
+        return joined
 
     def _raw(self, stored_index: int) -> dict[str, Any]:
         try:
@@ -176,8 +188,9 @@ class Prepared:
         return raw
 
     def _damaged(self, error: Exception | str) -> InputError:
+        why = error if isinstance(error, str) else kind_of(error)
         return InputError(
-            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({error}); "
+            f"{self.folder}: a file of split {self._stored!r} is missing or damaged ({why}); "
             "remove that folder and prepare the set again"
         )
 
@@ -197,6 +210,23 @@ class Prepared:
         if field == "findings":
             return bool(self._known[index])
         return bool(self._raw(self._indices[index])[f"has_{field}"])
+
+    def peek(self, index: int, field: str) -> Any:
+        """A field of record `index` that is no picture, None where it has none; no picture is
+        decoded."""
+        raw = self._raw(self._indices[index])
+        plain = self.fields - set(layout.pictures(self.fields))
+        there = [name for name in plain if raw.get(f"has_{name}", True)]
+        record = {name: _decoded(name, raw[name]) for name in there}
+        return (self._change(record) if self._change else record).get(field)
+
+    def stored(self, index: int) -> bytes:
+        """The film as it is stored."""
+        return self._raw(self._indices[index])["image"]
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of `stored`."""
+        return len(self.stored(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
