@@ -70,6 +70,9 @@ def setup_jax() -> None:
 
     # Orbax narrates its options, and logs with a stack trace what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # When a disk is full, each write that Orbax no longer waits for is logged with a trace, or
+    # falls to `unraisablehook`, as the garbage collector happens to find it. The error is raised.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_echoes
 
     root = pathlib.Path(os.environ.get("CXR_CACHE") or pathlib.Path.home() / ".cache" / "cxr_jax")
