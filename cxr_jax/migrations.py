@@ -18,7 +18,7 @@ RENAMED = {
 }
 
 # Path of a field that runs of before did not have -> what they did.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"measure_explanations": False}
 
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,301 @@
+"""Diagnosis from a corpus of low-level features (Park et al. 2021, 'corpus_vit').
+
+Sec. 3.2: the corpus of the pre-training on findings, a ViT over its cells, and a linear head on the
+[class] token: normal, other infection or COVID-19. Softmax cross-entropy. Films of one projection
+or of all; the paper has a model for PA and one for AP films.
+
+No lesion mask is ever trained on: `measure` and `score` alone read them.
+"""
+
+import collections
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from cxr_jax import figures
+from cxr_jax.data.augment import Augment
+from cxr_jax.data.lungs import LungMasks
+from cxr_jax.data.pipeline import Transforms
+from cxr_jax.data.preprocess import Preprocess
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
+from cxr_jax.data.sources.base import Source, Subset, only_with, peek
+from cxr_jax.data.visible import Visible
+from cxr_jax.errors import InputError
+from cxr_jax.metrics import diagnosis
+from cxr_jax.models import corpus_vit
+from cxr_jax.models.diagnosis import DiagnosisNet
+from cxr_jax.models.pcam import PCAMHeads
+from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
+
+VIEWS = ("", "PA", "AP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis(Task):
+    """See the module.
+
+    Attributes:
+      classes: those of the data set that are told apart; films of its other classes are left out.
+      view: 'PA' or 'AP': films of another projection, or of none that is known, are left out. '':
+        all films.
+      visible: what of a film is seen.
+      lungs: where the lung masks come from, for `visible`.
+    """
+
+    name: ClassVar[str] = "diagnosis"
+    model: DiagnosisNet
+    preprocess: Preprocess
+    augment: Augment
+    classes: tuple[str, ...]
+    view: str
+    visible: Visible
+    lungs: LungMasks
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Diagnosis":
+        _check(config)
+        return cls(
+            model=_make_model(config),
+            preprocess=Preprocess(**config.preprocess),
+            augment=Augment(**config.augment),
+            classes=tuple(config.classes),
+            view=config.view,
+            visible=Visible(**config.visible),
+            lungs=LungMasks(**config.lungs),
+        )
+
+    @property
+    def data(self) -> Data:
+        inputs = frozenset({"image", "lungs"} if self.visible.needs_lungs else {"image"})
+        return Data(
+            fields=inputs | {"diagnosis"} | ({"view"} if self.view else set()),
+            inputs=inputs,
+            labels=frozenset({"diagnosis"}),
+            transforms=Transforms(example=self._example, finish=self._finish),
+            adapt=self._adapt,
+        )
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        trained = self.model.train_backbone or self.model.backbone is None
+        return {} if trained else {"backbone/.*": "config.model.train_backbone=True"}
+
+    def _adapt(self, source: Source, *, training: bool) -> Source:
+        """The films of the classes and the view, by their labels; see `_chosen`."""
+        source = only_with(source, self.data.fields & {"diagnosis", "view"})
+        names = getattr(source, "diagnoses", DIAGNOSES)
+        if unknown := [name for name in self.classes if name not in names]:
+            raise InputError(
+                f"config.classes has {unknown[0]!r}; data set {source.name!r} has the classes "
+                f"{', '.join(names)}"
+            )
+        return _chosen(self, source, names, training=training)
+
+    def _example(self, record: Record) -> dict[str, np.ndarray]:
+        seen = self.visible(record)
+        example = {"image": self.preprocess.film(seen["image"])}
+        example["diagnosis"] = np.int32(record.get("diagnosis", 0))
+        lesion = seen.get("lesion", np.zeros(seen["image"].shape, np.uint8))
+        example["lesion"] = self.preprocess.mask(lesion)
+        return example
+
+    def _finish(self, example, rng):
+        if rng is not None:
+            example = self.augment({k: v for k, v in example.items() if k != "lesion"}, rng)
+        return {**example, "image": self.preprocess.normalize(example["image"])}
+
+    def init(self, rng, batch):
+        return self.model.init(rng, batch["image"][:1], train=False)
+
+    def loss(self, variables, batch, *, rng, step):
+        """Softmax cross-entropy."""
+        logits, state = self.model.apply(
+            variables,
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng},
+        )
+        labels = batch["diagnosis"]
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
+        return jnp.mean(entropy), (state, {"accuracy": right})
+
+    def predict(self, variables, batch):
+        """`probs` [B, K], float32, in the order of `classes`."""
+        logits = self.model.apply(variables, batch["image"], train=False)
+        return {"probs": jax.nn.softmax(logits)}
+
+    def score(self, outputs, batch):
+        """Rows for `metrics.diagnosis`."""
+        return {"probs": outputs["probs"], "label": batch["diagnosis"]}
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return DiagnosisEvaluation(self.classes)
+
+    def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        return figures.diagnosis_panel(
+            record["image"],
+            probs=outputs["probs"],
+            names=self.classes,
+            maps={},
+            label=self._label_of(record),
+            lesion_true=record.get("lesion"),
+            title=str(record["id"]),
+        )
+
+    def _label_of(self, record: Record) -> int | None:
+        return int(record["diagnosis"]) if "diagnosis" in record else None
+
+    def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        del record  # a diagnosis has no place in the film
+        probs = outputs["probs"]
+        return {
+            "diagnosis": self.classes[int(probs.argmax())],
+            "probabilities": {n: round(float(p), 4) for n, p in zip(self.classes, probs)},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnosisEvaluation(Evaluation):
+    """Tables 4, 7 and 9, and calibration; beside them the shares of the training films."""
+
+    classes: tuple[str, ...]
+    fits = True
+    columns = (
+        *("accuracy", "balanced_accuracy", "mean_auc", "mean_sensitivity", "mean_specificity"),
+        *("ece", "scaled_ece"),
+    )
+    mean_over_runs = ("probs", "threshold", "temperature")
+    compared_with_references = ("accuracy", "mean_auc")
+
+    def report(self, units):
+        return diagnosis.DiagnosisReport(self.classes)(units)
+
+    def fit(self, validation):
+        return diagnosis.choose(validation["probs"], validation["label"], self.classes)
+
+    def with_fit(self, rows, fitted):
+        return diagnosis.with_choice(rows, fitted, self.classes)
+
+    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
+        """The classes' shares among the training films, the same for every film."""
+        training = only_with(training, {"diagnosis"})
+        names = getattr(training, "diagnoses", DIAGNOSES)
+        labels = collections.Counter(
+            names[peek(training, index, "diagnosis")] for index in range(len(training))
+        )
+        shares = np.array([labels[name] for name in self.classes], np.float64)
+        probs = np.tile(shares / shares.sum(), (len(rows["label"]), 1))
+        kept = {name: rows[name] for name in ("label", "group", "id")}
+        return {"constant, training shares": kept | {"probs": probs}}
+
+    def figures(self, rows):
+        probs, labels = np.asarray(rows["probs"]), np.asarray(rows["label"], int)
+        temperature = rows.get("temperature", np.array([np.nan]))[:1]
+        return {
+            "roc": figures.roc_chart(probs, labels, self.classes),
+            "confusion": figures.confusion_chart(probs.argmax(axis=1), labels, self.classes),
+            "reliability": figures.reliability_chart(probs, labels, float(temperature[0])),
+        }
+
+
+class _Relabelled(Subset):
+    """Some films of a set, their classes numbered as the task does."""
+
+    def __init__(self, source: Source, indices: list[int], numbers: dict[int, int]):
+        super().__init__(source, indices, partial=source.partial)
+        self._numbers = numbers
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        return record | {"diagnosis": self._numbers[int(record["diagnosis"])]}
+
+    def peek(self, index: int, field: str) -> Any:
+        value = super().peek(index, field)
+        return self._numbers[int(value)] if field == "diagnosis" else value
+
+
+def _chosen(task: Diagnosis, source: Source, names: tuple[str, ...], *, training: bool) -> Source:
+    """The films of the task's classes and view; `source` itself where it has no others.
+
+    Raises:
+      InputError: there is none, or no training film of one of the classes.
+    """
+    if not task.view and task.classes == names:
+        if training:
+            _check_classes(task, source, (peek(source, i, "diagnosis") for i in range(len(source))))
+        return source
+    numbers = {names.index(name): k for k, name in enumerate(task.classes)}
+    labels = [int(peek(source, index, "diagnosis")) for index in range(len(source))]
+    indices = [i for i, label in enumerate(labels) if label in numbers]
+    if task.view:
+        indices = [i for i in indices if peek(source, i, "view") == task.view]
+    if not indices:
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has no film of view {task.view!r} "
+            f"and class {', '.join(task.classes)}; change config.view or config.classes"
+        )
+    chosen = _Relabelled(source, indices, numbers)
+    chosen.version += f",{task.view}{','.join(task.classes) if task.classes != names else ''}"
+    if left := len(source) - len(indices):
+        chosen.notes = (f"left out: {left} of {len(source)} films, of another class or view",)
+    if training:
+        _check_classes(task, source, (numbers[labels[index]] for index in indices))
+    return chosen
+
+
+def _check_classes(task: Diagnosis, source: Source, labels) -> None:
+    """Looks at labels until every class has been seen."""
+    missing = set(range(len(task.classes)))
+    for label in labels:
+        missing.discard(int(label))
+        if not missing:
+            return
+    names = ", ".join(task.classes[k] for k in sorted(missing))
+    raise InputError(
+        f"data set {source.name!r}: no training film is of class {names}; name the classes there "
+        "are with --config.classes, or choose other data"
+    )
+
+
+def _make_model(config: ml_collections.ConfigDict) -> DiagnosisNet:
+    """The network of `config.model`, whose parts must fit the size of the films."""
+    c, dtype = config.model, jnp.dtype(config.precision)
+    backbone, vit = corpus_vit.make_parts(config, dtype)
+    corpus_vit.cells_of(config.preprocess.size, backbone, vit)
+    return DiagnosisNet(
+        backbone=backbone,
+        vit=vit,
+        train_backbone=c.train_backbone,
+        freeze_norms=c.freeze_norms,
+        num_classes=len(config.classes),
+        heads=PCAMHeads(len(FINDINGS), dtype=dtype) if c.weighing else None,
+        weighing=tuple(FINDINGS.index(name) for name in c.weighing),
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that cannot be meant."""
+    classes = tuple(config.classes)
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise InputError(f"config.classes={classes}; expected at least two different names")
+    if config.view not in VIEWS:
+        raise InputError(f"config.view={config.view!r}; expected PA, AP, or nothing: all films")
+    if wrong := [name for name in config.model.weighing if name not in FINDINGS]:
+        raise InputError(
+            f"config.model.weighing has {wrong[0]!r}; the findings are {', '.join(FINDINGS)}"
+        )
+    if config.model.weighing and config.model.backbone.name == "none":
+        raise InputError("config.model.weighing needs a backbone, whose map the findings weigh")
+    if config.second.name and config.second.labels != "given":
+        raise InputError(
+            f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
+            "without a diagnosis; set it to given, or config.second.name to nothing"
+        )
