@@ -11,7 +11,8 @@
 | `NAME_hit`, `_chance`, `_share`, `_valid`, `_deletion`, `_insertion` | [N] | of an explanation |
 
 The last are there where explanations were measured (`metrics.explanations`,
-`explain.faithfulness`). Without `threshold` and `temperature` what needs them is undefined. Other rows are ignored.
+`explain.faithfulness`). Without `threshold` and `temperature` what needs them is undefined. Other
+rows are ignored.
 """
 
 import dataclasses
@@ -47,8 +48,8 @@ class DiagnosisReport:
 
     def __call__(self, rows: Rows) -> dict[str, Value]:
         """`accuracy` and `balanced_accuracy` of the most probable class; `mean_auc`, one against
-        the rest, and `auc_CLASS`; `recall_CLASS` and the confusion matrix `TRUE_called_OTHER`, shares
-        of the films of the true class; `log_loss`, `brier` and `ece`; with a temperature
+        the rest, and `auc_CLASS`; `recall_CLASS` and the confusion matrix `TRUE_called_OTHER`,
+        shares of the films of the true class; `log_loss`, `brier` and `ece`; with a temperature
         `scaled_log_loss` and `scaled_ece`; with thresholds `CLASS_sensitivity`,
         `CLASS_specificity`, `CLASS_accuracy` and their means `mean_sensitivity`, ... (Tables 4, 7
         of Park et al. 2021).
