@@ -44,7 +44,7 @@ class Diagnosis(Task):
       view: 'PA' or 'AP': films of another projection, or of none that is known, are left out. '':
         all films.
       visible: what of a film is seen.
-      lungs: where the lung masks come from, for `visible`.
+      lungs: where the lung masks come from, if `visible` needs them.
     """
 
     name: ClassVar[str] = "diagnosis"
@@ -54,19 +54,20 @@ class Diagnosis(Task):
     classes: tuple[str, ...]
     view: str
     visible: Visible
-    lungs: LungMasks
+    lungs: LungMasks | None
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Diagnosis":
         _check(config)
+        visible = Visible(**config.visible)
         return cls(
             model=_make_model(config),
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
             classes=tuple(config.classes),
             view=config.view,
-            visible=Visible(**config.visible),
-            lungs=LungMasks(**config.lungs),
+            visible=visible,
+            lungs=LungMasks(**config.lungs) if visible.needs_lungs else None,
         )
 
     @property
