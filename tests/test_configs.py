@@ -320,3 +320,13 @@ def test_what_is_renamed_or_added_later_is_read_in_todays_configs_too(monkeypatc
     assert new["optimizer"]["ema"] == 0.5
     assert new["seed"] == saved["seed"]
     assert new["data"] == saved["data"]
+
+
+def test_an_option_that_came_later_is_what_it_was_in_the_block_of_its_set():
+    saved = json.loads(golden_configs.module("findings").get_config("cxr3").to_json())
+    assert saved["data"].pop("test_fold") == 4
+    saved["second"] = {"name": "cxr_3class", "labels": "given", "test_fold": 2}
+    new = migrations.migrate(saved)
+    assert (new["data"]["test_fold"], new["second"]["test_fold"]) == (4, 2)
+    other = json.loads(golden_configs.module("severity").get_config("smoke").to_json())
+    assert migrations.migrate(other) == other

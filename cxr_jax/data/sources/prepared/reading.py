@@ -30,6 +30,7 @@ def open_folded(
     fold: int,
     source: str,
     folds: int = FOLDS,
+    test_fold: int | None = None,
     column: str = "fold",
     stored: str = "",
     where: Mapping[str, Collection[int]] | None = None,
@@ -46,32 +47,51 @@ def open_folded(
       fold: 0 .. folds - 1, or -1: all training films are 'train' and there is no 'val'.
       source: what --source is, for the message when the set is missing.
       folds: how many there are.
+      test_fold: where any fold may test: which, 0 .. folds. The test films in the files are fold
+        `folds`; if another one tests, they are trained on. None: they test.
       column: where a film's fold is.
-      stored: the split in the files; by default 'test' or 'train'.
+      stored: the split in the files; by default 'test' or 'train', and both where another fold
+        tests.
       where, options: of `Prepared`, besides these.
       kind: `Prepared` by default, or `PreparedSlices`.
 
     Raises:
       InputError: not prepared (with the command), a fold outside its range, 'val' without a fold.
     """
-    if not -1 <= fold < folds:
-        raise InputError(f"data.fold={fold}; expected 0..{folds - 1}, or -1 for no validation")
+    tested = folds if test_fold is None else test_fold
+    _check_folds(fold, tested, folds)
     if split == "val" and fold < 0:
         raise InputError(
             f"data set {name!r} has no validation split with data.fold=-1 (all its training "
-            f"films are trained on); set data.fold to 0..{folds - 1}"
+            f"films are trained on); set data.fold to 0..{folds - (tested == folds)}"
         )
-    chosen = {"train": set(range(folds)) - {fold}, "val": {fold}, "test": {-1}}[split]
+    trained = set(range(folds + 1)) - {fold, tested}
+    chosen = {"train": trained, "val": {fold}, "test": {tested}}[split]
+    if tested != folds:
+        stored = "train+test"
     at = f" --data_dir={data_dir}" if data_dir else ""
     return (kind or Prepared)(
         layout.data_folder(data_dir) / name / VERSION,
         name=name,
         split=split,
         stored=stored or ("test" if split == "test" else "train"),
-        where={**(where or {}), column: chosen},
+        where={**(where or {}), column: {-1 if k == folds else k for k in chosen}},
         prepare=f"python -m cxr_jax.data.prepare {name} --source=FOLDER{at} (FOLDER: {source})",
         **options,
     )
+
+
+def _check_folds(fold: int, test_fold: int, folds: int) -> None:
+    """Refuses folds that are not there, and one that would validate and test."""
+    if not 0 <= test_fold <= folds:
+        raise InputError(f"data.test_fold={test_fold}; expected 0..{folds}")
+    if test_fold == folds and not -1 <= fold < folds:
+        raise InputError(f"data.fold={fold}; expected 0..{folds - 1}, or -1 for no validation")
+    if not -1 <= fold <= folds or fold == test_fold:
+        raise InputError(
+            f"data.fold={fold}; expected 0..{folds} but not data.test_fold={test_fold}, or -1 for "
+            "no validation"
+        )
 
 
 class Prepared:
