@@ -152,6 +152,50 @@ def test_no_label_and_no_mask_is_read_where_it_may_not_be(films):
     assert "lesion" not in trained
 
 
+# Explanations.
+
+
+@pytest.mark.parametrize(
+    "variant, names",
+    [
+        ("smoke", {"relevance", "rollout", "attention", "gradcam"}),
+        ("smoke,corpus=3", {"relevance", "rollout", "attention", "gradcam"}),
+        ("smoke,backbone=none", {"relevance", "rollout", "attention"}),
+        ("smoke,backbone=resnet50,vit=0", {"gradcam"}),
+    ],
+)
+def test_each_network_has_the_maps_that_apply(films, variant, names):
+    task, variables, batch = task_and_variables(films, variant)
+    maps = jax.jit(task.explain)(variables, {"image": batch["image"]})
+    assert maps.keys() == names
+    for heat in maps.values():
+        assert heat.ndim == 3
+        assert np.isfinite(heat).all()
+        assert heat.max() > 0
+    alone = jax.jit(task.explain)(variables, {"image": batch["image"][1:2]})
+    for name, heat in maps.items():
+        np.testing.assert_allclose(alone[name][0], heat[1], rtol=2e-3, atol=1e-4 * heat.max())
+
+
+def test_explanations_are_of_the_class_that_is_called_and_measured_of_the_true_one(films):
+    task, variables, batch = task_and_variables(films)
+    maps = task.explain(variables, batch)
+    called = np.asarray(task.predict(variables, batch)["probs"]).argmax(axis=1)
+    there = {**batch, "diagnosis": called.astype(np.int32)}
+    lesion = np.asarray(batch["lesion"]) > 0
+    for name in ("relevance", "gradcam"):
+        heat = np.asarray(maps[name])
+        rows = task.measure(variables, there)
+        step = lesion.shape[1] // heat.shape[1]
+        middles = lesion[:, step // 2 :: step, step // 2 :: step]
+        for b in np.flatnonzero(lesion.any(axis=(1, 2))):
+            hit = middles[b][heat[b] == heat[b].max()].mean()
+            np.testing.assert_allclose(rows[f"{name}_hit"][b], hit)
+            assert rows[f"{name}_valid"][b]
+    other = task.measure(variables, {**batch, "diagnosis": (called + 1) % 3})
+    assert not np.allclose(other["relevance_share"], rows["relevance_share"])
+
+
 # Which films it takes.
 
 
@@ -222,8 +266,7 @@ def test_films_without_a_diagnosis_are_left_out():
 )
 def test_what_cannot_be_meant_is_one_line(rows, changes, words):
     with pytest.raises(InputError, match=words):
-        adapted(Table(*rows), training=True, **{"classes": ("normal", "other infection", "covid-19")}
-                | changes)  # fmt: skip
+        adapted(Table(*rows), training=True, **changes)
 
 
 @pytest.mark.parametrize(
@@ -295,3 +338,21 @@ def test_an_external_test_takes_the_thresholds_of_the_runs_own_films(run):
     np.testing.assert_array_equal(
         rows_of(workdir, label)["threshold"][0], rows_of(workdir, "test")["threshold"][0]
     )
+
+
+def test_a_whole_split_is_explained_where_that_is_asked_for(run):
+    config, workdir, metrics = run
+    assert not any("relevance" in name for name in metrics)
+    asked = config.copy_and_resolve_references()
+    asked.measure_explanations = True
+    measured = evaluate.evaluate(asked, workdir)
+    for name in ("relevance", "rollout", "attention", "gradcam", "brightness"):
+        for what in ("hit", "chance", "share"):
+            assert 0 <= measured[f"test/{name}_{what}"].value <= 1
+            assert 0 < measured[f"test/{name}_{what}"].n < config.data.test
+        for what in ("deletion", "insertion"):
+            assert 0 <= measured[f"test/{name}_{what}"].value <= 1
+            assert measured[f"test/{name}_{what}"].n == config.data.test
+    assert measured["test/relevance_chance"] == measured["test/brightness_chance"]
+    for name, metric in metrics.items():  # nothing else changes
+        assert measured[name].value == metric.value

@@ -9,6 +9,7 @@ No lesion mask is ever trained on: `measure` and `score` alone read them.
 
 import collections
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -26,13 +27,18 @@ from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources.base import Source, Subset, only_with, peek
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
-from cxr_jax.metrics import diagnosis
+from cxr_jax.explain import faithfulness, gradcam, relevance
+from cxr_jax.metrics import diagnosis, explanations
 from cxr_jax.models import corpus_vit
 from cxr_jax.models.diagnosis import DiagnosisNet
 from cxr_jax.models.pcam import PCAMHeads
 from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 
 VIEWS = ("", "PA", "AP")
+# The maps that are drawn, and their names there.
+MAPS = {"relevance": "relevance", "rollout": "attention rollout", "gradcam": "Grad-CAM"}
+MEASURED = ("_hit", "_chance", "_share", "_valid", "_deletion", "_insertion")
+_BLURRED = 8  # cells of a film of which nothing but the exposure is left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +138,52 @@ class Diagnosis(Task):
         logits = self.model.apply(variables, batch["image"], train=False)
         return {"probs": jax.nn.softmax(logits)}
 
+    def explain(self, variables, batch):
+        """Maps [B, h, w] of the class that is called, one of each that the network has: see
+        `_maps`."""
+        cells = self._cells(variables, batch)
+        return self._maps(variables, cells, jnp.argmax(self._logits(variables, cells), axis=-1))
+
+    def measure(self, variables, batch):
+        """How good the maps of the TRUE class are, each as rows of `metrics.diagnosis`; beside them
+        `brightness`, the film itself, which nobody had to learn."""
+        labels = batch["diagnosis"]
+        maps = self._maps(variables, self._cells(variables, batch), labels)
+        side = next(iter(maps.values())).shape[1:]
+        maps["brightness"] = _resized(batch["image"], side)
+
+        def probability(images):
+            logits = self.model.apply(variables, images, train=False)
+            return jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=1)[:, 0]
+
+        return _measured(maps, probability, batch)
+
+    def _cells(self, variables, batch):
+        return self.model.apply(variables, batch["image"], train=False, method="corpus")
+
+    def _logits(self, variables, cells):
+        return self.model.apply(variables, cells, train=False, method="classify")
+
+    def _maps(self, variables, cells, classes):
+        """Of the classes [B]: with a ViT `relevance`, `rollout` and `attention` (the last two are
+        of no class); with a backbone `gradcam`, of the map that the transformer, or the head,
+        reads."""
+        maps = {}
+        if self.model.vit is not None:
+            params = variables["params"]
+            found = relevance.relevance_maps(
+                self.model.vit, params["vit"], cells, head=params["head"], classes=classes
+            )
+            maps |= {name: found[name] for name in ("relevance", "rollout", "attention")}
+        if self.model.backbone is not None:
+            score = functools.partial(self._logits, variables)
+            maps["gradcam"] = gradcam.grad_cam(score, cells, classes)
+        return maps
+
     def score(self, outputs, batch):
         """Rows for `metrics.diagnosis`."""
-        return {"probs": outputs["probs"], "label": batch["diagnosis"]}
+        measured = {k: v for k, v in outputs.items() if k.endswith(MEASURED)}
+        return {"probs": outputs["probs"], "label": batch["diagnosis"]} | measured
 
     @property
     def evaluation(self) -> Evaluation:
@@ -145,7 +194,11 @@ class Diagnosis(Task):
             record["image"],
             probs=outputs["probs"],
             names=self.classes,
-            maps={},
+            maps={
+                title: self.visible.on_film(outputs[name], record)
+                for name, title in MAPS.items()
+                if name in outputs
+            },
             label=self._label_of(record),
             lesion_true=record.get("lesion"),
             title=str(record["id"]),
@@ -264,6 +317,26 @@ def _check_classes(task: Diagnosis, source: Source, labels) -> None:
         f"data set {source.name!r}: no training film is of class {names}; name the classes there "
         "are with --config.classes, or choose other data"
     )
+
+
+def _measured(maps, probability, batch) -> dict:
+    """Rows [B] of each map: does it point at the lesion, does the network need what it shows?"""
+    images = batch["image"]
+    blurred = _resized(_resized(images, (_BLURRED, _BLURRED)), images.shape[1:])
+    rows = {}
+    for name, heat in maps.items():
+        hits = explanations.pointing(heat, batch["lesion"])
+        rows |= {f"{name}_{what}": hits[f"pointing_{what}"] for what in ("hit", "chance", "valid")}
+        rows[f"{name}_share"] = explanations.energy(heat, batch["lesion"])["energy_inside"]
+        for curve in (faithfulness.deletion, faithfulness.insertion):
+            found = curve(probability, images, blurred, heat=heat)
+            rows[f"{name}_{curve.__name__}"] = found["score"]
+    return rows
+
+
+def _resized(images, side: tuple[int, int]):
+    """[B, H, W] -> [B, h, w]: means where it shrinks, else bilinear."""
+    return jax.image.resize(images, (len(images), *side), "linear", antialias=True)
 
 
 def _make_model(config: ml_collections.ConfigDict) -> DiagnosisNet:

@@ -66,7 +66,9 @@ def test_what_is_hidden_leaves_no_trace(film):
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(InputError, match="config.visible.crop='circle'; expected one of nothing"):
+    with pytest.raises(
+        InputError, match=r"config\.visible\.crop='circle'; expected one of nothing"
+    ):
         Visible("circle")
-    with pytest.raises(InputError, match="config.visible.hide='heart'"):
+    with pytest.raises(InputError, match=r"config\.visible\.hide='heart'"):
         Visible(hide="heart")
