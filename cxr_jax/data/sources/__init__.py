@@ -19,8 +19,11 @@ from cxr_jax.data.sources.base import (
     Source,
     Subset,
     by_severity,
+    by_view,
+    names_of,
     only_with,
     peek,
+    told_classes,
 )
 from cxr_jax.errors import InputError
 
@@ -35,14 +38,17 @@ __all__ = [
     "Subset",
     "block",
     "by_severity",
+    "by_view",
     "check_options",
     "find",
+    "names_of",
     "only_with",
     "open_source",
     "option_names",
     "peek",
     "second_block",
     "switched",
+    "told_classes",
 ]
 
 

@@ -137,7 +137,10 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
             for split, part in films.items()
         },
         film_fold=folds,
-        columns={split: _label_counts(part) for split, part in films.items()},
+        columns={
+            split: _label_counts(part) | prepared.view_column(film.view for film in part)
+            for split, part in films.items()
+        },
         metadata={
             "fingerprint": prepared.fingerprint(
                 train, files, prepared.fingerprint(valid, ()), max_side

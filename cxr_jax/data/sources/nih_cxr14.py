@@ -131,6 +131,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
         film_fold={"train": folds.tolist(), "test": [-1] * len(films["test"])},
         columns={
             split: {"patient_fold": [by_patient[film.id] for film in part]}
+            | prepared.view_column(film.view for film in part)
             for split, part in films.items()
         },
         metadata={

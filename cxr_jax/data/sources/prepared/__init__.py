@@ -11,7 +11,13 @@ parts, train_0000, train_0001, .... What decides which films are opened, such as
 beside the records (`metadata.json`, 'columns'), so that opening a split reads no record but one.
 """
 
-from cxr_jax.data.sources.prepared.layout import FOLDS, VERSION, data_folder, slice_columns
+from cxr_jax.data.sources.prepared.layout import (
+    FOLDS,
+    VERSION,
+    data_folder,
+    slice_columns,
+    view_column,
+)
 from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open_folded
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
 
@@ -26,4 +32,5 @@ __all__ = [
     "fingerprint",
     "open_folded",
     "slice_columns",
+    "view_column",
 ]

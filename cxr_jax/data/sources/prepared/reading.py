@@ -12,7 +12,7 @@ from absl import logging
 from cxr_jax import small_files
 from cxr_jax.data import readers, splits
 from cxr_jax.data.file_errors import kind_of
-from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
@@ -138,6 +138,7 @@ class Prepared:
         stored_facts = layout.metadata(self.folder)
         self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
+        self.diagnoses = tuple(stored_facts.get("diagnoses", DIAGNOSES))
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}
@@ -239,6 +240,17 @@ class Prepared:
         there = [name for name in plain if raw.get(f"has_{name}", True)]
         record = {name: _decoded(name, raw[name]) for name in there}
         return (self._change(record) if self._change else record).get(field)
+
+    def views(self) -> list[str]:
+        """The view of each record, '' where it is not known; no record is read, unless the set was
+        prepared before views were kept beside the records."""
+        columns = self._columns()
+        if layout.VIEW_COLUMN not in columns:
+            return [self.peek(i, "view") or "" for i in range(len(self))]
+        names, numbers = SCHEMA["view"].values, columns[layout.VIEW_COLUMN][self._indices]
+        if not np.isin(numbers, range(len(names))).all():
+            raise self._damaged("metadata.json has views that are none")
+        return [names[number] for number in numbers]
 
     def stored(self, index: int) -> bytes:
         """The film as it is stored."""
