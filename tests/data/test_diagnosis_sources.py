@@ -5,10 +5,14 @@ import pickle
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 from fake_sets import (
     edit,
     findings_config,
+    folded_config,
+    make_3class,
+    make_brixia,
     make_chexpert,
     make_manifest,
     make_nih,
@@ -230,7 +234,7 @@ def test_views_beside_the_records_that_are_none(tmp_path, chexpert_set):
     metadata = json.loads(file.read_text())
     metadata["columns"]["train"]["view"][3] = 7
     file.write_text(json.dumps(metadata))
-    with pytest.raises(InputError, match=r"metadata\.json has views that are none") as error:
+    with pytest.raises(InputError, match=r"metadata\.json has a view that is none") as error:
         sources.by_view(opened_chexpert(tmp_path / "data"), "AP")
     check_one_line(error, "prepare the set again")
     file.write_text(json.dumps(metadata | {"diagnoses": [1, 2]}))
@@ -270,3 +274,54 @@ def test_views_of_nih(tmp_path):
     views = np.array([record["view"] for record in records_of(train)])
     for view in ("PA", "AP"):
         assert len(sources.by_view(train, view)) == (views == view).sum() > 0
+
+
+# --- the public sets that feed the three classes
+
+
+def test_nih_and_chexpert_give_normal_films(tmp_path, chexpert_set):
+    run_prepare("nih_cxr14", make_nih(tmp_path / "source"), tmp_path / "data")
+    nih = sources.open_source(findings_config("nih_cxr14", tmp_path / "data"), "train")
+    for source, count in ((nih, 3), (opened_chexpert(chexpert_set), 1)):
+        assert "diagnosis" in source.partial
+        for record in records_of(source):
+            assert record.get("diagnosis") == (0 if record["findings"][0] == 1 else None)
+        known = sources.only_with(source, {"diagnosis"})
+        assert {record["diagnosis"] for record in records_of(known)} == {0}
+        assert len(known) == count
+        assert f"left out: {len(source) - count} of {len(source)} records" in known.notes[0]
+
+
+def test_every_brixia_film_is_covid_19_and_states_its_view(tmp_path):
+    root = make_brixia(tmp_path / "source")
+    views = {"1001.dcm": "AP", "1002.dcm": "pa ", "1003.dcm": "LL"}
+    for name, view in views.items():
+        film = pydicom.dcmread(root / "dicom_clean" / name)
+        film.ViewPosition = view
+        film.save_as(root / "dicom_clean" / name)
+    run_prepare("brixia", root, tmp_path / "data")
+    opened = [sources.open_source(folded_config("brixia", tmp_path / "data"), s)
+              for s in ("train", "test")]  # fmt: skip
+    found = {r["id"]: r for source in opened for r in records_of(source)}
+    assert {record["diagnosis"] for record in found.values()} == {2}
+    assert {i: r["view"] for i, r in found.items() if r["view"]} == {"1002": "PA"}
+    assert [r["id"] for r in records_of(sources.by_view(opened[0], "PA"))] == ["1002"]
+
+
+def test_diagnoses_are_known_without_reading_records(tmp_path, monkeypatch):
+    run_prepare("cxr_3class", make_3class(tmp_path / "source"), tmp_path / "data")
+    train = sources.open_source(findings_config("cxr_3class", tmp_path / "data"), "train")
+    want = [record["diagnosis"] for record in records_of(train)]
+    monkeypatch.setattr(prepared.Prepared, "_raw", None)
+    assert [sources.peek(train, i, "diagnosis") for i in range(len(train))] == want
+
+
+def test_a_set_prepared_before_it_had_a_diagnosis_is_another_one(tmp_path, monkeypatch):
+    source = make_chexpert(tmp_path / "source")
+    original = prepared.writing.fingerprint
+    before = lambda *args: original(*(a for a in args if a != "diagnosis"))  # noqa: E731
+    monkeypatch.setattr(prepared, "fingerprint", before)
+    run_prepare("chexpert", source, tmp_path / "data")
+    monkeypatch.setattr(prepared, "fingerprint", original)
+    with pytest.raises(InputError, match="prepared from other files or with other options"):
+        run_prepare("chexpert", source, tmp_path / "data")

@@ -33,8 +33,7 @@ class Source(Protocol):
       notes: where there is any, lines for the user on what was not used or left out.
 
     A set whose findings are not `records.FINDINGS` has their names as `findings`, one whose
-    diagnoses are not `records.DIAGNOSES` theirs as `diagnoses`; `names_of` gives them. One that
-    knows the views of all its records without reading them has a method `views`.
+    diagnoses are not `records.DIAGNOSES` theirs as `diagnoses`; `names_of` gives them.
     """
 
     name: str
@@ -199,7 +198,7 @@ def by_view(source: Source, view: str) -> Source:
         raise InputError(f"view={view!r}; expected {', '.join(VIEWS)} or '' for all films")
     if "view" not in source.fields:
         raise InputError(f"{who} does not say which view its films are; set view to ''")
-    views = _views(source)
+    views = [peek(source, index, "view") or "" for index in range(len(source))]
     indices = [i for i, found in enumerate(views) if found == view]
     others = Counter(found or "unknown" for found in views if found != view)
     there = ", ".join(f"{name} {count}" for name, count in sorted(others.items()))
@@ -213,16 +212,6 @@ def by_view(source: Source, view: str) -> Source:
         f"left out: {others.total()} of {len(views)} films, which are no {view} ({there})",
     )
     return chosen
-
-
-def _views(source: Source) -> Sequence[str]:
-    """The view of each record, '' where it is not known."""
-    if isinstance(source, Subset):
-        views = _views(source.source)
-        return [views[i] for i in source.indices]
-    if known := getattr(source, "views", None):
-        return known()
-    return [peek(source, i, "view") or "" for i in range(len(source))]
 
 
 def told_classes(labels: Iterable[int | None], names: Sequence[str] = DIAGNOSES) -> str:

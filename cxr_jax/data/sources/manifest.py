@@ -190,10 +190,6 @@ def builder(
     for split in _splits_of(source):
         by_split[split] = Manifest(source, split, diagnoses=diagnoses)
     some = next(iter(by_split.values()))
-    views = {
-        split: [films.peek(i, "view") or "" for i in range(len(films))]
-        for split, films in by_split.items()
-    }
     return ManifestBuilder(
         data_dir=prepared.data_folder(data_dir),
         config=tfds.core.BuilderConfig(name=_slug(source), description=str(source.name)),
@@ -204,7 +200,7 @@ def builder(
             for split, films in by_split.items()
         },
         film_fold={split: [-1] * len(films) for split, films in by_split.items()},
-        columns={split: prepared.view_column(of_split) for split, of_split in views.items()},
+        columns={split: _columns(films) for split, films in by_split.items()},
         diagnoses=diagnoses,
         metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
         notes=[
@@ -233,6 +229,13 @@ def class_names(classes: str) -> tuple[str, ...]:
     if "" in names:
         raise InputError(f"data.classes={classes[:200]!r} has an empty name; take a comma out")
     return names
+
+
+def _columns(films: Manifest) -> dict[str, list[int]]:
+    views, diagnoses = (
+        [films.peek(i, f) for i in range(len(films))] for f in ("view", "diagnosis")
+    )
+    return prepared.film_columns(views=[view or "" for view in views], diagnoses=diagnoses)
 
 
 def _classes_of(films: Manifest) -> str:

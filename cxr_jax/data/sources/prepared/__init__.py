@@ -15,8 +15,8 @@ from cxr_jax.data.sources.prepared.layout import (
     FOLDS,
     VERSION,
     data_folder,
+    film_columns,
     slice_columns,
-    view_column,
 )
 from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open_folded
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
@@ -29,8 +29,8 @@ __all__ = [
     "RecordBuilder",
     "build",
     "data_folder",
+    "film_columns",
     "fingerprint",
     "open_folded",
     "slice_columns",
-    "view_column",
 ]

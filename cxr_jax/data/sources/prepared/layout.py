@@ -14,8 +14,9 @@ from cxr_jax.errors import InputError
 VERSION = "1.0.0"  # of the stored layout; part of the folder's name
 FOLDS = 5  # of the training films, by patient
 
-# Beside the records of films: the number of the view in `records.SCHEMA`.
-VIEW_COLUMN = "view"
+# Fields that also lie beside the records of films, so that films are chosen by them without being
+# read: the number of the view in `records.SCHEMA`; the diagnosis, or -1 for none.
+BESIDE = ("view", "diagnosis")
 # Beside the records of a CT set: the volume's number, `slice`, and `slice_label` or -1 for NaN.
 SLICE_COLUMNS = ("volume", "position", "label")
 _REMEDY = "remove that folder and prepare the set again"
@@ -75,9 +76,16 @@ def pictures(fields: Collection[str]) -> list[str]:
 _PICTURES = (IMAGE, MASK)
 
 
-def view_column(views: Iterable[str]) -> dict[str, list[int]]:
-    """`columns` of `RecordBuilder` for the views of films."""
-    return {VIEW_COLUMN: [SCHEMA["view"].values.index(view) for view in views]}
+def film_columns(
+    *, views: Iterable[str] | None = None, diagnoses: Iterable[int | None] | None = None
+) -> dict[str, list[int]]:
+    """`columns` of `RecordBuilder` for what films are chosen by; None: the films have none."""
+    columns = {}
+    if views is not None:
+        columns["view"] = [SCHEMA["view"].values.index(view) for view in views]
+    if diagnoses is not None:
+        columns["diagnosis"] = [-1 if number is None else number for number in diagnoses]
+    return columns
 
 
 def slice_columns(

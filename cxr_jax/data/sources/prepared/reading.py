@@ -139,6 +139,7 @@ class Prepared:
         self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
         self.diagnoses = tuple(stored_facts.get("diagnoses", DIAGNOSES))
+        self._beside_values: dict[str, list[Any] | None] = {}
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}
@@ -230,27 +231,35 @@ class Prepared:
             return field in self.fields
         if field == "findings":
             return bool(self._known[index])
+        if (values := self._beside(field)) is not None:
+            return values[index] is not None
         return bool(self._raw(self._indices[index])[f"has_{field}"])
 
     def peek(self, index: int, field: str) -> Any:
         """A field of record `index` that is no picture, None where it has none; no picture is
         decoded."""
+        if (values := self._beside(field)) is not None:
+            return values[index]
         raw = self._raw(self._indices[index])
         plain = self.fields - set(layout.pictures(self.fields))
         there = [name for name in plain if raw.get(f"has_{name}", True)]
         record = {name: _decoded(name, raw[name]) for name in there}
         return (self._change(record) if self._change else record).get(field)
 
-    def views(self) -> list[str]:
-        """The view of each record, '' where it is not known; no record is read, unless the set was
-        prepared before views were kept beside the records."""
-        columns = self._columns()
-        if layout.VIEW_COLUMN not in columns:
-            return [self.peek(i, "view") or "" for i in range(len(self))]
-        names, numbers = SCHEMA["view"].values, columns[layout.VIEW_COLUMN][self._indices]
-        if not np.isin(numbers, range(len(names))).all():
-            raise self._damaged("metadata.json has views that are none")
-        return [names[number] for number in numbers]
+    def _beside(self, field: str) -> list[Any] | None:
+        """The values of a field that lies beside the records, None where a record has none; None
+        for all if it does not lie there: another field, or a set prepared before it did."""
+        if field not in layout.BESIDE or field not in self.fields:
+            return None
+        if field not in self._beside_values:
+            columns = self._columns()
+            names = SCHEMA["view"].values if field == "view" else range(len(self.diagnoses))
+            known = {**dict(enumerate(names)), **({} if field == "view" else {-1: None})}
+            numbers = columns[field][self._indices].tolist() if field in columns else None
+            if numbers is not None and not set(numbers) <= known.keys():
+                raise self._damaged(f"metadata.json has a {field} that is none")
+            self._beside_values[field] = numbers and [known[number] for number in numbers]
+        return self._beside_values[field]
 
     def stored(self, index: int) -> bytes:
         """The film as it is stored."""
