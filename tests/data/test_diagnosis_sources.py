@@ -318,10 +318,13 @@ def test_diagnoses_are_known_without_reading_records(tmp_path, monkeypatch):
 
 def test_a_set_prepared_before_it_had_a_diagnosis_is_another_one(tmp_path, monkeypatch):
     source = make_chexpert(tmp_path / "source")
-    original = prepared.writing.fingerprint
-    before = lambda *args: original(*(a for a in args if a != "diagnosis"))  # noqa: E731
-    monkeypatch.setattr(prepared, "fingerprint", before)
-    run_prepare("chexpert", source, tmp_path / "data")
+    original = prepared.fingerprint
+    monkeypatch.setattr(
+        prepared,
+        "fingerprint",
+        lambda *args: original(*(64 if a == (64, "diagnosis") else a for a in args)),
+    )
+    run_prepare("chexpert", source, tmp_path / "data", "--max_side=64")
     monkeypatch.setattr(prepared, "fingerprint", original)
     with pytest.raises(InputError, match="prepared from other files or with other options"):
-        run_prepare("chexpert", source, tmp_path / "data")
+        run_prepare("chexpert", source, tmp_path / "data", "--max_side=64")

@@ -157,7 +157,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
         metadata={
             # 'diagnosis': a set prepared before it had this field is another one.
             "fingerprint": prepared.fingerprint(
-                train, files, prepared.fingerprint(valid, ()), max_side, "diagnosis"
+                train, files, prepared.fingerprint(valid, ()), (max_side, "diagnosis")
             ),
             "max_side": max_side,
         },

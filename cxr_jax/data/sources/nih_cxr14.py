@@ -151,8 +151,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
                 table,
                 (pathlib.Path(film.path) for film in index),
                 *(prepared.fingerprint(path, ()) for path in others),
-                max_side,
-                "diagnosis",  # a set prepared before it had this field is another one
+                (max_side, "diagnosis"),  # a set prepared before it had this is another one
             ),
             "max_side": max_side,
         },

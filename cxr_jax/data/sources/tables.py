@@ -151,7 +151,8 @@ class Row:
 
 
 _QUOTED = r"""(?:'[^']*'|"[^"]*")"""
-_LIST = re.compile(rf"\[\s*(?:{_QUOTED}(?:[\s,]+{_QUOTED})*)?[\s,]*\]")
+# No two parts can take the same characters: a broken cell of any length is refused at once.
+_LIST = re.compile(rf"\[[\s,]*(?:{_QUOTED}(?:[\s,]+{_QUOTED})*[\s,]*)?\]")
 
 
 def quoted_list(cell: str) -> list[str] | None:
