@@ -21,7 +21,10 @@ RENAMED = {
 ADDED: dict[str, Any] = {"measure_explanations": False}
 
 # The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
-ADDED_OPTIONS: dict[tuple[str, str], Any] = {("cxr_3class", "test_fold"): 4}
+ADDED_OPTIONS: dict[tuple[str, str], Any] = {
+    ("cxr_3class", "test_fold"): 4,
+    ("manifest", "classes"): "",
+}
 
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:

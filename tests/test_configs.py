@@ -150,7 +150,7 @@ def test_the_command_shows_a_config_and_a_work_directory(tmp_path):
 
 def test_a_block_has_its_data_sets_options_and_no_others():
     block = sources.block("manifest", path="films.csv")
-    assert block.to_dict() == {"name": "manifest", "path": "films.csv"}
+    assert block.to_dict() == {"name": "manifest", "path": "films.csv", "classes": ""}
     words = "data set 'manifest' has no option 'fold'; its options are path"
     with pytest.raises(InputError, match=words):
         sources.block("manifest", fold=1)
@@ -196,7 +196,7 @@ def test_another_data_set_keeps_the_options_both_have():
 def test_the_command_line_chooses_a_data_set(args):
     values = shown("--config=configs/severity.py:quick", *args, "--config.optimizer.lr=0.5")
     data = {path: value for path, value in values.items() if path.startswith("data.")}
-    assert data == {"data.name": "'manifest'", "data.path": "'films.csv'"}
+    assert data == {"data.name": "'manifest'", "data.path": "'films.csv'", "data.classes": "''"}
     assert values["optimizer.lr"] == "0.5"
 
 

@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from cxr_jax.data.sources import prepared
 
     source = pathlib.Path(args.source).expanduser()
-    builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
+    options = {"classes": args.classes} if args.classes else {}
+    sources.check_options(args.name, options)
+    builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side, **options)
     counts = {split: len(films) for split, films in builder.films.items()}
     total = sum(counts.values())
     for note in builder.notes:
@@ -96,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=512,
         help="longest side of a stored film in pixels; never enlarged (default: 512)",
+    )
+    parser.add_argument(
+        "--classes",
+        default="",
+        help="of a table: its diagnoses, parted by commas (default: normal, other infection, "
+        "covid-19)",
     )
     return parser
 

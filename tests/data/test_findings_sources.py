@@ -305,7 +305,7 @@ def test_nih_records_and_boxes(nih_set):
     train = sources.open_source(findings_config("nih_cxr14", data_dir), "train")
     by_id = {record["id"]: record for record in records_of(train)}
     assert train.fields == nih_cxr14.FIELDS
-    assert train.partial == {"boxes", "box_label"}
+    assert train.partial == {"boxes", "box_label", "diagnosis"}
     assert (by_id["00000001_001"]["group"], by_id["00000001_001"]["view"]) == ("nih-00000001", "AP")
     boxed = by_id["00000002_000"]
     assert boxed["image"].shape == (128, 128)
@@ -382,6 +382,7 @@ def test_nih_notes(tmp_path):
         "every film has known findings",
         "3 boxes on 2 films; 1 of masses and nodules left out; 1 of films that are not in "
         "Data_Entry_2017_v2020.csv left out",
+        "4 films are of diagnosis normal, the others have none",
     ]
 
 

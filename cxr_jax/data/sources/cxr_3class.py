@@ -109,6 +109,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ThreeClass
             split: {
                 "known": [int((~np.isnan(film.labels)).sum()) for film in part],
                 "overlap": [int(film.group in overlapping) for film in part],
+                **prepared.film_columns(diagnoses=(film.diagnosis for film in part)),
             }
             for split, part in films.items()
         },

@@ -12,7 +12,7 @@ from absl import logging
 from cxr_jax import small_files
 from cxr_jax.data import readers, splits
 from cxr_jax.data.file_errors import kind_of
-from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
@@ -138,6 +138,8 @@ class Prepared:
         stored_facts = layout.metadata(self.folder)
         self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
+        self.diagnoses = tuple(stored_facts.get("diagnoses", DIAGNOSES))
+        self._beside_values: dict[str, list[Any] | None] = {}
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}
@@ -229,16 +231,35 @@ class Prepared:
             return field in self.fields
         if field == "findings":
             return bool(self._known[index])
+        if (values := self._beside(field)) is not None:
+            return values[index] is not None
         return bool(self._raw(self._indices[index])[f"has_{field}"])
 
     def peek(self, index: int, field: str) -> Any:
         """A field of record `index` that is no picture, None where it has none; no picture is
         decoded."""
+        if (values := self._beside(field)) is not None:
+            return values[index]
         raw = self._raw(self._indices[index])
         plain = self.fields - set(layout.pictures(self.fields))
         there = [name for name in plain if raw.get(f"has_{name}", True)]
         record = {name: _decoded(name, raw[name]) for name in there}
         return (self._change(record) if self._change else record).get(field)
+
+    def _beside(self, field: str) -> list[Any] | None:
+        """The values of a field that lies beside the records, None where a record has none; None
+        for all if it does not lie there: another field, or a set prepared before it did."""
+        if field not in layout.BESIDE or field not in self.fields:
+            return None
+        if field not in self._beside_values:
+            columns = self._columns()
+            names = SCHEMA["view"].values if field == "view" else range(len(self.diagnoses))
+            known = {**dict(enumerate(names)), **({} if field == "view" else {-1: None})}
+            numbers = columns[field][self._indices].tolist() if field in columns else None
+            if numbers is not None and not set(numbers) <= known.keys():
+                raise self._damaged(f"metadata.json has a {field} that is none")
+            self._beside_values[field] = numbers and [known[number] for number in numbers]
+        return self._beside_values[field]
 
     def stored(self, index: int) -> bytes:
         """The film as it is stored."""
