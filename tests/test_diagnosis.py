@@ -231,7 +231,7 @@ def test_it_takes_the_films_of_one_view():
     assert adapted(Table(*ALL))[1].version == "1"
     films, chosen = adapted(Table(*ALL), view="PA", training=True)
     assert films == [("0", 0), ("2", 2), ("5", 1)]
-    assert chosen.notes == ("left out: 3 of 6 films, of another class or view",)
+    assert chosen.notes == ("left out: 3 of 6 films, which are no PA (AP 2, unknown 1)",)
     assert chosen.version != adapted(Table(*ALL), view="AP")[1].version
 
 
@@ -253,7 +253,7 @@ def test_films_without_a_diagnosis_are_left_out():
         (((0, ""), (1, "")), {}, "no training film is of class covid-19; name the classes there"),
         (((1, ""),), {}, "no training film is of class normal, covid-19"),
         (ALL, {"view": "AP"}, "no training film is of class covid-19"),
-        (((0, "PA"),), {"view": "AP"}, "has no film of view 'AP'"),
+        (((0, "PA"),), {"view": "AP"}, "has no film of view 'AP'; it has PA 1"),
         (ALL, {"classes": ("normal", "flu")}, "config.classes has 'flu'; data set 'table' has"),
         (ALL, {"classes": ("normal",)}, "expected at least two different names"),
         (ALL, {"classes": ("normal", "normal")}, "expected at least two different names"),
@@ -346,7 +346,7 @@ def test_a_whole_split_is_explained_where_that_is_asked_for(run):
     asked = config.copy_and_resolve_references()
     asked.measure_explanations = True
     measured = evaluate.evaluate(asked, workdir)
-    for name in ("relevance", "rollout", "attention", "gradcam", "brightness"):
+    for name in ("relevance", "rollout", "attention", "gradcam", "brightness", "blind"):
         for what in ("hit", "chance", "share"):
             assert 0 <= measured[f"test/{name}_{what}"].value <= 1
             assert 0 < measured[f"test/{name}_{what}"].n < config.data.test
@@ -354,5 +354,6 @@ def test_a_whole_split_is_explained_where_that_is_asked_for(run):
             assert 0 <= measured[f"test/{name}_{what}"].value <= 1
             assert measured[f"test/{name}_{what}"].n == config.data.test
     assert measured["test/relevance_chance"] == measured["test/brightness_chance"]
+    assert measured["test/blind_hit"].value == pytest.approx(measured["test/blind_chance"].value)
     for name, metric in metrics.items():  # nothing else changes
         assert measured[name].value == metric.value

@@ -10,6 +10,7 @@ No lesion mask is ever trained on: `measure` and `score` alone read them.
 import collections
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -23,8 +24,16 @@ from cxr_jax.data.augment import Augment
 from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
-from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
-from cxr_jax.data.sources.base import Source, Subset, only_with, peek
+from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.sources.base import (
+    VIEWS,
+    Source,
+    Subset,
+    by_view,
+    names_of,
+    only_with,
+    peek,
+)
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 from cxr_jax.explain import faithfulness, gradcam, relevance
@@ -34,10 +43,10 @@ from cxr_jax.models.diagnosis import DiagnosisNet
 from cxr_jax.models.pcam import PCAMHeads
 from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 
-VIEWS = ("", "PA", "AP")
 # The maps that are drawn, and their names there.
 MAPS = {"relevance": "relevance", "rollout": "attention rollout", "gradcam": "Grad-CAM"}
 MEASURED = ("_hit", "_chance", "_share", "_valid", "_deletion", "_insertion")
+_STEPS = 8  # of a deletion: as many forward passes, and one more
 _BLURRED = 8  # cells of a film of which nothing but the exposure is left
 
 
@@ -93,15 +102,24 @@ class Diagnosis(Task):
         return {} if trained else {"backbone/.*": "config.model.train_backbone=True"}
 
     def _adapt(self, source: Source, *, training: bool) -> Source:
-        """The films of the classes and the view, by their labels; see `_chosen`."""
-        source = only_with(source, self.data.fields & {"diagnosis", "view"})
-        names = getattr(source, "diagnoses", DIAGNOSES)
+        """The films with a diagnosis, of the view and the classes, numbered as `classes`.
+
+        Raises:
+          InputError: there is none, a class that the set does not name, or one of which there is no
+            training film.
+        """
+        source = by_view(only_with(source, {"diagnosis"}), self.view)
+        names = names_of(source, "diagnoses")
         if unknown := [name for name in self.classes if name not in names]:
             raise InputError(
                 f"config.classes has {unknown[0]!r}; data set {source.name!r} has the classes "
                 f"{', '.join(names)}"
             )
-        return _chosen(self, source, names, training=training)
+        if self.classes != names:
+            source = _of_classes(source, names, self.classes)
+        if training:
+            _check_classes(source, self.classes)
+        return source
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         seen = self.visible(record)
@@ -146,11 +164,12 @@ class Diagnosis(Task):
 
     def measure(self, variables, batch):
         """How good the maps of the TRUE class are, each as rows of `metrics.diagnosis`; beside them
-        `brightness`, the film itself, which nobody had to learn."""
+        what nobody had to learn: `brightness`, the film itself, and a `blind`, flat map."""
         labels = batch["diagnosis"]
         maps = self._maps(variables, self._cells(variables, batch), labels)
         side = next(iter(maps.values())).shape[1:]
         maps["brightness"] = _resized(batch["image"], side)
+        maps["blind"] = jnp.zeros_like(maps["brightness"])
 
         def probability(images):
             logits = self.model.apply(variables, images, train=False)
@@ -241,7 +260,7 @@ class DiagnosisEvaluation(Evaluation):
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """The classes' shares among the training films, the same for every film."""
         training = only_with(training, {"diagnosis"})
-        names = getattr(training, "diagnoses", DIAGNOSES)
+        names = names_of(training, "diagnoses")
         labels = collections.Counter(
             names[peek(training, index, "diagnosis")] for index in range(len(training))
         )
@@ -266,6 +285,7 @@ class _Relabelled(Subset):
     def __init__(self, source: Source, indices: list[int], numbers: dict[int, int]):
         super().__init__(source, indices, partial=source.partial)
         self._numbers = numbers
+        self.version += f",classes{'.'.join(map(str, numbers))}"
 
     def __getitem__(self, index: int) -> Record:
         record = super().__getitem__(index)
@@ -276,43 +296,30 @@ class _Relabelled(Subset):
         return self._numbers[int(value)] if field == "diagnosis" else value
 
 
-def _chosen(task: Diagnosis, source: Source, names: tuple[str, ...], *, training: bool) -> Source:
-    """The films of the task's classes and view; `source` itself where it has no others.
-
-    Raises:
-      InputError: there is none, or no training film of one of the classes.
-    """
-    if not task.view and task.classes == names:
-        if training:
-            _check_classes(task, source, (peek(source, i, "diagnosis") for i in range(len(source))))
-        return source
-    numbers = {names.index(name): k for k, name in enumerate(task.classes)}
-    labels = [int(peek(source, index, "diagnosis")) for index in range(len(source))]
-    indices = [i for i, label in enumerate(labels) if label in numbers]
-    if task.view:
-        indices = [i for i in indices if peek(source, i, "view") == task.view]
+def _of_classes(source: Source, names: Sequence[str], classes: tuple[str, ...]) -> Source:
+    """The films of some of the classes that a set names, numbered in their order here."""
+    numbers = {names.index(name): k for k, name in enumerate(classes)}
+    indices = [i for i in range(len(source)) if int(peek(source, i, "diagnosis")) in numbers]
     if not indices:
         raise InputError(
-            f"data set {source.name!r} (split {source.split!r}) has no film of view {task.view!r} "
-            f"and class {', '.join(task.classes)}; change config.view or config.classes"
+            f"data set {source.name!r} (split {source.split!r}) has no film of the classes "
+            f"{', '.join(classes)}; change config.classes"
         )
     chosen = _Relabelled(source, indices, numbers)
-    chosen.version += f",{task.view}{','.join(task.classes) if task.classes != names else ''}"
     if left := len(source) - len(indices):
-        chosen.notes = (f"left out: {left} of {len(source)} films, of another class or view",)
-    if training:
-        _check_classes(task, source, (numbers[labels[index]] for index in indices))
+        chosen.notes = (f"left out: {left} of {len(source)} films, of other classes",)
+    chosen.diagnoses = classes
     return chosen
 
 
-def _check_classes(task: Diagnosis, source: Source, labels) -> None:
+def _check_classes(source: Source, classes: tuple[str, ...]) -> None:
     """Looks at labels until every class has been seen."""
-    missing = set(range(len(task.classes)))
-    for label in labels:
-        missing.discard(int(label))
+    missing = set(range(len(classes)))
+    for index in range(len(source)):
+        missing.discard(int(peek(source, index, "diagnosis")))
         if not missing:
             return
-    names = ", ".join(task.classes[k] for k in sorted(missing))
+    names = ", ".join(classes[k] for k in sorted(missing))
     raise InputError(
         f"data set {source.name!r}: no training film is of class {names}; name the classes there "
         "are with --config.classes, or choose other data"
@@ -329,7 +336,7 @@ def _measured(maps, probability, batch) -> dict:
         rows |= {f"{name}_{what}": hits[f"pointing_{what}"] for what in ("hit", "chance", "valid")}
         rows[f"{name}_share"] = explanations.energy(heat, batch["lesion"])["energy_inside"]
         for curve in (faithfulness.deletion, faithfulness.insertion):
-            found = curve(probability, images, blurred, heat=heat)
+            found = curve(probability, images, blurred, heat=heat, steps=_STEPS)
             rows[f"{name}_{curve.__name__}"] = found["score"]
     return rows
 
@@ -360,7 +367,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     classes = tuple(config.classes)
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"config.classes={classes}; expected at least two different names")
-    if config.view not in VIEWS:
+    if config.view not in ("", *VIEWS):
         raise InputError(f"config.view={config.view!r}; expected PA, AP, or nothing: all films")
     if wrong := [name for name in config.model.weighing if name not in FINDINGS]:
         raise InputError(
