@@ -21,18 +21,16 @@ class DiagnosisNet(CorpusViT):
 
     Attributes:
       num_classes: K.
+      head: [.., C] -> [.., K], linear, float32.
       heads: None: the corpus is the map before PCAM. Else (Sec. 5.5.2) those of the pre-training,
         under their name there; their probability maps weigh the corpus.
       weighing: which of their findings weigh it, by number: the weighted maps lie one behind the
         other.
     """
 
-    num_classes: int = 3
+    head: nn.Dense
     heads: PCAMHeads | None = None
     weighing: tuple[int, ...] = ()
-
-    def setup(self):
-        self.head = nn.Dense(self.num_classes, dtype=jnp.float32)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalised films [B, H, W] -> logits [B, K], float32."""

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -356,7 +357,7 @@ def _make_model(config: ml_collections.ConfigDict) -> DiagnosisNet:
         vit=vit,
         train_backbone=c.train_backbone,
         freeze_norms=c.freeze_norms,
-        num_classes=len(config.classes),
+        head=nn.Dense(len(config.classes), dtype=jnp.float32),
         heads=PCAMHeads(len(FINDINGS), dtype=dtype) if c.weighing else None,
         weighing=tuple(FINDINGS.index(name) for name in c.weighing),
     )
