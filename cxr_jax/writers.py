@@ -144,8 +144,8 @@ def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int 
 
 
 def metrics_table(metrics: dict[str, Metric]) -> str:
-    """Lines for the terminal: name, value, 95% interval, n."""
-    width = max(len(name) for name in metrics)
+    """Lines for the terminal: name, value, 95% interval, n; '' without metrics."""
+    width = max(map(len, metrics), default=0)
     lines = []
     for name, m in metrics.items():
         value = "undefined" if m.value is None else f"{m.value:.4f}"
