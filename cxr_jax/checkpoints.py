@@ -176,6 +176,8 @@ def newest_whole(workdir: pathlib.Path) -> int | None:
             return step
         place = _set_aside(folder, step)
         print(f"{folder / str(step)} is damaged: {problem}; set aside as {place}", flush=True)
+        if not complete_steps(workdir):
+            print(f"no whole checkpoint is left in {folder}: from step 0", flush=True)
     return None
 
 
@@ -326,7 +328,10 @@ def _check_size(folder: pathlib.Path, tree: Any) -> None:
 def _check_step(folder: pathlib.Path, step: int) -> None:
     found = complete_steps(folder.parent)
     if step not in found:
-        raise InputError(f"{folder} has no checkpoint of step {step}; it has {found or 'none'}")
+        raise InputError(
+            f"{folder} has no checkpoint of step {step}; it has {found or 'none'}: choose with "
+            "--steps"
+        )
 
 
 def _check_fits(folder: pathlib.Path, step: int, wanted: Any) -> None:
@@ -391,7 +396,7 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 class StopSignal:
     """SIGTERM and Ctrl-C ask to stop: training and evaluation poll it, save and end cleanly. A
-    second Ctrl-C ends at once.
+    second one ends at once.
 
     Orbax looks for the signal only under `jax.distributed`; one process needs this.
     """
@@ -413,9 +418,9 @@ class StopSignal:
             signal.signal(number, previous)
 
     def _note(self, number: int, _):
+        if self.received:
+            raise KeyboardInterrupt
         if number == signal.SIGINT:
-            if self.received:
-                raise KeyboardInterrupt
             # Not print: the signal may have come in the middle of one.
             os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, unsaved\n")
         self.received = True

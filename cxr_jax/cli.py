@@ -11,7 +11,13 @@ from typing import Any
 
 from cxr_jax.errors import DISK_ERRORS, InputError, one_line
 
+# XLA's loader of cached CPU programs prints a page of processor features at level 'error' for
+# tuning hints that are no features (jax issue 38445). Real errors are raised, not printed. Set
+# here, for JAX must not have been imported yet.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 _PLACE_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 USER_ERROR = 2  # exit status; 1 stays for our own bugs, which keep their stack trace
 
 
@@ -52,7 +58,9 @@ def run_command(command: Callable[[], int | None]) -> None:
         status = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # not later, when every thread has finished its batch
     sys.exit(status or 0)
 
 
@@ -62,9 +70,6 @@ def setup_jax() -> None:
     It lies in CXR_CACHE, else ~/.cache/cxr_jax, in a folder of this jaxlib: entries of another
     version have crashed processes. Trusted input only: do not share it between users.
     """
-    # XLA's loader of cached CPU programs prints a page of processor features at level 'error' for
-    # tuning hints that are no features (jax issue 38445). Real errors are raised, not printed.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
     import jaxlib
 

@@ -5,7 +5,7 @@ import functools
 import sys
 
 # A disk that is full, or a folder that may not be written.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _LONGEST = 2000  # characters of a line for the terminal; a name or cell in it may have any length
 
 

@@ -14,7 +14,7 @@ import tqdm
 
 from cxr_jax import results, safe_write, small_files
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import StopSignal
+from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
 from cxr_jax.errors import InputError
 from cxr_jax.figures import save
@@ -145,6 +145,7 @@ def evaluate(
         label, seen = _label(config, workdir, split=split, allow_seen=allow_seen)
         source = splits.open_split(task, config, split, workdir=workdir)
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
+        _tell_steps(run)
         chosen = task.evaluation.figure_indices(source, config.figures)
         measure = config.measure_explanations
         score = Scorer(task, source, parallel=parallel, config=config, measure=measure)
@@ -170,6 +171,18 @@ def evaluate(
         _write_results(run, label, metrics=metrics, evaluation=evaluation)
         _draw(run, source, result, folder=workdir / "figures", label=label)
         return metrics
+
+
+def _tell_steps(run: TrainedRun) -> None:
+    """Which checkpoints are evaluated, and that there are later ones."""
+    print(f"evaluating {run.workdir}: steps {', '.join(map(str, run.steps))}", flush=True)
+    newest = complete_steps(run.workdir)[-1]
+    if newest > max(run.steps):
+        print(
+            f"there is a later checkpoint, of step {newest}, which --steps or config.eval_steps "
+            "would choose",
+            flush=True,
+        )
 
 
 def _label(

@@ -71,7 +71,7 @@ def main() -> int:
     if metrics is None:
         print(f"evaluation stopped by {stop.name}; nothing was written, run it again")
         return stop.status
-    print(writers.metrics_table(metrics))
+    print(writers.metrics_table(metrics) or f"no film of {split!r} has a label: nothing to measure")
     print(
         f"\n{folder}: results.json, rows-*.npz, figures/, metrics.jsonl, checkpoints/"
         f"\npeak memory {train.peak_memory_mb() / 1024:.1f} GiB"

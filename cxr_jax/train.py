@@ -82,12 +82,14 @@ def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, final_spl
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
     splits.check_second(config)
     sources.open_source(config.data, final_split)
+    source = splits.open_training(task, config, workdir)
     return Run(
         config=config,
         workdir=workdir,
         task=task,
         parallel=parallel,
-        source=splits.open_training(task, config, workdir),
+        source=source,
+        unlabelled=_unlabelled(task, source),
         validation=splits.open_split(task, config, "val", workdir=workdir)
         if config.eval_every
         else None,
@@ -103,6 +105,7 @@ class Run:
     task: Task
     parallel: Parallel
     source: sources.Source
+    unlabelled: tuple[str, ...]  # outputs that it has no label for
     validation: sources.Source | None
 
     def batches(self) -> grain.DatasetIterator[pipeline.Batch]:
@@ -181,7 +184,7 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         print(
             "reading the first examples and compiling the step: up to a minute on a CPU", flush=True
         )
-        workdirs.claim(config, run.workdir, run.source, unlabelled=_unlabelled(run))
+        workdirs.claim(config, run.workdir, run.source, unlabelled=run.unlabelled)
         first = int(train_state.step)
         with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
             loop = _Loop(
@@ -204,9 +207,9 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
     return True
 
 
-def _unlabelled(run: Run) -> tuple[str, ...]:
+def _unlabelled(task: Task, source: sources.Source) -> tuple[str, ...]:
     """Outputs that cannot be learned from the training set, which are told."""
-    names = run.task.data.unlabelled(run.source)
+    names = task.data.unlabelled(source)
     if names:
         print(
             f"nothing in the training set has a label for {', '.join(names)}: not learned, and "

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from cxr_jax import migrations, small_files
+from cxr_jax import migrations, safe_write, small_files
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
@@ -61,8 +61,9 @@ def only_writer(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it, or it cannot be written.
     """
+    before = workdir.exists()
+    safe_write.make_folder(workdir, "--workdir")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / LOCK).touch()
     except OSError as error:
         raise InputError(f"{workdir} cannot be written: {error.strerror or error}") from error
@@ -70,7 +71,9 @@ def only_writer(workdir: pathlib.Path) -> Iterator[None]:
         try:
             # The system drops the lock when its holder dies, however it dies.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(workdir / LOCK)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
             raise InputError(
                 f"{workdir}: another process ({lock.read(40).strip() or 'unknown'}) trains or "
                 "evaluates there; wait for it, or use another --workdir"
@@ -83,7 +86,15 @@ def only_writer(workdir: pathlib.Path) -> Iterator[None]:
         lock.truncate()
         lock.write(f"pid {os.getpid()} on {os.uname().nodename[:20]}")
         lock.flush()
-        yield
+        try:
+            yield
+        except InputError:
+            if not before and [path.name for path in workdir.iterdir()] == [LOCK]:
+                # A command that was refused leaves nothing. Who has opened this lock in the
+                # meantime finds that it is no longer there.
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
+            raise
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -146,8 +146,9 @@ def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int 
 
 
 def metrics_table(metrics: dict[str, Metric]) -> str:
-    """Lines for the terminal: name, value or why there is none, 95% interval, n."""
-    width = max(len(name) for name in metrics)
+    """Lines for the terminal: name, value or why there is none, 95% interval, n; '' without
+    metrics."""
+    width = max(map(len, metrics), default=0)
     lines = []
     for name, m in metrics.items():
         undefined = f"undefined ({m.reason})" if m.reason else "undefined"

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, and work directories that two want to write."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -216,8 +217,43 @@ def test_a_work_directory_has_one_writer(run):
 def test_a_work_directory_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(InputError, match="is no folder, a file is there"):
             train.train(smoke(), folder)
+
+
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path):
+    config = smoke()
+    config.data.train = 0
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "there"):
+        with pytest.raises(InputError):
+            train.train(config, folder)
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [workdirs.LOCK]
+
+
+def test_a_command_that_is_refused_takes_nothing_away(tmp_path):
+    config = smoke()
+    config.data.train = 0
+    for folder in (tmp_path / "new", tmp_path / "below" / "new"):
+        with workdirs.only_writer(folder):
+            (folder / "note").write_text("mine")
+        with pytest.raises(InputError):
+            train.train(config, folder)
+        assert (folder / "note").read_text() == "mine"
+
+
+def test_a_lock_that_was_taken_away_is_none(tmp_path, monkeypatch):
+    """Whoever opened the lock of a folder before it was left finds that it is no longer there."""
+    locked = fcntl.flock
+
+    def late(file, how):
+        locked(file, how)
+        (tmp_path / workdirs.LOCK).unlink()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="another process"), workdirs.only_writer(tmp_path):
+        pass
 
 
 def test_checkpoints_without_a_config_are_refused(run):

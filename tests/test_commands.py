@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -284,11 +285,14 @@ def test_metrics_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     [
         (InputError("film.png: no"), 2, "error: film.png: no"),
         (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), 2, "metrics.jsonl"),
+        (OSError(errno.EPERM, "Operation not permitted", "out"), 2, "out cannot be written"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
-    ids=["mistake", "full disk", "ctrl-c"],
+    ids=["mistake", "full disk", "not allowed", "ctrl-c"],
 )
-def test_a_command_ends_with_one_line(error, status, words, capsys):
+def test_a_command_ends_with_one_line(error, status, words, capsys, monkeypatch):
+    monkeypatch.setattr(os, "_exit", sys.exit)  # which would end the tests too
+
     def command():
         raise error
 
@@ -297,6 +301,22 @@ def test_a_command_ends_with_one_line(error, status, words, capsys):
     assert ended.value.code == status
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+def test_a_split_without_a_label_is_no_table():
+    assert writers.metrics_table({}) == ""
+
+
+def test_a_longer_run_says_which_checkpoints_it_is_scored_on(workdirs, capsys):
+    severity, _ = workdirs
+    config = workdir.read_config(severity)
+    evaluate.evaluate(config, severity)
+    out = capsys.readouterr().out
+    assert f"evaluating {severity}: steps 1, 2\n" in out
+    assert "later" not in out
+    evaluate.evaluate(config, severity, steps=(1,))
+    out = capsys.readouterr().out
+    assert f"evaluating {severity}: steps 1\nthere is a later checkpoint, of step 2" in out
 
 
 def test_our_own_bugs_keep_their_stack_trace():

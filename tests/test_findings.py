@@ -437,6 +437,26 @@ def test_findings_that_no_film_labels_are_told_and_predicted_as_null(tmp_path, c
     workdir.claim(config, tmp_path / "run", again)  # what is kept does not look like other data
 
 
+@pytest.mark.parametrize(
+    "task, words", [("findings", "no finding is known"), ("severity", "no film has a scored zone")]
+)
+def test_a_table_of_empty_labels_is_refused(task, words, tmp_path):
+    columns = ["edema"] if task == "findings" else [f"severity_{zone}" for zone in "ABCDEF"]
+    rows = [",".join(["image,group,split,lungs", *columns])]
+    for k, record in enumerate(PhantomCXR(split="train", count=4, seed=0, size=128)):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), record["image"])
+        cv2.imwrite(str(tmp_path / f"m{k}.png"), record["lungs"] * 100)
+        split = "train" if k < 3 else "test"
+        rows.append(f"{k}.png,p{k},{split},m{k}.png" + "," * len(columns))
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    config = config_of(task, "smoke")
+    config.data = sources.block("manifest", path=str(tmp_path / "films.csv"))
+    config.update(devices=1, batch_size=2)
+    with pytest.raises(InputError, match=words):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_as_many_films_are_looked_at_as_it_takes():
     class Films(list):
         def peek(self, index, field):

@@ -326,6 +326,19 @@ def test_a_file_that_is_larger_than_any_network_is_refused(tmp_path):
         weight_files.read_file(tmp_path / "large.pth")
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a"])
+def test_a_safetensors_header_of_any_length_is_one(name, tmp_path):
+    """One length in 256 begins with the byte that pickles begin with."""
+    arrays, file = {"a": np.arange(3.0)}, tmp_path / name
+    seen = set()
+    for filling in range(0, 260, 4):
+        weight_files.write_safetensors(tmp_path / "a.safetensors", arrays, {"note": "x" * filling})
+        seen.add((tmp_path / "a.safetensors").read_bytes()[0])
+        (tmp_path / "a.safetensors").rename(file)
+        np.testing.assert_array_equal(weight_files.read_file(file)["a"], arrays["a"])
+    assert 0x80 in seen
+
+
 def test_safetensors_round_trip_and_half_a_write_leaves_the_old_file(tmp_path, monkeypatch):
     arrays = weight_files.read_file(FIXTURES / "zip.pth")  # every dtype, views, a scalar
     file = tmp_path / "a.safetensors"

@@ -390,7 +390,10 @@ def _words(model: nn.Module) -> str:
 def _side(state: Mapping[str, np.ndarray], name: str, axis: int, ndim: int) -> int:
     """One side of an array that the network's sizes are told from."""
     if name not in state:
-        raise InputError(f"the weights lack {name!r}, which says how large the network is")
+        raise InputError(
+            f"the weights lack {name!r}, which would say how large the network is: they are of no "
+            "network that import knows"
+        )
     shape = np.shape(state[name])
     if len(shape) != ndim or 0 in shape:
         raise InputError(f"{name!r} has the shape {shape}; expected {ndim} sides, none of them 0")

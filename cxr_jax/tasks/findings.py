@@ -90,13 +90,22 @@ class Findings(Task):
 
     def _unlabelled(self, source: Source) -> tuple[str, ...]:
         """Findings that are neither known of any film nor among `untrained`. Films are looked at
-        until all are."""
+        until all are.
+
+        Raises:
+          InputError: that is all of them.
+        """
         waiting = self._trained.copy()
         for index in range(len(source)):
             if not waiting.any():
                 break
             if (known := peek(source, index, "findings")) is not None:
                 waiting &= np.isnan(known)
+        if len(source) and (waiting == self._trained).all():
+            raise InputError(
+                f"data set {source.name!r} (split {source.split!r}): no finding is known of any "
+                "film, so there is nothing to learn; fill in the findings"
+            )
         return tuple(name for name, unknown in zip(FINDINGS, waiting, strict=True) if unknown)
 
     @property

@@ -29,7 +29,7 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Stage, Transforms
 from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.base import Source
+from cxr_jax.data.sources.base import Source, peek
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
 from cxr_jax.models import corpus_vit
@@ -155,6 +155,7 @@ class Severity(Task):
             labels=frozenset({"severity", "severity_valid", "severity_second"}),
             stages=self.regime.stages,
             transforms=Transforms(example=self._example, finish=self._finish),
+            adapt=_with_scores,
         )
 
     @property
@@ -413,6 +414,23 @@ def _training_scores(training: Source) -> tuple[np.ndarray, np.ndarray]:
         scores.append(np.asarray(record["severity"], np.float64))
         valid.append(np.asarray(record.get("severity_valid", np.ones((3, 2))), bool))
     return np.stack(scores), np.stack(valid)
+
+
+def _with_scores(source: Source, *, training: bool) -> Source:
+    """The source itself. Films are looked at until one has a scored zone.
+
+    Raises:
+      InputError: no training film has one.
+    """
+    if not training or not source.fields >= {"severity", "severity_valid"}:
+        return source
+    looked_at = (peek(source, index, "severity_valid") for index in range(len(source)))
+    if not any(valid is None or np.any(valid) for valid in looked_at):
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}): no film has a scored zone, so "
+            "there is nothing to learn; fill in the scores"
+        )
+    return source
 
 
 def _make_model(config: ml_collections.ConfigDict) -> SeverityNet:

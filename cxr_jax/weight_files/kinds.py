@@ -29,6 +29,11 @@ def read_file(path: str | os.PathLike) -> Arrays:
         start = file.read(9)
     if start.startswith(ZIP_MAGIC):
         return read_vit_npz(path) if _zip_has(path, ".npy") else read_pth(path)
+    # Before the pickles, which begin with \x80: so may the length of a safetensors header. As such
+    # a length the beginning of a pickle is larger than any file.
+    length = int.from_bytes(start[:8], "little")
+    if start[8:] == b"{" and length <= path.stat().st_size:
+        return read_safetensors(path)
     if start.startswith(b"\x80") or path.suffix in (".pth", ".pt"):
         return read_pth(path)
     if start[8:] == b"{" or path.suffix == ".safetensors":
