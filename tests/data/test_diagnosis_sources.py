@@ -316,6 +316,18 @@ def test_diagnoses_are_known_without_reading_records(tmp_path, monkeypatch):
     assert [sources.peek(train, i, "diagnosis") for i in range(len(train))] == want
 
 
+def test_films_of_one_view_with_a_diagnosis_are_chosen_without_reading_records(
+    chexpert_set, monkeypatch
+):
+    train = opened_chexpert(chexpert_set)
+    want = [r["id"] for r in records_of(train) if r["view"] == "AP" and "diagnosis" in r]
+    assert want
+    with monkeypatch.context() as unread:
+        unread.setattr(prepared.Prepared, "_raw", None)
+        known = sources.only_with(sources.by_view(train, "AP"), {"diagnosis"})
+    assert [record["id"] for record in records_of(known)] == want
+
+
 def test_a_set_prepared_before_it_had_a_diagnosis_is_another_one(tmp_path, monkeypatch):
     source = make_chexpert(tmp_path / "source")
     original = prepared.fingerprint

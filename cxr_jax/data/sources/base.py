@@ -114,6 +114,10 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self.source[self.indices[index]]
 
+    def has(self, index: int, field: str) -> bool:
+        """Whether record `index` has `field`."""
+        return has(self.source, self.indices[index], field)
+
     def peek(self, index: int, field: str) -> Any:
         """See the function."""
         return peek(self.source, self.indices[index], field)
@@ -141,14 +145,20 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     doubtful = source.partial & frozenset(needed)
     if not doubtful:
         return source
-    has = getattr(source, "has", None) or (lambda i, field: field in source[i])
-    indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
+    every = range(len(source))
+    indices = [i for i in every if all(has(source, i, field) for field in doubtful)]
     kind = SliceSubset if hasattr(source, "slice_table") else Subset
     chosen = kind(source, indices, partial=source.partial - doubtful)
     if lacks := len(source) - len(indices):
         fields = " or ".join(sorted(doubtful))
         chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
     return chosen
+
+
+def has(source: Source, index: int, field: str) -> bool:
+    """Whether a record has a field; read it is only where the source has no way round that."""
+    look = getattr(source, "has", None)
+    return look(index, field) if look else field in source[index]
 
 
 def peek(source: Source, index: int, field: str) -> Any:
