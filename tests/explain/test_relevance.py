@@ -174,6 +174,16 @@ def test_the_gradient_is_of_the_logit(small):
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3)
 
 
+def test_every_product_is_a_full_float32_one(small):
+    """What a CPU does anyway; a GPU's own choice has errors near 1e-3."""
+    params, head, features = small
+    run = functools.partial(explain, VIT, return_layers=True)
+    program = str(jax.make_jaxpr(run)(params, features, head, np.zeros(4, int)))
+    products = program.count("dot_general[")
+    assert products > 50
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+
+
 def test_an_image_is_explained_alone(small):
     """In another order, and beside an image that is not even finite."""
     params, head, features = small
