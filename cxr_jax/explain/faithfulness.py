@@ -24,7 +24,7 @@ def ranks(heat: Array) -> Array:
     batch, h, w = heat.shape
     shuffled = np.random.default_rng(0).permutation(h * w)
     keys = heat.reshape(batch, h * w)[:, shuffled]
-    order = jnp.argsort(-keys, axis=1, stable=True)  # places in the shuffled row
+    order = jnp.argsort(-keys, axis=1)  # stable: equal cells stay shuffled
     place = jnp.argsort(order, axis=1)
     return place[:, np.argsort(shuffled)].reshape(batch, h, w)
 

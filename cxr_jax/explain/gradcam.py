@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def grad_cam(scores: Callable[[Array], Array], features: Array, classes: Array) -> Array:
     """ReLU(sum over channels of alpha_c F_c), alpha the mean of dscore/dF over the cells.
@@ -29,12 +31,7 @@ def grad_cam(scores: Callable[[Array], Array], features: Array, classes: Array) 
         picked = jax.nn.one_hot(chosen, logits.shape[1], dtype=logits.dtype)
         (gradient,) = pullback(picked)
         alpha = jnp.mean(gradient.astype(jnp.float32), axis=(1, 2))
-        weighted = jnp.einsum(
-            "bc,bhwc->bhw",
-            alpha,
-            features.astype(jnp.float32),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        weighted = jnp.einsum("bc,bhwc->bhw", alpha, features, precision=HIGHEST)
         return jnp.maximum(weighted, 0)
 
     columns = classes.reshape(len(classes), -1)

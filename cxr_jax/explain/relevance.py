@@ -284,10 +284,9 @@ def relevance_maps(
       class; 'logits' [B, K]. With `return_layers` also 'attn' [B, L, heads, N, N], and 'attn_grad'
       and 'attn_relevance' [B, (n,) L, heads, N, N], N with the [class] token.
     """
-    params, head = jax.tree.map(_float32, (dict(params), dict(head)))
     classes = jnp.asarray(classes)
     with jax.default_matmul_precision("highest"):
-        forward = _forward(vit, params, _float32(features), grid=grid, norm_epsilon=norm_epsilon)
+        forward = _forward(vit, params, features, grid=grid, norm_epsilon=norm_epsilon)
         explain = functools.partial(_explain, forward, head["kernel"], return_layers)
         # Over an image's classes at once: what does not depend on the class is not repeated.
         columns = classes.reshape(len(classes), -1)
@@ -300,10 +299,6 @@ def relevance_maps(
             "logits": _dense(head, forward.cls),
         }
     return out | {"attn": jnp.stack(attention, axis=1)} if return_layers else out
-
-
-def _float32(x: Array) -> Array:
-    return jnp.asarray(x, jnp.float32)
 
 
 def _to_map(x: Array, size: tuple[int, int]) -> Array:

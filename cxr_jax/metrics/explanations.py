@@ -49,11 +49,10 @@ def pointing(heat: Array, lesion: Array) -> dict[str, Array]:
     """
     pixels = _cells_of(lesion, heat.shape)
     middles = pixels[:, :, pixels.shape[2] // 2, :, pixels.shape[4] // 2]
-    valid = jnp.any(pixels, axis=(1, 2, 3, 4))
     return {
-        "pointing_hit": jnp.where(valid, share_of_highest(heat, middles), 0.0),
-        "pointing_chance": jnp.where(valid, jnp.mean(middles, axis=(1, 2)), 0.0),
-        "pointing_valid": valid,
+        "pointing_hit": share_of_highest(heat, middles),
+        "pointing_chance": jnp.mean(middles, axis=(1, 2)),
+        "pointing_valid": jnp.any(pixels, axis=(1, 2, 3, 4)),
     }
 
 
@@ -78,10 +77,8 @@ def energy(heat: Array, lesion: Array) -> dict[str, Array]:
     covered = jnp.mean(_cells_of(lesion, heat.shape), axis=(2, 4), dtype=jnp.float32)
     heat = jnp.maximum(jnp.asarray(heat, jnp.float32), 0)
     top = jnp.max(heat, axis=(1, 2), keepdims=True)
-    # As shares of the highest, whose sums neither overflow nor vanish. Numbers so small that a
-    # processor may round them to 0 are none.
-    shown = top >= jnp.finfo(jnp.float32).tiny
-    heat = jnp.where(shown, heat / jnp.where(shown, top, 1.0), 0.0)
+    # As shares of the highest, whose sums neither overflow nor vanish.
+    heat = heat / jnp.where(top > 0, top, 1.0)
     total = jnp.sum(heat, axis=(1, 2))
     chance = jnp.mean(covered, axis=(1, 2))
     inside = jnp.sum(heat * covered, axis=(1, 2)) / jnp.where(total > 0, total, 1.0)

@@ -59,6 +59,15 @@ def test_several_classes_and_none():
     assert both[:2].any(axis=(2, 3)).all()
 
 
+def test_its_sums_are_float32_of_whatever_the_features_are():
+    classes, features = np.array([0, 1, 1, 0]), FEATURES.astype(jnp.bfloat16)
+    gradient = jax.grad(lambda f: curved(f)[np.arange(4), classes].sum())(features)
+    exact, gradient = (np.asarray(array, np.float64) for array in (features, gradient))
+    want = np.maximum((exact * gradient.mean((1, 2), keepdims=True)).sum(-1), 0)
+    got = grad_cam(curved, features, classes)
+    np.testing.assert_allclose(got, want, atol=1e-5 * want.max())
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e6])
 def test_extremes_are_finite_and_float32(scale):
     head = lambda f: 40 * jnp.tanh(f.mean((1, 2)) @ KERNEL.astype(f.dtype))  # noqa: E731
