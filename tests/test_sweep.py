@@ -59,7 +59,6 @@ def command(monkeypatch, *args, child=nothing_may_run):
     """The exit status of the command in this process."""
     monkeypatch.setattr(sweep, "run_child", child)
     monkeypatch.setattr(sys, "argv", ["sweep", *map(str, args)])
-    # main() keeps accelerators away from its process, which here goes on to train.
     return sweep.main()
 
 
