@@ -54,7 +54,9 @@ def told_in_one_line(overrides: Iterable[str]) -> Iterator[None]:
     except (AttributeError, KeyError) as error:  # no such field, or a mistake in the config's file
         names = [override.partition("=")[0] for override in overrides]
         raise InputError(_no_field(str(error.args[0] if error.args else error), names)) from error
-    except (TypeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"--config: {error.strerror or error}; {HELP}") from error
+    except (TypeError, ValueError) as error:
         words = " ".join(str(error.args[0] if error.args else error).split())
         raise InputError(f"--config: {words}; {HELP}") from error
 

@@ -124,8 +124,9 @@ def _plan(fields: small_files.Fields) -> Plan:
         rows.append(Row(row.get("name", str), config, (*shared, *_overrides(row))))
     seeds, metrics = fields.get("seeds", list, [0]), fields.get("metrics", list, [])
     for name, found, kind in (("seeds", seeds, int), ("metrics", metrics, str)):
-        if not all(type(value) is kind for value in found):
-            raise InputError(f"{fields.path}: {name}={found}; expected {kind.__name__}s")
+        if not all(type(value) is kind for value in found):  # True is no seed
+            kinds = "whole numbers" if kind is int else "texts"
+            raise InputError(f"{fields.path}: {name}={found}; expected {kinds}")
     return Plan(rows=tuple(rows), seeds=tuple(seeds), metrics=tuple(metrics))
 
 

@@ -214,10 +214,15 @@ def test_a_signal_reaches_the_run_and_the_same_command_goes_on(monkeypatch, tmp_
     folder = output / "smoke" / "seed-0"
     while len(complete_steps(folder)) < 2 and child.poll() is None:
         time.sleep(0.1)
-    with pytest.raises(InputError, match=r"seed-0: another process \(pid"):
-        command(monkeypatch, *args)
-    child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=60)
+    try:
+        with pytest.raises(InputError, match=r"seed-0: another process \(pid"):
+            command(monkeypatch, *args)
+        child.send_signal(signal.SIGTERM)
+        said, _ = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:  # the test has failed: neither the sweep nor its run may stay
+            child.kill()
+            os.kill(int((folder / workdir.LOCK).read_text().split()[1]), signal.SIGKILL)
     assert child.returncode == 128 + signal.SIGTERM, said
     assert "SIGTERM ends the sweep" in said
     assert "0 of 2 runs are done; to go on: python -m cxr_jax.sweep --config=" in said
@@ -246,6 +251,7 @@ def test_another_config_in_the_folder_is_refused(listed, monkeypatch):
     "args, words",
     [
         (("--variants=smoke;smok",), r"row 'smok': variant 'smok'; expected one of"),
+        (("--variants=" + "x" * 5000,), r"name is a folder"),
         (("--variants=smoke;smoke",), r"row 'smoke' is there 2 times"),
         (("--variants=smoke", "--config.total_step=3"), r"row 'smoke': .*total_step.*no such"),
         (("--variants=smoke", "--config.total_steps=0"), r"row 'smoke': .*at least 1"),
@@ -275,7 +281,7 @@ def test_a_mistake_is_told_before_anything_runs(args, words, monkeypatch, tmp_pa
         (('name = "first"', "name = 3"), r"has a whole number as run 1: name, expected a text"),
         (('name = "first"', 'name = "../first"'), r"row '\.\./first': a name is a folder"),
         (('name = "first"', 'name = "a|b"'), r"a name is a folder"),
-        (("seeds = [0, 1]", 'seeds = ["0"]'), r"seeds=\['0'\]; expected ints"),
+        (("seeds = [0, 1]", 'seeds = ["0"]'), r"seeds=\['0'\]; expected whole numbers"),
         (("seeds = [0, 1]", "seeds = 2020-01-01"), r"seeds, expected a list"),
         (("seeds = [0, 1]", "seeds = [0, 1"), r"is no TOML"),
         (("{dir:first}", "{dir:second}"), r"no earlier row has the name 'second'"),
