@@ -185,8 +185,8 @@ def _check_plan(plan: Plan) -> None:
     for name, count in collections.Counter(names).items():
         if not _NAME.fullmatch(name):
             raise InputError(
-                f"row {name!r}: a name is a folder, of letters, digits, spaces and . , = + - _, at "
-                "most 80, and begins with a letter or digit"
+                f"row {name[:80]!r}: a name is a folder, of letters, digits, spaces and "
+                ". , = + - _, at most 80, and begins with a letter or digit"
             )
         if count > 1:
             raise InputError(f"row {name!r} is there {count} times; give each a name of its own")
