@@ -24,7 +24,8 @@ from tests.exercise import heart
 
 FILES = sorted([*(ROOT / "cxr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
 HALL = ("train", "evaluate", "report", "predict", "initialise", "workdir", "trained", "state")
-HALL += ("checkpoints", "parallel", "optimizers", "writers")
+HALL += ("checkpoints", "parallel", "optimizers", "writers", "tables")
+HALL += ("sweep", "sweep_rows", "sweep_table")
 ORGANS = ("lung", "lesion", "heart", "cardiac", "chest", "rib", "zone")
 
 
