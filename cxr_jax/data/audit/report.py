@@ -10,13 +10,14 @@ from cxr_jax.data.audit import duplicates, features, shortcuts, tables
 from cxr_jax.data.audit.films import Films, Label
 from cxr_jax.errors import one_line
 
-TREES, QUICK_TREES = 200, 50
+TREES, QUICK_TREES = 100, 50
 _QUICK_LABELS = 3
 _GAIN = 0.15  # of the way from chance to 1, from which a warning is given
 _TIED = 0.3  # Cramér's V, likewise
 _NAMED_PAIRS = 200
 _SHEET_PAIRS = 24
 _TILE = 240  # px
+_ALIKE = "all films are alike in it | | "
 _METRICS = ("accuracy", "balanced_accuracy", "auc")
 
 
@@ -85,7 +86,7 @@ def headline(found: dict[str, Any]) -> dict[str, Any]:
         "films": found["films"],
         "total": found["total"],
         "told": {
-            name: {by: round(s["balanced_accuracy"]["value"], 3) for by, s in scores.items()}
+            name: {by: round(s["balanced_accuracy"]["value"], 3) for by, s in scores.items() if s}
             for name, scores in told.items()
         },
         "chance": {
@@ -104,11 +105,8 @@ def _told_warnings(labels: dict[str, Any]) -> Iterable[str]:
         if not label["told"]:
             continue
         chance = label["chance"]["balanced_accuracy"]
-        needed = chance + _GAIN * (1 - chance)
-        scores = {by: s["balanced_accuracy"] for by, s in label["told"].items()}
-        clear = {
-            by: s["value"] for by, s in scores.items() if s["value"] >= needed and s["low"] > chance
-        }
+        scores = {by: s["balanced_accuracy"] for by, s in label["told"].items() if s}
+        clear = {by: score["value"] for by, score in scores.items() if _is_clear(score, chance)}
         if not clear:
             continue
         together = clear.pop("all", None)
@@ -121,6 +119,12 @@ def _told_warnings(labels: dict[str, Any]) -> Iterable[str]:
             f"(chance {chance:.2f}{more}"
             + (f"; all together {together:.2f})" if together and best != "all" else ")")
         )
+
+
+def _is_clear(score: dict[str, Any], chance: float) -> bool:
+    """Far above chance, and by three standard errors: many groups and labels are looked at."""
+    above = score["value"] - chance
+    return above >= _GAIN * (1 - chance) and above > 1.5 * (score["value"] - score["low"])
 
 
 def _tied_warnings(labels: dict[str, Any]) -> Iterable[str]:
@@ -200,7 +204,7 @@ def _label_lines(name: str, label: dict[str, Any]) -> list[str]:
     chance = " | ".join(f"{label['chance'][metric]:.3f}" for metric in _METRICS)
     lines += [f"| chance | {chance} |"]
     for by, scores in label["told"].items():
-        cells = " | ".join(_cell(scores[metric]) for metric in _METRICS)
+        cells = " | ".join(_cell(scores[m]) for m in _METRICS) if scores else _ALIKE
         lines.append(f"| {by} | {cells} |")
     for by, table in label["tables"].items():
         if len(table["columns"]) > 1:

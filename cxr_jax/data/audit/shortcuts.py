@@ -33,7 +33,8 @@ def told_by(
 
     Returns:
       JSON: `films`, `classes` (name -> films), `patients` (name -> patients); `reason` why nothing
-      can be measured, or None; then `chance` and `told`, subset -> the numbers of `_scores`.
+      can be measured, or None; then `chance` and `told`, subset -> the numbers of `_scores`, or
+      None where all films are alike in it.
     """
     known = labels >= 0
     features, labels = features[known], labels[known]
@@ -63,7 +64,7 @@ def told_by(
             )
         )
         result["told"] = {
-            name: _scores(_probs(features[:, picked], labels, folds, trees), labels, groups, folds)
+            name: _told(features[:, picked], labels, groups, folds=folds, trees=trees)
             for name, picked in subsets.items()
         }
     return result
@@ -79,6 +80,14 @@ def _reason(names: list[str], patients: list[int]) -> str | None:
             f"patient need at least {FOLDS}"
         )
     return None
+
+
+def _told(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: "_Folds", trees: int
+) -> dict[str, Any] | None:
+    if not np.ptp(features, axis=0).any():
+        return None
+    return _scores(_probs(features, labels, folds, trees), labels, groups, folds)
 
 
 _Folds = list[tuple[np.ndarray, np.ndarray]]
