@@ -20,6 +20,7 @@ def told_by(
     classes: Sequence[str],
     subsets: dict[str, list[int]],
     trees: int,
+    reason: str = "",
 ) -> dict[str, Any]:
     """What each subset of the features tells of a label.
 
@@ -30,6 +31,7 @@ def told_by(
       classes: names.
       subsets: name -> columns of `features`.
       trees: of a forest.
+      reason: why it is only to be counted.
 
     Returns:
       JSON: `films`, `classes` (name -> films), `patients` (name -> patients); `reason` why nothing
@@ -48,7 +50,7 @@ def told_by(
         "films": len(labels),
         "classes": dict(zip(names, counts.tolist())),
         "patients": dict(zip(names, patients)),
-        "reason": _reason(names, patients),
+        "reason": reason or _reason(names, patients),
         "chance": None,
         "told": None,
     }
