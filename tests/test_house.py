@@ -176,6 +176,7 @@ def test_it_trains_and_evaluates(exercise):
     assert {"loss", "box", "class", "grad_norm"} <= lines[-1].keys()
     results = json.loads((workdir / "results.json").read_text())
     assert (results["task"], results["steps"]) == ("heart", [1, 2])
+    assert results["data"]["audit"] is None  # no prepared set, no audit
     assert len(list((workdir / "figures").glob("test-0*.png"))) == 2
 
 

@@ -240,13 +240,13 @@ def test_films_of_one_patient_in_one_split_are_no_pair(chests):
     assert (0, 1) not in {(pair.a, pair.b) for pair in pairs}
 
 
-def test_pairs_of_few_bits_are_those_of_a_plain_loop(monkeypatch):
+def test_pairs_of_few_bits_are_those_of_a_plain_loop():
     """Blocks of 256 must neither lose a pair nor find one twice."""
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**63, (700, 4), dtype=np.uint64)
-    bits[[650, 3, 255]] = bits[[0, 256, 257]] ^ np.uint64(5)
+    bits[[650, 3, 255, 301]] = bits[[0, 256, 257, 300]] ^ np.uint64(5)
     found = duplicates._near_bits(bits, np.arange(700))
-    assert sorted(found) == [(0, 650), (3, 256), (255, 257)]
+    assert sorted(found) == [(0, 650), (3, 256), (255, 257), (300, 301)]
     assert duplicates._near_bits(bits, np.zeros(700)) == []
 
 
@@ -336,6 +336,26 @@ def test_labels_that_part_the_films_alike_are_measured_once():
     assert labels[second]["told"] is None
     assert labels[third]["told"]  # fewer films are known
     assert labels[fourth]["reason"] == f"it parts the films as {third!r} does"
+
+
+def test_a_warning_needs_three_standard_errors():
+    assert report._is_clear({"value": 0.7, "low": 0.62}, 0.5)
+    assert not report._is_clear({"value": 0.7, "low": 0.55}, 0.5)  # a few films
+    assert not report._is_clear({"value": 0.55, "low": 0.54}, 0.5)  # many, but next to nothing
+
+
+def test_names_of_a_set_cannot_steer_the_terminal():
+    source = InMemory(
+        [
+            {"image": np.zeros((40, 40), np.uint8), "id": str(i), "group": str(i)}
+            | {"findings": np.array([i % 2], np.float32)}
+            for i in range(12)
+        ]
+    )
+    source.findings = ("\x1b[2J\nedema",)
+    printed = report.text(report.audit(films.collect([source], most=20, prints=False)))
+    assert "\\x1b[2J edema: absent 6 (6 patients), present 6 (6 patients)" in printed
+    assert all(c.isprintable() for c in printed.replace("\n", ""))
 
 
 # The command.
