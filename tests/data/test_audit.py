@@ -414,7 +414,7 @@ def test_of_many_films_some_are_drawn(manifest, capsys):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["cohen"], "data.name='cohen'; expected one of phantom_cxr, "),
+        (["cohen"], "NAME='cohen'; expected one of phantom_cxr, "),
         (["cxr_3class", "--data_dir={tmp}"], "is not prepared in {tmp}/cxr_3class; run: "),
         (["cxr_3class", "--path={tmp}"], "data set 'cxr_3class' has no option 'path'"),
         (["cxr_3class", "--fold=one"], "--fold=one; expected a whole number"),

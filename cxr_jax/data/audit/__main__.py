@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = _parser().parse_known_args(argv)
     if args.films < 1:
         raise InputError(f"--films={args.films}; expected at least 1")
+    sources.find(args.name, "NAME")
     data = sources.block(args.name, **_options(args.name, rest))
     # Imported here so that --help answers at once.
     from cxr_jax.data.audit import films as collected
