@@ -16,6 +16,7 @@ from cxr_jax import results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.audit import stored as audit
 from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.inputs import external, splits
@@ -257,6 +258,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
             "split": split,
             "fold": config.data.get("fold", -1),
             "examples": len(source),
+            "audit": audit.headline(sources.open_source(config.data, split)),
         },
         "trained_on": workdirs.trained_on(run.workdir),
         "history": workdirs.history(run.workdir),

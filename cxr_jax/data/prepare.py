@@ -6,9 +6,13 @@
 
 `--help` lists the data sets; each one's file in `data/sources` says what its folder holds.
 A run that is killed leaves no half data set; running it again is safe.
+
+It ends with a warning where classes can be told apart without looking at the lungs, by a small
+audit of some of the films; `python -m cxr_jax.data.audit NAME` is the whole one.
 """
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -58,12 +62,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
     print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
+    _warn(args, builder.data_dir)
     example = next((c for field, c in EXAMPLES.items() if field in builder.fields), "")
     if PREPARED[args.name].by_path and example:
         print(
             f"train with, for example: python -m cxr_jax.main --config={example} "
             f"--config.data.name={args.name} --config.data.path={builder.data_dir} --workdir=DIR"
         )
+
+
+def _warn(args: argparse.Namespace, folder: str | os.PathLike) -> None:
+    """What trivial features tell of the classes; the full audit is a command of its own."""
+    from cxr_jax.data.audit import quick
+
+    by_path = PREPARED[args.name].by_path
+    place = {"path": str(folder)} if by_path else {"data_dir": args.data_dir}
+    for warning in quick.warnings(sources.block(args.name, **place)):
+        print(one_line(f"{args.name}: warning: {warning}"))
 
 
 def find_builder(name: str) -> Callable:
