@@ -29,6 +29,7 @@ PREPARED = {name: entry for name, entry in sources.DATASETS.items() if entry.sou
 EXAMPLES = {
     "slice_label": "configs/seam.py:quick,method=cam",
     "severity": "configs/severity.py:quick",
+    "diagnosis": "configs/diagnosis.py:quick",
     "findings": "configs/findings.py:quick",
     "lungs": "configs/lungs.py:quick",
 }

@@ -79,7 +79,7 @@ def reliability_chart(probs: np.ndarray, labels: np.ndarray, temperature: float)
         name = f"temperature {temperature:.2f}"
         _draw_reliability(ax, scaled, labels, color=BLUE, name=name)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.04))
-    ax.legend(frameon=False, loc="upper left", prop={"family": FONT, "size": 9.5})
+    ax.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": 9.5})
     plain_axes(ax)
     fig.tight_layout(pad=0.8)
     return fig

@@ -326,7 +326,7 @@ def diagnosis_panel(
     """One film's diagnosis at a glance: the film, what explains it, a table of probabilities.
 
     Left, the film, with the contour of the true lesion (green) where there is one. Then the same
-    film under each map of `maps`, all of the class that is called; each map is divided by its own
+    film under each map of `maps`; each map is divided by its own
     maximum, so colours compare places and not maps; its highest point has a yellow cross.
 
     Args:
@@ -357,8 +357,9 @@ def diagnosis_panel(
         draw_legend(bare, [stroke(TRUTH, text)])
     for ax, name, heat in zip(mapped, maps, fitted):
         _draw_explanation(ax, np.maximum(np.nan_to_num(heat), 0))
-        draw_caption(ax, f"{name}, for {names[int(probs.argmax())]}")
-    draw_color_bar(fig, left=end, width=0.12, height=SMALL_HEIGHT)
+        draw_caption(ax, name)
+    if maps:
+        draw_color_bar(fig, left=end, width=0.12, height=SMALL_HEIGHT, relative=True)
     true = None if label is None else (np.arange(len(names)) == label).astype(np.float64)
     called = [int(probs.argmax())]
     findings_table(fig, probs, true=true, names=names, shown=called, left=end + 0.6)

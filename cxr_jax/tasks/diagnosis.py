@@ -45,7 +45,11 @@ from cxr_jax.models.pcam import PCAMHeads
 from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 
 # The maps that are drawn, and their names there.
-MAPS = {"relevance": "relevance", "rollout": "attention rollout", "gradcam": "Grad-CAM"}
+MAPS = {
+    "relevance": "relevance, for {}",
+    "rollout": "attention rollout, of any class",
+    "gradcam": "Grad-CAM, for {}",
+}
 MEASURED = ("_hit", "_chance", "_share", "_valid", "_deletion", "_insertion")
 _STEPS = 8  # of a deletion: as many forward passes, and one more
 _BLURRED = 8  # cells of a film of which nothing but the exposure is left
@@ -215,7 +219,9 @@ class Diagnosis(Task):
             probs=outputs["probs"],
             names=self.classes,
             maps={
-                title: self.visible.on_film(outputs[name], record)
+                title.format(self.classes[int(outputs["probs"].argmax())]): (
+                    self.visible.on_film(outputs[name], record)
+                )
                 for name, title in MAPS.items()
                 if name in outputs
             },

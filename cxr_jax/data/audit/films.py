@@ -11,7 +11,7 @@ import tqdm
 
 from cxr_jax.data import sources
 from cxr_jax.data.audit import duplicates, features
-from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
+from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 
 ORIGINAL, STORED, NO_FILE = (
@@ -129,7 +129,6 @@ def collect(
         )
         seen = list(looks)
     first = opened[0]
-    names = tuple(getattr(first, "findings", FINDINGS))
     return Films(
         name=first.name,
         total=total,
@@ -140,7 +139,7 @@ def collect(
         views=[look["view"] for look in seen],
         shapes=np.array([look["shape"] for look in seen]).reshape(-1, 2),
         features=np.stack([look["features"] for look in seen]),
-        labels=dict(_labels(seen, names)),
+        labels=dict(_labels(seen, first)),
         prints=[look["print"] for look in seen] if prints else [],
         files=_files(first),
         notes=list(notes),
@@ -173,9 +172,11 @@ def _truth(record: Record) -> dict[str, Any]:
     return truth
 
 
-def _labels(seen: list[dict[str, Any]], findings: tuple[str, ...]) -> Iterator[tuple[str, Label]]:
-    """Those of which anything is known, by name."""
-    plain = {"diagnosis": DIAGNOSES, "slice_label": ("no lesion", "lesion")}
+def _labels(seen: list[dict[str, Any]], source: sources.Source) -> Iterator[tuple[str, Label]]:
+    """Those of which anything is known, by the names that the set has for them."""
+    findings = sources.names_of(source, "findings")
+    diagnoses = sources.names_of(source, "diagnoses")
+    plain = {"diagnosis": diagnoses, "slice_label": ("no lesion", "lesion")}
     for name, classes in plain.items():
         values = np.array([int(look[name]) for look in seen])
         if (values >= 0).any():
