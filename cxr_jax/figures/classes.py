@@ -30,7 +30,10 @@ def roc_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
             text = f"{name}, AUC {sklearn.metrics.auc(x, y):.3f}"
             ax.plot(x, y, color=f"C{k}", linewidth=1.8, label=text)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1), ylim=(0, 1.01))
-    ax.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": 9.5})
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": 9.5})
+    else:
+        write(ax, 0.5, 0.1, "undefined: one class only", ha="center", color="#777777")
     plain_axes(ax)
     fig.tight_layout(pad=0.8)
     return fig
