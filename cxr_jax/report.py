@@ -34,7 +34,8 @@ from cxr_jax.tasks.base import Evaluation
 from cxr_jax.workdir import flatten, read_config
 
 # A start from another seed's run, or other labelled phantoms, are part of the seed.
-MAY_DIFFER = ("seed", "data.fold", "second.fold", "data.first", "init_from")
+MAY_DIFFER = ("seed", "data.first", "init_from")
+MAY_DIFFER += ("data.fold", "second.fold", "data.test_fold", "second.test_fold")
 
 Rows = dict[str, np.ndarray]
 

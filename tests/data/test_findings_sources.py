@@ -590,11 +590,21 @@ def test_a_version_tells_which_fold_tests_and_that_of_before_stays(three_set):
         assert version.endswith(f"+test-fold{test_fold}")
 
 
+def test_the_fold_after_the_validation_fold_tests(three_set):
+    for fold in range(5):
+        for split in sources.SPLITS:
+            asked = open_3class(three_set, split, test_fold=-1, fold=fold)
+            same = open_3class(three_set, split, test_fold=(fold + 1) % 5, fold=fold)
+            assert asked.version == same.version
+            assert groups_of(asked) == groups_of(same)
+
+
 @pytest.mark.parametrize(
     "test_fold, fold, words",
     [
         (5, 0, r"data\.test_fold=5; expected 0\.\.4"),
-        (-1, 0, r"data\.test_fold=-1; expected 0\.\.4"),
+        (-1, -1, r"data\.test_fold=-1; expected 0\.\.4"),
+        (-1, 5, r"data\.test_fold=-1; expected 0\.\.4"),
         (2, 2, r"data\.fold=2; expected 0\.\.4 but not data\.test_fold=2, or -1"),
         (2, 5, r"data\.fold=5; expected 0\.\.4 but not data\.test_fold=2"),
         (4, 4, r"data\.fold=4; expected 0\.\.3, or -1"),

@@ -49,7 +49,7 @@ class Options(FoldedOptions):
 
     Attributes:
       fold: 0..4 but not test_fold: this fold validates; -1: none does
-      test_fold: 0..4: this fold tests
+      test_fold: 0..4: this fold tests; -1: the one after fold
       leave_out_overlap: True if the model meets brixia_cohen later: without the patients in both
     """
 
@@ -130,25 +130,29 @@ def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set.
 
     Args:
-      options: `fold` is another one than `test_fold`, or -1: there is no 'val'.
+      options: `fold` is another one than `test_fold`, or -1: there is no 'val'. Where `test_fold`
+        is -1 and fold k validates, fold k + 1 tests, and after the last one the first.
       split: 'test' is fold `test_fold`, 'val' fold `fold`, 'train' all others.
 
     Raises:
       InputError: what `prepared.open_folded` raises.
     """
+    test_fold = options.test_fold
+    if test_fold == -1 and 0 <= options.fold < prepared.FOLDS:
+        test_fold = (options.fold + 1) % prepared.FOLDS
     opened = prepared.open_folded(
         options.data_dir,
         NAME,
         split,
         fold=options.fold,
         folds=TEST_FOLD,
-        test_fold=options.test_fold,
+        test_fold=test_fold,
         source=SOURCE,
         where={"overlap": {0}} if options.leave_out_overlap else None,
         known=["known"],
     )
     # What runs of before compare stays: nothing is said of the fold that has always tested.
-    opened.version += f"+test-fold{options.test_fold}" if options.test_fold != TEST_FOLD else ""
+    opened.version += f"+test-fold{test_fold}" if test_fold != TEST_FOLD else ""
     opened.version += "+without-overlap" if options.leave_out_overlap else ""
     return opened
 
