@@ -1,10 +1,12 @@
 """The training step of `step.py`, written in PyTorch as one would write it there.
 
     pip install torch==2.13.0 && python benchmarks/torch_peer.py --config=configs/severity.py
+    python benchmarks/torch_peer.py --config=configs/diagnosis.py --batch_size=2
 
 The same network (parameter counts are printed by both), optimizer, loss, batch and image size, read
 from the same config; random images, since only time is measured. Channels-last, eager and, with
---compile, torch.compile. For severity configs without dropout.
+--compile, torch.compile. For configs of severity and diagnosis with a DenseNet and a ViT, without
+dropout.
 """
 
 import argparse
@@ -56,22 +58,40 @@ class DenseNet(nn.Sequential):
         self.channels = channels
 
 
-class Severity(nn.Module):
+class CorpusViT(nn.Module):
+    """A DenseNet cut at a tap, and a ViT over its cells."""
+
     def __init__(self, config):
         super().__init__()
         b, v = config.model.backbone, config.model.vit
-        tap = int(b.tap.removeprefix("block"))
+        final = b.tap == "final"
+        tap = len(b.block_sizes) if final else int(b.tap.removeprefix("block"))
         self.backbone = DenseNet(b.growth_rate, tuple(b.block_sizes), b.init_features, tap)
+        if final:
+            self.backbone.extend([nn.BatchNorm2d(self.backbone.channels), nn.ReLU()])
         self.frozen = not config.model.train_backbone
-        side = config.preprocess.size // (2 * 2**tap)
+        self.cells = config.preprocess.size // (2 * 2**tap)
         self.embedding = nn.Conv2d(self.backbone.channels, v.width, 1)
         self.cls = nn.Parameter(torch.zeros(1, 1, v.width))
-        self.position = nn.Parameter(torch.randn(1, 1 + side * side, v.width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, 1 + self.cells**2, v.width) * 0.02)
         block = nn.TransformerEncoderLayer(
             v.width, v.num_heads, v.mlp_dim, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(block, v.num_layers, nn.LayerNorm(v.width, 1e-6))
-        head, channels = [], v.width
+
+    def encode(self, x):
+        """[B, 3, H, W] -> tokens [B, 1 + h w, D]."""
+        with torch.set_grad_enabled(not self.frozen):
+            features = self.backbone(x)
+        tokens = self.embedding(features).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1) + self.position
+        return self.blocks(tokens)
+
+
+class Severity(CorpusViT):
+    def __init__(self, config):
+        super().__init__(config)
+        head, channels = [], config.model.vit.width
         for _ in range(config.model.head_blocks):
             head += [nn.Upsample(scale_factor=2, mode="bilinear")]
             for source in (channels, channels // 2):
@@ -79,30 +99,50 @@ class Severity(nn.Module):
                 head += [nn.BatchNorm2d(channels // 2), nn.ReLU()]
             channels //= 2
         self.head = nn.Sequential(*head, nn.Conv2d(channels, config.levels, 1))
+        side = self.cells * 2**config.model.head_blocks
+        # Any cut of the map into 0..6 costs the same.
+        zones = (torch.arange(side * side) * 7 // side**2).reshape(side, side)
+        self.register_buffer("zones", zones)
 
     def forward(self, x):
-        with torch.set_grad_enabled(not self.frozen):
-            features = self.backbone(x)
-        tokens = self.embedding(features)
-        batch, width, h, w = tokens.shape
-        tokens = tokens.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls.expand(batch, -1, -1), tokens], 1) + self.position
-        tokens = self.blocks(tokens)[:, 1:]
-        return self.head(tokens.transpose(1, 2).reshape(batch, width, h, w))
+        cells = self.encode(x)[:, 1:]
+        return self.head(cells.transpose(1, 2).reshape(len(x), -1, self.cells, self.cells))
+
+    def loss(self, logits):
+        pooled = [logits.masked_fill(self.zones != k, -1e30).amax((2, 3)) for k in range(1, 7)]
+        pooled = torch.stack(pooled, -1)
+        labels = (torch.rand(pooled.shape, device=logits.device) > 0.5).float()
+        return F.binary_cross_entropy_with_logits(pooled, labels)
+
+
+class Diagnosis(CorpusViT):
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = nn.Linear(config.model.vit.width, len(config.classes))
+
+    def forward(self, x):
+        return self.head(self.encode(x)[:, 0])
+
+    def loss(self, logits):
+        labels = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
+        return F.cross_entropy(logits, labels)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
     config = load_config(args.config)
+    config.batch_size = args.batch_size or config.batch_size
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Severity(config).to(device, memory_format=torch.channels_last).train()
+    kind = {"severity": Severity, "diagnosis": Diagnosis}[config.task]
+    model = kind(config).to(device, memory_format=torch.channels_last).train()
     if not config.model.train_backbone:
         model.backbone.eval().requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -114,18 +154,11 @@ def main() -> None:
     batch, size = config.batch_size, config.preprocess.size
     x = torch.randn(batch, 3, size, size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
-    labels = (torch.rand(batch, config.levels, 6, device=device) > 0.5).float()
-    map_size = size // (2 * 2 ** int(config.model.backbone.tap[-1])) * 2**config.model.head_blocks
-    zones = (torch.arange(map_size * map_size, device=device) * 7 // map_size**2).reshape(
-        map_size, map_size
-    )  # any cut of the map into 0..6 costs the same
     times = []
     for _ in range(args.steps + 1):
         start = time.perf_counter()
         optimizer.zero_grad()
-        logits = forward(x)
-        pooled = [logits.masked_fill(zones != k, -1e30).amax((2, 3)) for k in range(1, 7)]
-        loss = F.binary_cross_entropy_with_logits(torch.stack(pooled, -1), labels)
+        loss = model.loss(forward(x))
         loss.backward()
         if config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)

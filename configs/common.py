@@ -36,6 +36,7 @@ WATCH = dict(
     eval_steps=(),
     bootstrap=1000,
     figures=8,
+    measure_explanations=False,
     threads=2,
     cache_mb=1024,
     hang_warning_s=1800,
@@ -90,6 +91,7 @@ MEANINGS = {
     "eval_steps": "checkpoints whose predictions the final evaluation averages; (): the last one",
     "bootstrap": "resamples of the intervals",
     "figures": "films drawn in an evaluation",
+    "measure_explanations": "an evaluation explains every film, and scores the explanations",
     "threads": "of the input pipeline",
     "cache_mb": "memory for preprocessed films",
     "hang_warning_s": "stack dump if no step is logged for so long; 0: never",
@@ -109,6 +111,19 @@ MEANINGS = {
     "optimizer.accumulate": "steps whose mean gradient makes one update",
     "optimizer.frozen": "patterns of parameter paths that are not trained",
     "optimizer.lr_factors": "(pattern of parameter paths, factor of their learning rate) pairs",
+}
+
+# Of `model.backbone`, an entry of `cxr_jax.models.sizes.BACKBONES`.
+BACKBONE_MEANINGS = {
+    "model.backbone.name": "densenet, resnet, nasnet, or none: a ViT on raw patches",
+    "model.backbone.tap": "the stage after which it is cut",
+    "model.backbone.growth_rate": "of DenseNet: k, new channels a layer",
+    "model.backbone.block_sizes": "layers (DenseNet) or blocks (ResNet) of each stage",
+    "model.backbone.init_features": "channels of the stem",
+    "model.backbone.bottleneck": "of ResNet: blocks of three convolutions; else of two",
+    "model.backbone.cells": "of NASNet: normal cells of a stage",
+    "model.backbone.filters": "of NASNet: channels of the first stage's cells",
+    "model.backbone.stem_filters": "of NASNet: channels of the stem",
 }
 
 

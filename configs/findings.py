@@ -11,7 +11,8 @@
 | cxr3 | the same on the real films of `cxr_3class`, without those that `brixia_cohen` has |
 | smoke | two tiny steps |
 
-Options: `pool=pcam|avg|max|lse|exp|linear`; `paper=severity` trains the corpus on the masked 256 px
+Options: `pool=pcam|avg|max|lse|exp|linear`; `side=224` (of cxr3) is the corpus of
+`diagnosis.py:cxr3`; `paper=severity` trains the corpus on the masked 256 px
 films that Kim et al. 2021 will show it (ours: their paper does not say), with masks from
 `--config.lungs.workdir`. Example: `configs/findings.py:quick,pool=lse`. Results: RESULTS.md.
 """
@@ -20,9 +21,10 @@ import ml_collections
 
 from configs import common
 from cxr_jax.data import sources
+from cxr_jax.errors import InputError
 from cxr_jax.meanings import described
 
-OPTIONS = {"pool": "pcam", "paper": "corpus"}
+OPTIONS = {"pool": "pcam", "paper": "corpus", "side": 128}
 MEANINGS = {
     "pool": "how maps become probabilities: pcam, avg, max, lse, exp or linear",
     "positive_weights": "factors on the positive labels of the ten findings; (): none",
@@ -94,6 +96,12 @@ def cxr3(config: ml_collections.ConfigDict) -> None:
     config.optimizer.update(lr=1e-3, weight_decay=1e-2)
 
 
+def larger(config: ml_collections.ConfigDict) -> None:
+    """The backbone of `diagnosis.py:cxr3`: one block more, 14x14 cells."""
+    config.preprocess.size = 224
+    config.model.backbone.update(block_sizes=(3, 6, 6))
+
+
 def smoke(config: ml_collections.ConfigDict) -> None:
     """Two tiny steps."""
     common.smoke(config)
@@ -116,7 +124,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       InputError: an unknown variant, option or value.
     """
     base, options = common.read_variant(variant, VARIANTS, OPTIONS)
-    common.check_options(options, {"paper": ("corpus", "severity")})
+    common.check_options(options, {"paper": ("corpus", "severity"), "side": (128, 224)})
+    if options["side"] != OPTIONS["side"] and base != "cxr3":
+        raise InputError(f"side={options['side']} is an option of cxr3, not of {base!r}")
     config = common.get_config()
     paper(config)
     config.pool = options["pool"]
@@ -124,6 +134,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         masked_films(config)
     for change in VARIANTS[base]:
         change(config)
+    if options["side"] == 224:
+        larger(config)
     return config.lock()
 
 

@@ -34,27 +34,8 @@ from configs import common
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from cxr_jax.meanings import described
-from cxr_jax.models.sizes import BACKBONES
+from cxr_jax.models.sizes import BACKBONES, LAST_TAP, SMALL, SMOKE, VIT_B16
 
-# Small networks for two cores, cut at stride 8: 16x16 cells at 128 px.
-SMALL = {
-    "densenet": dict(growth_rate=12, block_sizes=(3, 6), init_features=16, tap="block2"),
-    "resnet": dict(block_sizes=(2, 2), init_features=24, tap="layer2"),
-    "nasnet": dict(cells=1, filters=12, stem_filters=8, tap="stage2"),
-    "none": dict(),
-}
-# Tiny ones, cut at stride 16, for the smoke variant.
-SMOKE = {
-    "densenet": dict(growth_rate=4, block_sizes=(1, 1, 1), init_features=36, tap="block3"),
-    "resnet": dict(block_sizes=(1, 1, 1), init_features=4, tap="layer3"),
-    "nasnet": dict(cells=1, filters=8, stem_filters=4, tap="stage3"),
-    "none": dict(),
-}
-# After the last stage, at stride 32: what the corpus paper taps.
-LAST_TAP = {"densenet": "final", "resnet": "layer4", "nasnet": "stage4"}
-VIT_B16 = dict(
-    num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0, patch_size=1, stride=1
-)
 OPTIONS = {
     "pool": "max",
     "backbone": "densenet121",
@@ -66,15 +47,6 @@ KNOWN = {"backbone": (*BACKBONES, "none"), "paper": ("severity", "corpus")}
 MEANINGS = {
     "pool": "a zone's probability from its cells: max [paper, Eq. 9] or mean",
     "levels": "1: zones are negative or positive; 3: maps of score >= 1, >= 2 and >= 3",
-    "model.backbone.name": "densenet, resnet, nasnet, or none: a ViT on raw patches",
-    "model.backbone.tap": "the stage after which it is cut",
-    "model.backbone.growth_rate": "of DenseNet: k, new channels a layer",
-    "model.backbone.block_sizes": "layers (DenseNet) or blocks (ResNet) of each stage",
-    "model.backbone.init_features": "channels of the stem",
-    "model.backbone.bottleneck": "of ResNet: blocks of three convolutions; else of two",
-    "model.backbone.cells": "of NASNet: normal cells of a stage",
-    "model.backbone.filters": "of NASNet: channels of the first stage's cells",
-    "model.backbone.stem_filters": "of NASNet: channels of the stem",
     "model.train_backbone": "False: the corpus is frozen",
     "model.freeze_norms": "True keeps all batch norm in inference mode",
     "model.head_blocks": "of the map head, each of which doubles the map's sides",
@@ -279,6 +251,7 @@ def meanings() -> dict[str, str]:
 
     return (
         common.meanings()
+        | common.BACKBONE_MEANINGS
         | MEANINGS
         | described("model.vit", ViT)
         | described("lungs", LungMasks)

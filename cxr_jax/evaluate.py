@@ -16,6 +16,8 @@ from cxr_jax import results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.audit import stored as audit
+from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.inputs import external, splits
 from cxr_jax.metrics.bootstrap import Metric, bootstrap
@@ -44,12 +46,15 @@ class Scorer:
         *,
         parallel: Parallel,
         config: ml_collections.ConfigDict,
+        measure: bool = False,
     ):
+        """`measure`: with the task's `measure`, for every example."""
         parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
         self._task, self._parallel = task, parallel
         self._batch_size, self._threads = config.eval_batch_size, config.threads
         self._examples = pipeline.Examples(source, task.data.transforms, cache_mb=config.cache_mb)
-        self._predict = parallel.compile_predict(task.predict)
+        functions = [task.predict, *([task.measure] if measure and task.measure else [])]
+        self._functions = [parallel.compile_predict(function) for function in functions]
         self._score = parallel.compile_score(task.score)
 
     def __call__(
@@ -77,8 +82,7 @@ class Scorer:
                 if stop is not None and stop.received:
                     break
                 arrays = self._parallel.shard_batch(batch)
-                predicted = [self._predict(variables, arrays) for variables in ensemble]
-                combined = self._task.combine(predicted)
+                combined = self._task.combine([self._outputs(v, arrays) for v in ensemble])
                 rows = jax.device_get(self._score(combined, arrays))
                 collected.append(self._finish(rows, batch))
                 for i in np.flatnonzero(batch["valid"]):
@@ -86,6 +90,12 @@ class Scorer:
                         outputs[index] = {k: np.asarray(v[i]) for k, v in combined.items()}
         names = collected[0] if collected else ()
         return Result({k: np.concatenate([r[k] for r in collected]) for k in names}, outputs)
+
+    def _outputs(self, variables: Variables, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        found = {}
+        for function in self._functions:
+            found |= function(variables, arrays)
+        return found
 
     def _batches(self):
         return pipeline.eval_batches(
@@ -138,15 +148,20 @@ def evaluate(
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
         _tell_steps(run)
         chosen = task.evaluation.figure_indices(source, config.figures)
+        measure = config.measure_explanations
+        score = Scorer(task, source, parallel=parallel, config=config, measure=measure)
         with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
-            result = Scorer(task, source, parallel=parallel, config=config)(
-                run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop
-            )
+            fitted = _fit(run, parallel, trained=trained, split=label, stop=stop)
+            result = score(run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop)
         if stop.received:
             return None
+        if fitted.get("values"):
+            rows = task.evaluation.with_fit(result.rows, fitted["values"])
+            result = dataclasses.replace(result, rows=rows)
         metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
         evaluation = {
             **_described(run, source, split),
+            "fitted": fitted,
             "source": external.described(config, split),
             "seen": seen,
             "changed": workdirs.changed(config, trained),
@@ -182,6 +197,38 @@ def _label(
     return label, external.check_unseen(config, workdir, split=split, allowed=allow_seen)
 
 
+def _fit(
+    run: TrainedRun,
+    parallel: Parallel,
+    *,
+    trained: ml_collections.ConfigDict,
+    split: str,
+    stop: StopSignal,
+) -> dict[str, Any]:
+    """What the task chooses on the validation films that the run was trained beside: `values` and
+    `examples`, or the `reason` why there are none; {} for a task that chooses nothing.
+
+    Args:
+      trained: the config of the run, whose data these films are, whatever is evaluated.
+      split: that is evaluated; the validation split is not scored with what it chose itself.
+    """
+    if not run.task.evaluation.fits:
+        return {}
+    if split == "val":
+        return {"reason": "this is the validation split, on which it would be chosen"}
+    try:
+        data = trained.data
+        source = splits.open_split(run.task, run.config, "val", workdir=run.workdir, data=data)
+        score = Scorer(run.task, source, parallel=parallel, config=run.config)
+        rows = score(run.ensemble, stop=stop).rows
+        if stop.received:
+            return {}
+        return {"values": run.task.evaluation.fit(rows), "examples": len(source)}
+    except InputError as error:
+        print(f"nothing is chosen on validation films: {error}")
+        return {"reason": str(error)}
+
+
 def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:
     """Numbers with intervals; none where the split has no truth at all, only predictions."""
     units = task.evaluation.units(rows)
@@ -211,6 +258,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
             "split": split,
             "fold": config.data.get("fold", -1),
             "examples": len(source),
+            "audit": audit.headline(sources.open_source(config.data, split)),
         },
         "trained_on": workdirs.trained_on(run.workdir),
         "history": workdirs.history(run.workdir),

@@ -18,7 +18,13 @@ RENAMED = {
 }
 
 # Path of a field that runs of before did not have -> what they did.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"measure_explanations": False}
+
+# The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
+ADDED_OPTIONS: dict[tuple[str, str], Any] = {
+    ("cxr_3class", "test_fold"): 4,
+    ("manifest", "classes"): "",
+}
 
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +42,10 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
         _rename(config, old.split("."), new.split(".")[-1])
     for path, value in ADDED.items():
         _add(config, path.split("."), value)
+    for (name, option), value in ADDED_OPTIONS.items():
+        for block in ("data", "second"):
+            if config.get(block, {}).get("name") == name:
+                config[block].setdefault(option, value)
     blocks = ("data", "second") if one_bag else ()
     return config | {path: _reduced(config[path]) for path in blocks if path in config}
 

@@ -18,26 +18,26 @@ import argparse
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 import scipy.stats
 
-from cxr_jax import results, small_files
+from cxr_jax import results, small_files, tables
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Metric, Value, bootstrap, numbers
+from cxr_jax.tables import Line
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.base import Evaluation
 from cxr_jax.workdir import flatten, read_config
 
 # A start from another seed's run, or other labelled phantoms, are part of the seed.
-MAY_DIFFER = ("seed", "data.fold", "second.fold", "data.first", "init_from")
+MAY_DIFFER = ("seed", "data.first", "init_from")
+MAY_DIFFER += ("data.fold", "second.fold", "data.test_fold", "second.test_fold")
 
 Rows = dict[str, np.ndarray]
-Line = dict[str, str]  # metric -> what stands in the table
 
 
 def main() -> int:
@@ -125,7 +125,7 @@ def compare(
     kinds = {name: _kind(workdirs, split, tune) for name, workdirs in groups.items()}
     _check_films(groups, kinds)
     first = next(iter(kinds.values()))
-    lines = {name: _mean_and_sd(kind.reports) for name, kind in kinds.items()}
+    lines = {name: tables.mean_and_sd(kind.reports) for name, kind in kinds.items()}
     tests = _add_tests(lines, kinds)
     lines |= _differences(kinds)
     known = list(first.reports[0])
@@ -133,7 +133,7 @@ def compare(
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
     metrics = (*metrics, *first.chosen) if metrics else metrics
     names = list(metrics or [name for name in first.columns if name in known] or known)
-    return _table(lines, [*names, *tests])
+    return tables.markdown(lines, [*names, *tests])
 
 
 def _kind(workdirs: list[pathlib.Path], split: str, tune: str) -> _Kind:
@@ -182,7 +182,7 @@ def _differences(kinds: dict[str, _Kind]) -> dict[str, Line]:
             pairs = zip(kinds[name].reports, kinds[first].reports)
             chosen = (*kinds[name].chosen, *kinds[first].chosen)  # a setting, not a result
             apart = [{k: a[k] - b[k] for k in a if k in b and k not in chosen} for a, b in pairs]
-            lines[f"{name} minus {first}"] = _mean_and_sd(apart)
+            lines[f"{name} minus {first}"] = tables.mean_and_sd(apart)
     return lines
 
 
@@ -249,9 +249,10 @@ def against(
         values.setdefault(setting, []).append(found[metric])
     save(setting_chart(values, field, f"{split}/{metric}"), output)
     lines = {
-        f"{field} = {s:g}": _mean_and_sd([{metric: v} for v in values[s]]) for s in sorted(values)
+        f"{field} = {setting:g}": tables.mean_and_sd([{metric: v} for v in values[setting]])
+        for setting in sorted(values)
     }
-    return f"{_table(lines, [metric])}\n{output}"
+    return f"{tables.markdown(lines, [metric])}\n{output}"
 
 
 # Runs of one kind, beside predictors that are no model.
@@ -281,7 +282,7 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     make_lines = _pooled_lines if pool else _seed_lines
     lines = make_lines(table, configs, rows)
     columns = task.evaluation.columns
-    return _table(lines, [n for n in columns if any(n in line for line in lines.values())])
+    return tables.markdown(lines, [n for n in columns if any(n in line for line in lines.values())])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,7 +325,7 @@ def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str,
             raise InputError("the runs were scored on different films; for folds give --pool")
     evaluation = table.evaluation
     each = [numbers(evaluation.report(evaluation.units(r))) for r in rows]
-    lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": _mean_and_sd(each)}
+    lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": tables.mean_and_sd(each)}
     averaged = [name for name in evaluation.mean_over_runs if name in rows[0]]
     mean = rows[0] | {name: np.mean([r[name] for r in rows], axis=0) for name in averaged}
     lines["mean of the runs' predictions"] = table.line(mean)
@@ -401,28 +402,12 @@ def _text(metric: Metric) -> str:
     return f"{metric.value:.3f}{interval}"
 
 
-def _mean_and_sd(reports: list[dict[str, float]]) -> Line:
-    texts = {}
-    for name in reports[0]:
-        values = np.array([r[name] for r in reports])
-        spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-        texts[name] = "-" if np.isnan(values).any() else f"{values.mean():.3f}{spread}"
-    return texts
-
-
 def _joined(rows: list[Rows]) -> Rows:
     shared = set.intersection(*(set(r) for r in rows))
     joined = {name: np.concatenate([r[name] for r in rows]) for name in sorted(shared)}
     if len(set(joined["id"])) != len(joined["id"]):
         raise InputError("a film is in two of the runs; --pool is for folds, which share none")
     return joined
-
-
-def _table(lines: dict[str, Line], names: Sequence[str]) -> str:
-    text = [f"| | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
-    for title, line in lines.items():
-        text.append(f"| {title} | {' | '.join(line.get(name, '-') for name in names)} |")
-    return "\n".join(text)
 
 
 if __name__ == "__main__":

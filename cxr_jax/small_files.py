@@ -125,7 +125,8 @@ class Fields(NamedTuple):
         kinds = (*kinds, int) if float in kinds else kinds
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(_KINDS.get(k, k.__name__) for k in dict.fromkeys(kinds))
-            raise self._error(f"has {_KINDS[type(value)]} as {self.inside}{key}, expected {names}")
+            there = _KINDS.get(type(value), type(value).__name__)  # TOML has dates too
+            raise self._error(f"has {there} as {self.inside}{key}, expected {names}")
         return value
 
     def fields(self, key: str, default: Any = _REQUIRED) -> "Fields":

@@ -25,7 +25,7 @@ from cxr_jax.evaluate import Scorer
 from cxr_jax.figures import save, training_curves
 from cxr_jax.finite import Steps
 from cxr_jax.initialise import check_frozen, flatten, initialise
-from cxr_jax.inputs import splits
+from cxr_jax.inputs import external, splits
 from cxr_jax.metrics.bootstrap import numbers
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
@@ -82,6 +82,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, final_spl
     parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
     splits.check_second(config)
     sources.open_source(config.data, final_split)
+    external.check_start(config, split=final_split)
     source = splits.open_training(task, config, workdir)
     return Run(
         config=config,

@@ -33,6 +33,7 @@ FREE = (
     "keep_every",
     "keep_last",
     "log_every",
+    "measure_explanations",
     "threads",
 )
 # What may follow where a run is made longer.

@@ -136,19 +136,23 @@ def provenance() -> dict[str, Any]:
 
 
 def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | None]]:
-    """Metrics as results.json holds them; what is undefined is null, never a number."""
+    """Metrics as results.json holds them; what is undefined is null, never a number, with the
+    reason where it can be told."""
     return {
         name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n}
+        | ({"reason": m.reason} if m.reason else {})
         for name, m in metrics.items()
     }
 
 
 def metrics_table(metrics: dict[str, Metric]) -> str:
-    """Lines for the terminal: name, value, 95% interval, n; '' without metrics."""
+    """Lines for the terminal: name, value or why there is none, 95% interval, n; '' without
+    metrics."""
     width = max(map(len, metrics), default=0)
     lines = []
     for name, m in metrics.items():
-        value = "undefined" if m.value is None else f"{m.value:.4f}"
+        undefined = f"undefined ({m.reason})" if m.reason else "undefined"
+        value = undefined if m.value is None else f"{m.value:.4f}"
         interval = "" if m.low is None else f"  [{m.low:.4f}, {m.high:.4f}]"
         lines.append(f"{name:<{width}}  {value}{interval}  n={m.n}")
     return "\n".join(lines)

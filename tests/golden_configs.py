@@ -17,7 +17,23 @@ FOLDER = ROOT / "tests" / "golden" / "configs"
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
 # What the files' docstrings offer beside the variants of their tables.
 WITH_OPTIONS = {
+    "diagnosis": [
+        *(f"{base}size={size}" for base in ("", "quick,") for size in ("4x8", "2x4")),
+        *(f"{base}corpus={corpus}" for base in ("", "quick,") for corpus in ("1", "3", "10")),
+        *(
+            f"{base}backbone={name},vit=0"
+            for base in ("", "quick,", "cxr3,")
+            for name in ("densenet121", "resnet50", "resnet152")
+        ),
+        *(
+            f"{base}{option}"
+            for base in ("", "quick,")
+            for option in ("backbone=none", "backbone=resnet50_hybrid", "frozen=1", "pixels=2")
+        ),
+        *("cxr3,hide=lungs", "cxr3,hide=outside", "cxr3,crop=lungs"),
+    ],
     "findings": [
+        "cxr3,side=224",
         *(f"pool={pool}" for pool in ("avg", "max", "lse", "exp", "linear")),
         "quick,pool=lse",
         "paper=severity",

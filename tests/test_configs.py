@@ -150,7 +150,7 @@ def test_the_command_shows_a_config_and_a_work_directory(tmp_path):
 
 def test_a_block_has_its_data_sets_options_and_no_others():
     block = sources.block("manifest", path="films.csv")
-    assert block.to_dict() == {"name": "manifest", "path": "films.csv"}
+    assert block.to_dict() == {"name": "manifest", "path": "films.csv", "classes": ""}
     words = "data set 'manifest' has no option 'fold'; its options are path"
     with pytest.raises(InputError, match=words):
         sources.block("manifest", fold=1)
@@ -196,7 +196,7 @@ def test_another_data_set_keeps_the_options_both_have():
 def test_the_command_line_chooses_a_data_set(args):
     values = shown("--config=configs/severity.py:quick", *args, "--config.optimizer.lr=0.5")
     data = {path: value for path, value in values.items() if path.startswith("data.")}
-    assert data == {"data.name": "'manifest'", "data.path": "'films.csv'"}
+    assert data == {"data.name": "'manifest'", "data.path": "'films.csv'", "data.classes": "''"}
     assert values["optimizer.lr"] == "0.5"
 
 
@@ -284,7 +284,8 @@ def test_renamed_fields_keep_their_values_and_the_dict_that_was_read_stays():
     assert "extra" not in new
     assert "diseased" not in new["data"]
     unknown = migrations.migrate({"extra": {"name": ""}, "data": {"name": "gone", "a": 1}})
-    assert unknown == {"second": {"name": ""}, "data": {"name": "gone", "a": 1}}
+    added = {"measure_explanations": False}
+    assert unknown == {"second": {"name": ""}, "data": {"name": "gone", "a": 1}} | added
 
 
 @pytest.mark.parametrize(
@@ -319,3 +320,13 @@ def test_what_is_renamed_or_added_later_is_read_in_todays_configs_too(monkeypatc
     assert new["optimizer"]["ema"] == 0.5
     assert new["seed"] == saved["seed"]
     assert new["data"] == saved["data"]
+
+
+def test_an_option_that_came_later_is_what_it_was_in_the_block_of_its_set():
+    saved = json.loads(golden_configs.module("findings").get_config("cxr3").to_json())
+    assert saved["data"].pop("test_fold") == 4
+    saved["second"] = {"name": "cxr_3class", "labels": "given", "test_fold": 2}
+    new = migrations.migrate(saved)
+    assert (new["data"]["test_fold"], new["second"]["test_fold"]) == (4, 2)
+    other = json.loads(golden_configs.module("severity").get_config("smoke").to_json())
+    assert migrations.migrate(other) == other

@@ -22,6 +22,12 @@ def _modules(text):
     return set(re.findall(r"python -m (cxr_jax[\w.]*\w)", text))
 
 
+def _file(module):
+    """The file of a module that is run, from the root; of a package its __main__."""
+    path = module.replace(".", "/")
+    return f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
+
+
 def _commands():
     """Every indented command of the documents that runs a module of this package, each once."""
     found = {}
@@ -93,7 +99,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_documents_name_only_what_exists(document):
     text = document.read_text(encoding="utf-8")
-    modules = {module.replace(".", "/") + ".py" for module in _modules(text)}
+    modules = {_file(module) for module in _modules(text)}
     paths = set(re.findall(r"\b(?:configs|docs|benchmarks|cxr_jax|tests)/[\w/.-]+", text))
     scripts = set(re.findall(r"[\w./-]+\.py\b", text))
     named = {path.rstrip(".") for path in modules | paths | scripts if "NAME" not in path}
@@ -114,7 +120,7 @@ def test_links_between_documents_resolve(document):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c.split())[:80])
 def test_the_commands_have_their_flags(command):
     (module,) = _modules(command)
-    paths = [ROOT / (module.replace(".", "/") + ".py")]
+    paths = [ROOT / _file(module)]
     if module == "cxr_jax.predict":  # its doors add their own
         paths += (ROOT / "cxr_jax" / "inputs").glob("*.py")
     source = "".join(path.read_text(encoding="utf-8") for path in paths)

@@ -10,6 +10,7 @@ from cxr_jax import workdir as workdirs
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import external
+from tests.data import fake_sets
 from tests.data.dicom_films import grey_film
 
 
@@ -140,3 +141,49 @@ def test_a_training_set_that_is_gone_is_told(run, tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("not looked whether these patients were trained on: ")
     assert workdirs.trained_on(workdir)
+
+
+def start_from(config, start, rows, folder):
+    """The config of another table, started from the run `start`."""
+    config = config_of(write_table(folder, **rows))
+    config.init_from = str(start)
+    return config
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (dict(rows=[("p0", "test")], first=50), "1 patients and 0 films"),
+        (dict(rows=[("other", "test")], first=1), "0 patients and 1 films"),
+    ],
+)
+def test_no_run_starts_from_one_that_has_seen_its_test_films(run, tmp_path, rows, words):
+    workdir, config = run
+    other = start_from(config, workdir, rows, tmp_path / "other")
+    with pytest.raises(InputError, match=f"init_from=.* was trained on {words} of what this run"):
+        external.check_start(other, split="test")
+
+
+def test_a_start_from_other_patients_is_fine(run, tmp_path):
+    workdir, config = run
+    rows = dict(rows=[("p7", "test"), ("p0", "train")], first=50)
+    external.check_start(start_from(config, workdir, rows, tmp_path / "other"), split="test")
+    config.init_from = str(workdir)  # the next step on the same films
+    external.check_start(config, split="test")
+    config.init_from = str(tmp_path / "weights.safetensors")  # says nothing of its films
+    external.check_start(config, split="test")
+
+
+def test_another_test_fold_than_that_of_the_start_is_refused(tmp_path):
+    prepared = tmp_path / "data"
+    fake_sets.run_prepare("cxr_3class", fake_sets.make_3class(tmp_path / "set"), prepared)
+    config = config_of("")
+    config.data = sources.block("cxr_3class", data_dir=str(prepared), test_fold=4, fold=3)
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text(config.to_json())
+    config.init_from = str(start)
+    external.check_start(config, split="test")
+    config.data.test_fold, config.data.fold = 1, 0
+    with pytest.raises(InputError, match=r"e\.g\. of the same folds"):
+        external.check_start(config, split="test")

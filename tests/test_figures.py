@@ -348,3 +348,49 @@ def test_equal_figures_are_equal_files_from_any_thread(tmp_path, case):
     files = {(tmp_path / f"{i}.png").read_bytes() for i in range(3)}
     assert len(files) == 1
     assert dict(matplotlib.rcParams) == before
+
+
+CLASSES = ("normal", "other infection", "covid-19")
+
+
+def test_diagnosis_panel_draws_each_map_over_its_own_maximum(case):
+    given, lesion = case
+    heat = 1e-3 * given["prob_map"]
+    probs = np.array([0.1, 0.2, 0.7])
+    maps = {"relevance": heat, "flat": np.zeros_like(heat), "negative": -heat}
+    figure = figures.diagnosis_panel(
+        given["film"], probs, CLASSES, maps=maps, label=1, lesion_true=lesion
+    )
+    shown = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    assert {*maps, *CLASSES, "0.70", "of max"} <= set(shown)
+    assert shown.count("yes") == 1
+    num, place = count(figure, figures.PREDICTION, axes=1)  # the cross
+    assert num > 20
+    np.testing.assert_allclose(place, [44, 14], atol=2)  # the first of the equal cells
+    for empty in (0, 2, 3):
+        assert count(figure, figures.PREDICTION, axes=empty)[0] == 0
+        assert count(figure, figures.TRUTH, axes=empty)[0] > 100
+
+
+def test_diagnosis_panel_without_maps_and_truth(case):
+    given, _ = case
+    figure = figures.diagnosis_panel(given["film"], np.array([0.5, 0.5, 0]), CLASSES, maps={})
+    assert len(figure.axes) == 2  # the film and the table
+    assert "yes" not in texts(figure)
+    assert count(figure, figures.TRUTH)[0] == 0
+    with pytest.raises(ValueError, match="3 probabilities and 2 names"):
+        figures.diagnosis_panel(given["film"], np.ones(3) / 3, CLASSES[:2], maps={})
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 2], [1, 1, 1, 1]])
+@pytest.mark.parametrize("temperature", [np.nan, 2.0])
+def test_charts_of_classes(labels, temperature):
+    labels = np.array(labels)
+    probs = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6], [0.6, 0.3, 0.1]])
+    shown = texts(figures.confusion_chart(probs.argmax(axis=1), labels, CLASSES))
+    assert "2\n50%" in shown if labels[0] else "1\n100%" in shown
+    shown = texts(figures.roc_chart(probs, labels, CLASSES))
+    assert ("normal, AUC 1.000" in shown) == (labels[0] == 0)
+    assert ("undefined: one class only" in shown) == (labels[0] == 1)
+    shown = texts(figures.reliability_chart(probs, labels, temperature))
+    assert ("temperature 2.00" in " ".join(shown)) != np.isnan(temperature)

@@ -6,9 +6,13 @@
 
 `--help` lists the data sets; each one's file in `data/sources` says what its folder holds.
 A run that is killed leaves no half data set; running it again is safe.
+
+It ends with a warning where classes can be told apart without looking at the lungs, by a small
+audit of some of the films; `python -m cxr_jax.data.audit NAME` is the whole one.
 """
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -25,6 +29,7 @@ PREPARED = {name: entry for name, entry in sources.DATASETS.items() if entry.sou
 EXAMPLES = {
     "slice_label": "configs/seam.py:quick,method=cam",
     "severity": "configs/severity.py:quick",
+    "diagnosis": "configs/diagnosis.py:quick",
     "findings": "configs/findings.py:quick",
     "lungs": "configs/lungs.py:quick",
 }
@@ -44,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from cxr_jax.data.sources import prepared
 
     source = pathlib.Path(args.source).expanduser()
-    builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side)
+    options = {"classes": args.classes} if args.classes else {}
+    sources.check_options(args.name, options)
+    builder = make_builder(source, data_dir=args.data_dir, max_side=args.max_side, **options)
     counts = {split: len(films) for split, films in builder.films.items()}
     total = sum(counts.values())
     for note in builder.notes:
@@ -56,12 +63,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = ", ".join(f"{count} {split}" for split, count in counts.items())
     done = "prepared" if new else "nothing to do, already prepared:"
     print(f"{args.name}: {done} {films} {unit}s in {builder.data_dir}")
+    _warn(args, builder.data_dir)
     example = next((c for field, c in EXAMPLES.items() if field in builder.fields), "")
     if PREPARED[args.name].by_path and example:
         print(
             f"train with, for example: python -m cxr_jax.main --config={example} "
             f"--config.data.name={args.name} --config.data.path={builder.data_dir} --workdir=DIR"
         )
+
+
+def _warn(args: argparse.Namespace, folder: str | os.PathLike) -> None:
+    """What trivial features tell of the classes; the full audit is a command of its own."""
+    from cxr_jax.data.audit import quick
+
+    by_path = PREPARED[args.name].by_path
+    place = {"path": str(folder)} if by_path else {"data_dir": args.data_dir}
+    for warning in quick.warnings(sources.block(args.name, **place)):
+        print(one_line(f"{args.name}: warning: {warning}"))
 
 
 def find_builder(name: str) -> Callable:
@@ -96,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=512,
         help="longest side of a stored film in pixels; never enlarged (default: 512)",
+    )
+    parser.add_argument(
+        "--classes",
+        default="",
+        help="of a table: its diagnoses, parted by commas (default: normal, other infection, "
+        "covid-19)",
     )
     return parser
 

@@ -98,7 +98,8 @@ class Field:
       shape: () is a single number or a text. H and W are those of `image`, M the number of boxes.
       kind: see the constants above.
       meaning: in one line.
-      values: the ones that may be there; None: any; 'K': -1 .. K - 1, findings by number.
+      values: the ones that may be there; None: any; 'K': -1 .. K - 1, findings by number; 'D':
+        0 .. D - 1, diagnoses by number.
       nan: NaN may be there too: unknown, or of boxes (the whole row): not there.
       positive: the numbers are above 0.
       exchanged: of a mask, the pairs of labels (patient's right, left) that a flip exchanges.
@@ -139,6 +140,7 @@ class Field:
 
 _PLANE, _PER_ZONE, _PER_REGION = ("H", "W"), (3, 2), (REGION_ROWS,)
 _NAMED = "K"  # as many as the data set names findings
+_CLASSES = "D"  # as many as it names diagnoses
 _SCORES = range(4)
 
 SCHEMA = {
@@ -167,7 +169,9 @@ SCHEMA = {
         values=_SCORES,
     ),
     "severity_valid": Field(np.bool_, _PER_ZONE, ZONE_TABLE, "the zone was scored"),
-    "diagnosis": Field(int, (), NUMBER, "index into DIAGNOSES", values=range(len(DIAGNOSES))),
+    "diagnosis": Field(
+        int, (), NUMBER, "index into DIAGNOSES or the set's own diagnoses", values=_CLASSES
+    ),
     "findings": Field(
         np.float32,
         (_NAMED,),
@@ -268,6 +272,7 @@ def check(
     *,
     coded: Collection[str] = (),
     findings: Sequence[str] = FINDINGS,
+    diagnoses: Sequence[str] = DIAGNOSES,
 ) -> None:
     """Holds a record against `SCHEMA`.
 
@@ -275,6 +280,7 @@ def check(
       record: has `image` if it has masks.
       coded: fields that may have other values, in the codes of their data set.
       findings: that the data set names.
+      diagnoses: that it names.
 
     Raises:
       InputError: names the record, the first field that breaks the schema, what it holds and the
@@ -286,12 +292,13 @@ def check(
     if unknown := sorted(record.keys() - SCHEMA.keys()):
         raise InputError(f"{who}: no record has a field {unknown[0]!r}; see records.SCHEMA")
     sizes = {_NAMED: len(findings)}
+    ranges = {_NAMED: range(-1, len(findings)), _CLASSES: range(len(diagnoses))}
     for name in SCHEMA:  # `image` first: it says what H and W are
         if name not in record:
             continue
         fault = _form_fault(name, record, sizes)
         if fault is None and name not in coded:
-            fault = _content_fault(name, record, len(findings))
+            fault = _content_fault(name, record, ranges)
         if fault is not None:
             found, rule = fault
             raise InputError(f"{who}: field {name!r} {found}; expected {rule}")
@@ -341,12 +348,12 @@ def _form_fault(name: str, record: Mapping[str, Any], sizes: dict[str, int]) -> 
     return _shape_fault(field, value, sizes) if field.shape else _scalar_fault(field, value)
 
 
-def _content_fault(name: str, record: Mapping[str, Any], findings: int) -> _Fault:
+def _content_fault(name: str, record: Mapping[str, Any], ranges: Mapping[str, range]) -> _Fault:
     field, value = SCHEMA[name], record[name]
     if field.kind == SLICES:
         return None
-    if field.values == _NAMED:
-        field = dataclasses.replace(field, values=range(-1, findings))
+    if isinstance(field.values, str):
+        field = dataclasses.replace(field, values=ranges[field.values])
     corners = _boxes_fault(value) if field.kind == BOXES else None
     return _value_fault(field, value) or corners or _pairing_fault(field, value, record)
 

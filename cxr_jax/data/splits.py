@@ -93,6 +93,24 @@ def folds_by_findings(
     return balanced_folds(groups, (diseases == 1).sum(1), folds=folds, edges=(1, 2, 3, 4))
 
 
+def folds_by_class(
+    groups: Sequence[str], diagnoses: Sequence[int | None], *, folds: int = 5
+) -> np.ndarray:
+    """`balanced_folds` by the class of a film; films without one are a class of their own.
+
+    Args:
+      groups: the patient of each of N films.
+      diagnoses: the class of each, or None.
+      folds: how many.
+
+    Returns:
+      int32 [N], the fold of each film, 0 .. folds - 1.
+    """
+    numbers = [-1 if diagnosis is None else diagnosis for diagnosis in diagnoses]
+    edges = range(max(numbers, default=0) + 1)
+    return balanced_folds(groups, numbers, folds=folds, edges=edges)
+
+
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that comes twice, or None."""
     return next((name for name, count in Counter(names).items() if count > 1), None)

@@ -11,7 +11,9 @@ from cxr_jax.figures.charts import (
     threshold_chart,
     training_curves,
 )
+from cxr_jax.figures.classes import confusion_chart, reliability_chart, roc_chart
 from cxr_jax.figures.films import (
+    diagnosis_panel,
     findings_panel,
     lungs_comparison,
     lungs_panel,
@@ -25,10 +27,14 @@ __all__ = [
     "PREDICTION",
     "TRUTH",
     "auc_chart",
+    "confusion_chart",
     "contact_sheet",
+    "diagnosis_panel",
     "findings_panel",
     "lungs_comparison",
     "lungs_panel",
+    "reliability_chart",
+    "roc_chart",
     "save",
     "scatter_scores",
     "setting_chart",

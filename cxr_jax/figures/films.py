@@ -313,6 +313,66 @@ def _draw_finding(ax: Axes, heat: np.ndarray, boxes: np.ndarray) -> None:
     draw_boxes(ax, boxes)
 
 
+def diagnosis_panel(
+    film: np.ndarray,
+    probs: np.ndarray,
+    names: Sequence[str],
+    *,
+    maps: Mapping[str, np.ndarray],
+    label: int | None = None,
+    lesion_true: np.ndarray | None = None,
+    title: str = "",
+) -> Figure:
+    """One film's diagnosis at a glance: the film, what explains it, a table of probabilities.
+
+    Left, the film, with the contour of the true lesion (green) where there is one. Then the same
+    film under each map of `maps`; each map is divided by its own
+    maximum, so colours compare places and not maps; its highest point has a yellow cross.
+
+    Args:
+        film: uint8 [H, W].
+        probs: [K] sum to one.
+        names: the K classes.
+        maps: name -> float [H, W], how much a place speaks for the class; below 0 counts as 0.
+        label: the true class.
+        lesion_true: [H, W] true lesion mask.
+        title: one line, e.g. the film's id.
+
+    Returns:
+        A figure of 5.4 inches height; its width follows the film's aspect and the number of maps.
+
+    Raises:
+        ValueError: a map has another size than the film, or the numbers of classes differ.
+    """
+    probs = np.asarray(probs, np.float64)
+    if len(probs) != len(names):
+        raise ValueError(f"{len(probs)} probabilities and {len(names)} names; must be equal.")
+    film, lesion, *fitted = fit_layers(film, lesion_true=lesion_true, **maps)
+    fig, (bare, *mapped), end = film_row(film, 1 + len(maps), title=title, beside=4.5, small=True)
+    outlined = [bare, *mapped] if lesion is not None else []
+    for ax in outlined:
+        draw_contours(ax, lesion, color=TRUTH)
+    if lesion is not None:
+        text = "lesion, truth" if lesion.any() else "truth: no lesion"
+        draw_legend(bare, [stroke(TRUTH, text)])
+    for ax, name, heat in zip(mapped, maps, fitted):
+        _draw_explanation(ax, np.maximum(np.nan_to_num(heat), 0))
+        draw_caption(ax, name)
+    if maps:
+        draw_color_bar(fig, left=end, width=0.12, height=SMALL_HEIGHT, relative=True)
+    true = None if label is None else (np.arange(len(names)) == label).astype(np.float64)
+    called = [int(probs.argmax())]
+    findings_table(fig, probs, true=true, names=names, shown=called, left=end + 0.6)
+    return fig
+
+
+def _draw_explanation(ax: Axes, heat: np.ndarray) -> None:
+    """A map over its own maximum; none where it is flat at 0."""
+    if heat.max() > 0:
+        draw_heat(ax, heat / heat.max())
+        draw_peak(ax, heat)
+
+
 def slice_panel(
     image: np.ndarray,
     lesion_map: np.ndarray,

@@ -275,12 +275,23 @@ def draw_caption(ax: Axes, text: str) -> None:
 
 
 def draw_color_bar(
-    fig: Figure, *, left: float, width: float = 0.14, height: float = FILM_HEIGHT
+    fig: Figure,
+    *,
+    left: float,
+    width: float = 0.14,
+    height: float = FILM_HEIGHT,
+    relative: bool = False,
 ) -> None:
-    """The scale of `draw_heat`, 0 to 1, with a mark at the threshold; `left` in inches."""
+    """The scale of `draw_heat`, 0 to 1; `left` in inches. Of probabilities, with a mark at the
+    threshold, unless it is `relative` to each map's own maximum."""
     bar = add_axes(fig, left=left, width=width, height=height)
     scale = ScalarMappable(Normalize(0, 1), HEAT_MAP)
     fig.colorbar(scale, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.tick_params(colors=INK, labelsize=9, length=3)
-    bar.axhline(THRESHOLD, color=PREDICTION, linewidth=1.5)
-    bar.set_title("p", color=INK, fontsize=10, family=FONT, pad=5)
+    if not relative:
+        bar.axhline(THRESHOLD, color=PREDICTION, linewidth=1.5)
+    style = dict(color=INK, fontsize=10, family=FONT, pad=5)
+    if relative:  # not in the middle: it would run into the film's L
+        bar.set_title("of max", loc="left", **style)
+    else:
+        bar.set_title("p", **style)

@@ -23,6 +23,7 @@ from cxr_jax.figures.style import (
 )
 
 _ROWS, _COLUMNS = ("Upper", "Middle", "Lower"), ("Right lung (R)", "Left lung (L)")
+_LEAST_ROWS = 8  # of the findings table: fewer would be as high as these
 _CENTRED = {"ha": "center", "va": "center"}
 # Of the findings table, in inches from its left edge.
 _BAR_LEFT, _BAR_WIDTH, _P_LEFT, _TRUTH_LEFT, _MARK_LEFT = 1.42, 0.75, 2.25, 2.72, 3.1
@@ -150,7 +151,8 @@ def findings_table(
     """
     ax = add_axes(fig, left=left, width=3.5, height=SMALL_HEIGHT)
     ax.set_axis_off()
-    ax.set(xlim=(0, 3.5), ylim=(len(names) - 0.4, -1.1))  # inches; one unit a row, downwards
+    rows = max(len(names), _LEAST_ROWS)
+    ax.set(xlim=(0, 3.5), ylim=(rows - 0.4, -1.1))  # inches; one unit a row, downwards
     head = dict(color=FAINT, fontsize=9, va="center")
     write(ax, _BAR_LEFT, -0.85, "predicted p", **head)
     if true is not None:

@@ -107,6 +107,39 @@ def check_unseen(
     return {"patients": len(patients), "films": films}
 
 
+def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
+    """Looks whether the run of `config.init_from` was trained on what this run will be tested on:
+    patients of the same data set, film files of any. Phantoms are not looked at: their splits are.
+
+    Args:
+      config: of a training.
+      split: that is tested at its end.
+
+    Raises:
+      InputError: it was.
+    """
+    start = pathlib.Path(config.init_from or "")
+    if not config.init_from or not (start / "config.json").is_file():
+        return
+    data = workdirs.read_config(start).data
+    test = sources.open_source(config.data, split)
+    try:
+        training = sources.open_source(data, "train")
+    except InputError as error:
+        print(f"not looked whether init_from was trained on the {split} films: {error}")
+        return
+    if not hasattr(test, "stored"):
+        return
+    patients = _patients(test) & _patients(training) if data.name == config.data.name else set()
+    films = _same_files(test, [training])
+    if patients or films:
+        raise InputError(
+            f"config.init_from={start} was trained on {len(patients)} patients and {films} films "
+            f"of what this run is tested on ({test.name!r}, {split}); start from a run that was "
+            "not, e.g. of the same folds"
+        )
+
+
 def _is_of(evaluation: Mapping[str, Any], source: sources.Source) -> bool:
     """Whether an earlier evaluation was of this source."""
     opened = evaluation.get("source")

@@ -117,6 +117,8 @@ class WithLungs:
         self.name, self.version, self.split = source.name, source.version, source.split
         self.fields = source.fields | {"lungs"}
         self.partial = source.partial - {"lungs"}
+        self.findings = sources.names_of(source, "findings")
+        self.diagnoses = sources.names_of(source, "diagnoses")
         model = segmenter.run.version
         key = f"{model}|{source.name}|{source.version}|{source.split}|{len(source)}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]

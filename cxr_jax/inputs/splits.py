@@ -136,11 +136,13 @@ def check_second(config: ml_collections.ConfigDict) -> None:
         return
     if second.labels not in ("given", "hidden"):
         raise InputError(f"config.second.labels={second.labels!r}; expected given or hidden")
-    if second.name == first.name and first.get("fold") != second.get("fold"):
-        raise InputError(
-            f"config.data.fold={first.fold} and config.second.fold={second.fold} of one data set "
-            f"{first.name!r}: films of the validation fold would be trained on; set both alike"
-        )
+    for fold, split in (("fold", "validation"), ("test_fold", "test")):
+        if second.name == first.name and first.get(fold) != second.get(fold):
+            raise InputError(
+                f"config.data.{fold}={first[fold]} and config.second.{fold}={second[fold]} of one "
+                f"data set {first.name!r}: films of the {split} fold would be trained on; set both "
+                "alike"
+            )
 
 
 def _identity(source: sources.Source) -> tuple[str, str, int]:

@@ -1,6 +1,6 @@
 """Metrics: rows of a whole split in, numbers with intervals out. Nothing is averaged over batches.
 
-`segmentation` and `lesion_hits` make rows on the device, one an example; `regression`,
-`classification` and `severity` turn the rows of a split into numbers on the host; `bootstrap` adds
-intervals. NaN means "undefined here" and becomes null in `results.json`.
+`segmentation`, `lesion_hits` and `explanations` make rows on the device, one an example;
+`regression`, `classification` and `severity` turn the rows of a split into numbers on the host;
+`bootstrap` adds intervals. NaN means "undefined here" and becomes null in `results.json`.
 """

@@ -11,10 +11,11 @@ Rows = Mapping[str, np.ndarray]
 
 class Value(NamedTuple):
     """A number over the rows of a split, NaN where it is undefined, and how many films, zones,
-    patients, ... it is computed from."""
+    patients, ... it is computed from. `reason` is why it is undefined, where that can be told."""
 
     value: float
     count: int
+    reason: str = ""
 
 
 def numbers(report: Mapping[str, Value]) -> dict[str, float]:
@@ -31,12 +32,14 @@ class Metric:
         low: lower end of the interval; None where there is none.
         high: upper end, likewise.
         n: how many films, zones or lesions the value is computed from.
+      reason: why the value is None, where that can be told.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    reason: str = ""
 
 
 def bootstrap(
@@ -101,7 +104,7 @@ def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.nda
 def _metric(found: Value, samples: np.ndarray) -> Metric:
     value, count = float(found.value), int(found.count)
     if not np.isfinite(value):
-        return Metric(value=None, low=None, high=None, n=count)
+        return Metric(value=None, low=None, high=None, n=count, reason=found.reason)
     defined = samples[np.isfinite(samples)]
     if defined.size == 0 or defined.size < len(samples) / 2:
         return Metric(value=value, low=None, high=None, n=count)

@@ -22,6 +22,7 @@ import numpy as np
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.metrics import classification, regression
 from cxr_jax.metrics.bootstrap import Value
+from cxr_jax.metrics.explanations import share_of_highest
 
 Array = jax.Array
 Rows = Mapping[str, np.ndarray]
@@ -53,8 +54,7 @@ def pointing(heat: Array, boxes: Array, box_label: Array) -> dict[str, Array]:
     of_finding = box_label[..., None] == jnp.arange(num)  # [B, M, K]
     covered = jnp.einsum("bmhw,bmk->bhwk", inside.astype(jnp.int32), of_finding.astype(jnp.int32))
     covered = covered > 0
-    highest = heat == jnp.max(heat, axis=(1, 2), keepdims=True)
-    hit = jnp.sum(highest & covered, axis=(1, 2)) / jnp.sum(highest, axis=(1, 2))
+    hit = share_of_highest(heat, covered)
     valid = jnp.any(of_finding & ~jnp.isnan(boxes).any(-1, keepdims=True), axis=1)
     return {
         "pointing_hit": jnp.where(valid, hit, 0.0),

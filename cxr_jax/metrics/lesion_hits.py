@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cxr_jax.metrics.explanations import share_of_highest
+
 Array = jax.Array
 
 
@@ -34,10 +36,7 @@ def pointing(prob: Array, zones: Array, lesion: Array, severity: Array) -> dict[
     hits, filled = [], []
     for zone in range(1, 7):
         inside = jnp.asarray(zones) == zone
-        top = jnp.max(jnp.where(inside, prob, -jnp.inf), axis=(1, 2), keepdims=True)
-        highest = inside & (prob == top)
-        count = jnp.sum(highest, axis=(1, 2))
-        hits.append(jnp.sum(highest & lesion, axis=(1, 2)) / jnp.maximum(count, 1))
+        hits.append(share_of_highest(prob, lesion, inside=inside))
         filled.append(jnp.any(inside, axis=(1, 2)))
     hit = jnp.stack(hits, axis=-1).reshape(-1, 3, 2)
     valid = jnp.stack(filled, axis=-1).reshape(-1, 3, 2) & (jnp.asarray(severity) > 0)

@@ -39,13 +39,19 @@ class CorpusViT(nn.Module):
     ) -> dict[str, Array | list[Array]]:
         """Normalised films [B, H, W] -> 'map' [B, h, w, C]; with a ViT its other outputs too, 'cls'
         [B, C], 'tokens' [B, 1 + h w, C] and, if asked for, 'attention', a list of every layer's."""
-        features = jnp.repeat(x[..., None], 3, axis=-1)
-        if self.backbone is not None:
-            taps = self.backbone(features, train=self.trains_norms(train) and self.train_backbone)
-            features = taps[self.backbone.stop_at]
+        features = self.features(x, train=train)
         if self.vit is None:
             return {"map": features}
         return self.vit(features, train=train, return_attention=return_attention)
+
+    def features(self, x: Array, *, train: bool) -> Array:
+        """Normalised films [B, H, W] -> the corpus [B, h, w, C]; without a backbone the films
+        themselves [B, H, W, 3]."""
+        features = jnp.repeat(x[..., None], 3, axis=-1)
+        if self.backbone is None:
+            return features
+        taps = self.backbone(features, train=self.trains_norms(train) and self.train_backbone)
+        return taps[self.backbone.stop_at]
 
     def trains_norms(self, train: bool) -> bool:
         """Whether batch norm takes the batch's statistics."""

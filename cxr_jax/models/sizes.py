@@ -1,4 +1,5 @@
-"""The published sizes of the networks in Table 2 (Kim et al. 2021) and Table 8 (Park et al. 2021).
+"""The published sizes of the networks in Table 2 (Kim et al. 2021) and Tables 7, 8 (Park et al.),
+and small ones in their proportions.
 
 Plain data: a config file reads it, and must not wait for JAX to be imported.
 """
@@ -35,4 +36,36 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet152": _resnet(3, 8, 36, 3),
     "nasnet_large": dict(name="nasnet", tap="stage3", cells=6, filters=168, stem_filters=96),
     "resnet50_hybrid": _resnet(3, 4, 9),
+}
+
+# Small networks for two cores, cut at stride 8: 16x16 cells at 128 px.
+SMALL = {
+    "densenet": dict(growth_rate=12, block_sizes=(3, 6), init_features=16, tap="block2"),
+    "resnet": dict(block_sizes=(2, 2), init_features=24, tap="layer2"),
+    "nasnet": dict(cells=1, filters=12, stem_filters=8, tap="stage2"),
+    "none": dict(),
+}
+# Tiny ones, cut at stride 16, for the smoke variant.
+SMOKE = {
+    "densenet": dict(growth_rate=4, block_sizes=(1, 1, 1), init_features=36, tap="block3"),
+    "resnet": dict(block_sizes=(1, 1, 1), init_features=4, tap="layer3"),
+    "nasnet": dict(cells=1, filters=8, stem_filters=4, tap="stage3"),
+    "none": dict(),
+}
+# After the last stage, at stride 32: what the corpus paper taps.
+LAST_TAP = {"densenet": "final", "resnet": "layer4", "nasnet": "stage4"}
+VIT_B16 = dict(
+    num_layers=12, num_heads=12, width=768, mlp_dim=3072, dropout=0.0, patch_size=1, stride=1
+)
+# CNN classifiers in the proportions of the published ones: all their stages, to stride 32.
+SMALL_CNNS: dict[str, dict[str, Any]] = {
+    "densenet121": dict(
+        name="densenet", tap="final", growth_rate=12, block_sizes=(2, 4, 6, 4), init_features=16
+    ),
+    "resnet50": dict(
+        name="resnet", tap="layer4", block_sizes=(1, 1, 2, 1), bottleneck=True, init_features=16
+    ),
+    "resnet152": dict(
+        name="resnet", tap="layer4", block_sizes=(1, 2, 8, 1), bottleneck=True, init_features=16
+    ),
 }

@@ -9,8 +9,9 @@
 | `evaluation` | from the rows of a split to numbers and charts (`Evaluation`) | host |
 | `figure`, `describe` | one example as a picture, and as plain JSON | host |
 
-Two more where a task needs them: `explain`, for the records that are drawn, and `combine`, how the
-outputs of several checkpoints become one. A task of CT volumes is a `VolumeTask`.
+Three more where a task needs them: `explain`, for the records that are drawn, `measure`, how good
+the explanations of a whole split are, and `combine`, how the outputs of several checkpoints become
+one. A task of CT volumes is a `VolumeTask`.
 """
 
 import abc
@@ -89,8 +90,11 @@ class Evaluation(abc.ABC):
       columns: the metrics of a table over runs; () takes all.
       mean_over_runs: rows that are predictions, of which several runs have a mean; () if none.
       compared_with_references: metrics whose differences to the `references` are told.
+      fits: an evaluation first chooses by `fit`, on the validation split that the run was trained
+        beside, and reports the split with what was chosen.
     """
 
+    fits: bool = False
     free_settings: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     mean_over_runs: tuple[str, ...] = ()
@@ -212,6 +216,11 @@ class Task(abc.ABC):
     # cost more than `predict`, so it runs for the records that are drawn only, and is combined
     # together with what `predict` gives.
     explain: ClassVar[Callable[..., Outputs] | None] = None
+
+    # Optional: (variables, batch) -> further arrays [B, ...] for `score`, e.g. explanations and how
+    # faithful they are. It costs many times `predict`, and runs over a whole split where
+    # `config.measure_explanations` asks for it. As `score`, it may read labels.
+    measure: ClassVar[Callable[..., Outputs] | None] = None
 
     def combine(self, outputs: Sequence[Outputs]) -> Outputs:
         """One prediction of the members of an ensemble, also of one alone: the mean, output by

@@ -1,6 +1,7 @@
 """Small copies of every folder layout the sources read, with drawn films."""
 
 import csv
+import json
 import pathlib
 
 import cv2
@@ -345,6 +346,75 @@ def make_3class(root: pathlib.Path) -> pathlib.Path:
         ["00000003_000.jpg", "Infiltration", 1, 2, 3.5, 4],
     ]
     write_csv(root / "boxes.csv", boxes)
+    return root
+
+
+PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+PADCHEST_HEADER = [
+    *("", "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth"),
+    *("Projection", "MethodProjection", "Pediatric", "ReportID", "Report", "MethodLabel", "Labels"),
+    *("Localizations", "LabelsLocalizationsBySentence", "labelCUIS", "LocalizationsCUIS"),
+]
+PADCHEST_LABELS = [
+    *("['normal']", "['pneumonia', 'pleural effusion']", "['normal', 'scoliosis']", ""),
+    *("""['normal', '', " normal "]""", "['unchanged']", "[]"),
+]
+
+
+def draw_film16(path: pathlib.Path, seed: int, size=(60, 80)) -> np.ndarray:
+    """A grey film of 16 bits, of which 12 are used: uint16, as it is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    film = np.random.default_rng(seed).integers(200, 4000, size).astype(np.uint16)
+    film = cv2.GaussianBlur(film, (9, 9), 0)
+    assert cv2.imwrite(str(path), film)
+    return film
+
+
+def make_padchest(root: pathlib.Path) -> pathlib.Path:
+    """28 rows of 14 patients: 21 frontal, of which 9 are normal; a lateral one in four."""
+    rows = [PADCHEST_HEADER]
+    for i in range(28):
+        name, part = f"2168401113_{i:03d}.png", i % 3
+        projection = ("PA", "AP", "AP_horizontal", "L")[i % 4]
+        labels = PADCHEST_LABELS[i % 7]
+        rows.append([i, name, part, 20140915, f"e{i}", 839860488694 + i // 2, 1930.0, projection]
+                    + ["Manual review of DICOM fields", "No", 4991845 + i, "sin hallazgos ."]
+                    + ["Physician", labels, "[]", f"[{labels}]", "[]", "[]"])  # fmt: skip
+        if projection != "L":
+            draw_film16(root / str(part) / name, i)
+    write_csv(root / PADCHEST_TABLE, rows)
+    return root
+
+
+BIMCV_LABELS = [
+    *("['COVID 19', 'pneumonia']", "['normal']", "['COVID 19 uncertain']", "['normal']"),
+    *("['pneumonia'\t 'COVID 19']", "['exclude']", "", "['normal', 'unchanged"),
+]
+
+
+def make_bimcv(root: pathlib.Path) -> pathlib.Path:
+    """24 sessions of 12 patients: a frontal film each, every third one stored inverted; and
+    one lateral film and one that states no view. The last session has no report."""
+    table = [["", "PatientID", "ReportID", "Report", "Labels", "Localizations"]]
+    for i in range(24):
+        patient, session = f"sub-S{3000 + i // 2:05d}", f"ses-E{6000 + i:05d}"
+        folder = root / patient / session / "mod-rx"
+        ending = f"run-1_bp-chest_vp-{('pa', 'ap')[i % 2]}_{('dx', 'cr')[i % 3 % 2]}"
+        path = folder / f"{patient}_{session}_{ending}.png"
+        film = draw_film16(path, i)
+        kind = "MONOCHROME1" if i % 3 == 0 else "MONOCHROME2"
+        if kind == "MONOCHROME1":
+            assert cv2.imwrite(str(path), 4095 - film)
+        header = {"00280004": {"vr": "CS", "Value": [kind]}, "00080060": {"Value": ["DX"]}}
+        path.with_suffix(".json").write_text(json.dumps(header))
+        if i < 23:
+            table.append([i, patient, session, "sin hallazgos", BIMCV_LABELS[i % 8], "[]"])
+    for ending in ("acq-2_run-1_bp-chest_vp-ll_dx", "run-2_bp-chest_cr"):
+        draw_film16(folder / f"{patient}_{session}_{ending}.png", 99)
+    labels = root / "derivatives" / "labels" / "labels_covid19_posi.tsv"
+    labels.parent.mkdir(parents=True)
+    with open(labels, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(table)
     return root
 
 

@@ -609,5 +609,5 @@ def test_series_that_the_builder_refuses(tmp_path):
 def test_ct_sets_are_offered_by_the_command():
     assert {"ct_lesions", "covid19_ct_seg", "ct_volume"} <= set(prepare.PREPARED)
     assert all(callable(prepare.find_builder(name)) for name in prepare.PREPARED)
-    with pytest.raises(InputError, match="data set 'ct_leisons'; expected one of brixia, "):
+    with pytest.raises(InputError, match="data set 'ct_leisons'; expected one of bimcv_covid19, "):
         prepare.main(["ct_leisons", "--source=nowhere"])

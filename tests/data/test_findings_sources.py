@@ -305,7 +305,7 @@ def test_nih_records_and_boxes(nih_set):
     train = sources.open_source(findings_config("nih_cxr14", data_dir), "train")
     by_id = {record["id"]: record for record in records_of(train)}
     assert train.fields == nih_cxr14.FIELDS
-    assert train.partial == {"boxes", "box_label"}
+    assert train.partial == {"boxes", "box_label", "diagnosis"}
     assert (by_id["00000001_001"]["group"], by_id["00000001_001"]["view"]) == ("nih-00000001", "AP")
     boxed = by_id["00000002_000"]
     assert boxed["image"].shape == (128, 128)
@@ -382,6 +382,7 @@ def test_nih_notes(tmp_path):
         "every film has known findings",
         "3 boxes on 2 films; 1 of masses and nodules left out; 1 of films that are not in "
         "Data_Entry_2017_v2020.csv left out",
+        "4 films are of diagnosis normal, the others have none",
     ]
 
 
@@ -548,6 +549,71 @@ def test_three_class_folds(three_set):
     assert len(set(seen)) == len(seen) == 15
     with pytest.raises(InputError, match=r"data\.fold=4; expected 0\.\.3"):
         open_3class(three_set, "train", fold=4)
+
+
+FOLD_PAIRS = [(test, fold) for test in range(5) for fold in (-1, *range(5)) if fold != test]
+
+
+def test_any_fold_of_the_three_classes_tests(three_set):
+    """Each pair parts all films, with no patient on two sides; what is trained on never tests."""
+    _, rows = tables.read_table(three_set[0] / "labels.csv", ["patient", "fold"])
+    patients = [{r["patient"] for r in rows if r["fold"] == str(k)} for k in range(5)]
+    tested, versions = [], {}
+    for test_fold, fold in FOLD_PAIRS:
+        names = ("train", "val", "test") if fold >= 0 else ("train", "test")
+        opened = {
+            name: open_3class(three_set, name, test_fold=test_fold, fold=fold) for name in names
+        }
+        groups = {name: groups_of(source) for name, source in opened.items()}
+        splits.check_disjoint(groups, where="here")
+        assert groups["test"] == patients[test_fold]
+        assert groups.get("val", set()) == (patients[fold] if fold >= 0 else set())
+        assert sum(map(len, opened.values())) == 20
+        for name, source in opened.items():
+            versions.setdefault((name, source.version), set()).add(frozenset(groups[name]))
+        if fold == -1:
+            tested += [record["id"] for record in records_of(opened["test"])]
+            # Pre-training on the findings with this fold held out.
+            known = sources.only_with(opened["train"], {"findings"})
+            assert len(known)
+            assert not groups_of(known) & patients[test_fold]
+    assert len(set(tested)) == len(tested) == 20
+    assert all(len(films) == 1 for films in versions.values())  # one version, one choice of films
+
+
+def test_a_version_tells_which_fold_tests_and_that_of_before_stays(three_set):
+    prefix = open_3class(three_set, "train").version
+    assert prefix.count("+") == 1  # layout and fingerprint alone, as ever
+    for test_fold in range(4):
+        version = open_3class(three_set, "test", test_fold=test_fold).version
+        assert version.startswith(f"{prefix}+")
+        assert version.endswith(f"+test-fold{test_fold}")
+
+
+def test_the_fold_after_the_validation_fold_tests(three_set):
+    for fold in range(5):
+        for split in sources.SPLITS:
+            asked = open_3class(three_set, split, test_fold=-1, fold=fold)
+            same = open_3class(three_set, split, test_fold=(fold + 1) % 5, fold=fold)
+            assert asked.version == same.version
+            assert groups_of(asked) == groups_of(same)
+
+
+@pytest.mark.parametrize(
+    "test_fold, fold, words",
+    [
+        (5, 0, r"data\.test_fold=5; expected 0\.\.4"),
+        (-1, -1, r"data\.test_fold=-1; expected 0\.\.4"),
+        (-1, 5, r"data\.test_fold=-1; expected 0\.\.4"),
+        (2, 2, r"data\.fold=2; expected 0\.\.4 but not data\.test_fold=2, or -1"),
+        (2, 5, r"data\.fold=5; expected 0\.\.4 but not data\.test_fold=2"),
+        (4, 4, r"data\.fold=4; expected 0\.\.3, or -1"),
+    ],
+)
+def test_folds_that_cannot_be_meant(three_set, test_fold, fold, words):
+    with pytest.raises(InputError, match=words) as error:
+        open_3class(three_set, "train", test_fold=test_fold, fold=fold)
+    check_one_line(error)
 
 
 def open_3class(three_set, split, **fields):

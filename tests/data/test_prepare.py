@@ -125,7 +125,7 @@ def test_a_killed_run_leaves_no_half_data_set(tmp_path):
         (["brixia_cohen", "--source={tmp}"], "found none of annotations.csv"),
         (["brixia_cohen", "--source={tmp}", "--max_side=0"], "--max_side=0"),
         (["manifest", "--source={tmp}/films.csv"], "films.csv: there is no such file"),
-        (["cohen", "--source={tmp}"], "data set 'cohen'; expected one of brixia, "),
+        (["cohen", "--source={tmp}"], "data set 'cohen'; expected one of bimcv_covid19, "),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tmp_path, args, words):

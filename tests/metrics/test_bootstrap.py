@@ -66,7 +66,8 @@ def test_order_of_rows_does_not_matter():
     a = bootstrap(mean_x, {"x": x}, groups, seed=5)["mean"]
     b = bootstrap(mean_x, {"x": x[order]}, groups[order], seed=5)["mean"]
     # Equal draws; sums in another order.
-    np.testing.assert_allclose(dataclasses.astuple(a), dataclasses.astuple(b), rtol=1e-12)
+    np.testing.assert_allclose(dataclasses.astuple(a)[:4], dataclasses.astuple(b)[:4], rtol=1e-12)
+    assert a.reason == b.reason == ""
 
 
 def test_the_seed_decides():

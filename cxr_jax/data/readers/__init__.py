@@ -22,7 +22,7 @@ early, `dicom_header` opens and checks a DICOM file, `dicom_grey` is its grey sc
 what all of them ask first; `whole` looks at header and end only.
 """
 
-from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header
+from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header, read_view
 from cxr_jax.data.readers.films import check_frontal, films_in, find_films, read_film, read_mask
 from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
 from cxr_jax.data.readers.whole import check_whole
@@ -40,4 +40,5 @@ __all__ = [
     "read_jsrt",
     "read_mask",
     "read_slice_header",
+    "read_view",
 ]

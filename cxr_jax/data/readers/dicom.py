@@ -65,6 +65,22 @@ def check_view(path: Path) -> None:
         raise BadFile(f"a lateral film (view position {view!r}); this model reads frontal ones")
 
 
+def read_view(path: str | Path) -> str:
+    """The view that a DICOM film states: 'PA', 'AP', or '' for any other and for none.
+
+    Raises:
+        InputError: missing, no DICOM file, or its header cannot be read.
+    """
+    path = Path(path)
+    with naming(path):
+        if not is_dicom(read_head(path), path):
+            raise BadFile("not a DICOM file, which states its view")
+        with parsing("the DICOM header cannot be read"):
+            dataset = open_dicom(path, stop_before_pixels=True, specific_tags=["ViewPosition"])
+            view = str(dataset.get("ViewPosition") or "").strip().upper()
+    return view if view in ("PA", "AP") else ""
+
+
 class SliceHeader(NamedTuple):
     """Where a CT slice lies, as its DICOM header says; mm in the patient's frame (x to the left,
     y to the back, z to the head).

@@ -19,8 +19,11 @@ from cxr_jax.data.sources.base import (
     Source,
     Subset,
     by_severity,
+    by_view,
+    names_of,
     only_with,
     peek,
+    told_classes,
 )
 from cxr_jax.errors import InputError
 
@@ -35,14 +38,17 @@ __all__ = [
     "Subset",
     "block",
     "by_severity",
+    "by_view",
     "check_options",
     "find",
+    "names_of",
     "only_with",
     "open_source",
     "option_names",
     "peek",
     "second_block",
     "switched",
+    "told_classes",
 ]
 
 
@@ -69,6 +75,8 @@ DATASETS = {
     "nih_cxr14": Entry("nih_cxr14", "the folder with Data_Entry_2017_v2020.csv and the films"),
     "cxr_3class": Entry("cxr_3class", "the folder with labels.csv, boxes.csv and images/"),
     "brixia": Entry("brixia", "the download of brixia.github.io"),
+    "padchest": Entry("padchest", "the folder with PADCHEST_chest_x_ray_images_labels_*.csv"),
+    "bimcv_covid19": Entry("bimcv_covid19", "the folder with sub-S*/ and derivatives/labels/"),
     "jsrt_scr": Entry("lung_masks:JSRT_SCR", "the folder with All247images/, fold1/ and fold2/"),
     "montgomery": Entry("lung_masks:MONTGOMERY", "the folder MontgomerySet/"),
     "shenzhen": Entry("lung_masks:SHENZHEN", "the folder ChinaSet_AllFiles/ beside mask/"),

@@ -5,16 +5,20 @@ slices, and a table says how they lie in volumes.
 """
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cxr_jax.data import splits
-from cxr_jax.data.records import Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, SCHEMA, Record
 from cxr_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
 GREATEST_SEVERITY = 18  # six zones of 0..3
+VIEWS = tuple(view for view in SCHEMA["view"].values if view)
+NAMES = {"findings": FINDINGS, "diagnoses": DIAGNOSES}  # where a set has none of its own
 
 
 class Source(Protocol):
@@ -28,7 +32,8 @@ class Source(Protocol):
       partial: those of `fields` that some records lack (a film without a lung mask).
       notes: where there is any, lines for the user on what was not used or left out.
 
-    A set whose findings are not `records.FINDINGS` has their names as `findings`.
+    A set whose findings are not `records.FINDINGS` has their names as `findings`, one whose
+    diagnoses are not `records.DIAGNOSES` theirs as `diagnoses`; `names_of` gives them.
     """
 
     name: str
@@ -100,6 +105,7 @@ class Subset:
         self.name, self.split = source.name, source.split
         self.version = source.version + splits.selection(self.indices, len(source))
         self.fields, self.partial = source.fields, partial
+        self.findings, self.diagnoses = names_of(source, "findings"), names_of(source, "diagnoses")
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -107,6 +113,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[self.indices[index]]
+
+    def has(self, index: int, field: str) -> bool:
+        """Whether record `index` has `field`."""
+        return has(self.source, self.indices[index], field)
 
     def peek(self, index: int, field: str) -> Any:
         """See the function."""
@@ -122,6 +132,11 @@ class SliceSubset(Subset):
         return SliceTable(*(column[self.indices] for column in table))
 
 
+def names_of(source: Source, field: str) -> tuple[str, ...]:
+    """The names behind the numbers of 'findings' or 'diagnoses', in their order."""
+    return tuple(getattr(source, field, NAMES[field]))
+
+
 def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     """The records of `source` that have all of `needed`; `source` itself where all have them.
 
@@ -130,14 +145,20 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     doubtful = source.partial & frozenset(needed)
     if not doubtful:
         return source
-    has = getattr(source, "has", None) or (lambda i, field: field in source[i])
-    indices = [i for i in range(len(source)) if all(has(i, field) for field in doubtful)]
+    every = range(len(source))
+    indices = [i for i in every if all(has(source, i, field) for field in doubtful)]
     kind = SliceSubset if hasattr(source, "slice_table") else Subset
     chosen = kind(source, indices, partial=source.partial - doubtful)
     if lacks := len(source) - len(indices):
         fields = " or ".join(sorted(doubtful))
         chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
     return chosen
+
+
+def has(source: Source, index: int, field: str) -> bool:
+    """Whether a record has a field; read it is only where the source has no way round that."""
+    look = getattr(source, "has", None)
+    return look(index, field) if look else field in source[index]
 
 
 def peek(source: Source, index: int, field: str) -> Any:
@@ -170,3 +191,55 @@ def by_severity(source: Source, least: int, most: int) -> Source:
             f"score in {least}..{most}; widen data.min_severity and data.max_severity"
         )
     return Subset(source, indices, partial=source.partial)
+
+
+def by_view(source: Source, view: str) -> Source:
+    """The films of `source` of one view, 'PA' or 'AP'; `source` itself where that is all of them,
+    or where `view` is empty. No picture is decoded.
+
+    Raises:
+      InputError: no such view, a set that does not know its views, or no film is left (with the
+        views there are).
+    """
+    if not view:
+        return source
+    who = f"data set {source.name!r} (split {source.split!r})"
+    if view not in VIEWS:
+        raise InputError(f"view={view!r}; expected {', '.join(VIEWS)} or '' for all films")
+    if "view" not in source.fields:
+        raise InputError(f"{who} does not say which view its films are; set view to ''")
+    views = [peek(source, index, "view") or "" for index in range(len(source))]
+    indices = [i for i, found in enumerate(views) if found == view]
+    others = Counter(found or "unknown" for found in views if found != view)
+    there = ", ".join(f"{name} {count}" for name, count in sorted(others.items()))
+    if not indices:
+        raise InputError(f"{who} has no film of view {view!r}; it has {there or 'no film at all'}")
+    if not others:
+        return source
+    kind = SliceSubset if hasattr(source, "slice_table") else Subset
+    chosen = kind(source, indices, partial=source.partial)
+    chosen.notes = (
+        f"left out: {others.total()} of {len(views)} films, which are no {view} ({there})",
+    )
+    return chosen
+
+
+def told_classes(labels: Iterable[int | None], names: Sequence[str] = DIAGNOSES) -> str:
+    """How many films there are of each class, for the user.
+
+    Args:
+      labels: the `diagnosis` of each film; None where it has none.
+      names: of the classes.
+
+    Returns:
+      'normal 3, other infection 0, covid-19 2; 1 film without a diagnosis', and what cannot be
+      learned from so few classes.
+    """
+    counts = Counter(labels)
+    unknown = counts.pop(None, 0)
+    told = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(names))
+    if unknown:
+        told += f"; {unknown} film{'s' * (unknown > 1)} without a diagnosis"
+    if len(counts) == 1:
+        told += "; one class alone can be neither learned nor scored"
+    return told

@@ -20,6 +20,9 @@ score of the radiologist on shift, who is one of the five (so their agreement is
 independent readers). All other films are for training, but not those of a patient of the test
 split: they are left out. The training films have no second score and are dealt to five folds by
 patient, balanced by global score. Lungs are not drawn: they are predicted.
+
+`view` is the DICOM header's, where it states PA or AP. The `diagnosis` of every film is covid-19,
+as in Park et al. 2021 (1,929 PA films in its Table 1, 2,384 AP films in Table 2).
 """
 
 import dataclasses
@@ -30,7 +33,7 @@ import re
 import numpy as np
 
 from cxr_jax.data import preprocess, readers, splits
-from cxr_jax.data.records import Record
+from cxr_jax.data.records import DIAGNOSES, Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.base import GradedOptions, Source, by_severity
 from cxr_jax.data.sources.brixia_cohen import GLOBAL_CLASSES
@@ -38,7 +41,10 @@ from cxr_jax.errors import InputError
 
 NAME = "brixia"
 Options = GradedOptions
-FIELDS = frozenset({"image", "id", "group", "severity", "severity_second", "severity_valid"})
+FIELDS = frozenset({"image", "id", "group", "view", "diagnosis"}) | {
+    *("severity", "severity_second", "severity_valid")
+}
+COVID = DIAGNOSES.index("covid-19")
 CONSENSUS = "metadata_consensus_v1.csv"
 SOURCE = "the download of brixia.github.io"
 _SEPARATORS = ";,"
@@ -79,18 +85,32 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> Brixia:
     table, consensus = _tables(source)
     films, left_out = read_index(source)
     by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
+    views = {film.id: readers.read_view(film.path) for film in films}
     return Brixia(
         data_dir=prepared.data_folder(data_dir),
         fields=FIELDS,
         partial=frozenset({"severity_second"}),
         films={
-            split: [functools.partial(read_film_record, film, max_side) for film in films]
+            split: [
+                functools.partial(read_film_record, film, max_side, view=views[film.id])
+                for film in films
+            ]
             for split, films in by_split.items()
         },
         film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
+        columns={
+            split: prepared.film_columns(
+                views=(views[film.id] for film in films), diagnoses=[COVID] * len(films)
+            )
+            for split, films in by_split.items()
+        },
         metadata={
+            # 'view', 'diagnosis': a set prepared before it had these fields is another one.
             "fingerprint": prepared.fingerprint(
-                table, [film.path for film in films], consensus.read_bytes(), max_side
+                table,
+                [film.path for film in films],
+                consensus.read_bytes(),
+                (max_side, "view", "diagnosis"),
             ),
             "max_side": max_side,
         },
@@ -106,8 +126,8 @@ def open_split(options: Options, split: str) -> Source:
     return by_severity(source, options.min_severity, options.max_severity)
 
 
-def read_film_record(film: Film, max_side: int) -> Record:
-    """Reads the film of one row, reduced to `max_side`.
+def read_film_record(film: Film, max_side: int, *, view: str = "") -> Record:
+    """Reads the film of one row, reduced to `max_side`; `view` as in `records.SCHEMA`.
 
     Raises:
       InputError: an unreadable film.
@@ -116,6 +136,8 @@ def read_film_record(film: Film, max_side: int) -> Record:
         "image": readers.read_film(film.path),
         "id": film.id,
         "group": film.group,
+        "view": view,
+        "diagnosis": COVID,
         "severity": film.severity,
         "severity_valid": np.ones((3, 2), bool),
     }

@@ -23,6 +23,10 @@ what they mean is decided when the set is opened:
   'ignore', it is unknown. A blank in the column `No Finding` is treated alike: with 'ignore', that
   finding has no negatives and so nothing to learn.
 
+For the three classes of Park et al. 2021 the set gives normal films: those of which `No Finding` is
+affirmed. The paper takes AP ones (its Table 2, 9,500 of them) and does not say how they were
+chosen. No other film has a `diagnosis`.
+
 A share of the training films is dealt to five folds, whole patients, balanced by the number of
 findings, for a validation split.
 """
@@ -35,7 +39,7 @@ import re
 import numpy as np
 
 from cxr_jax.data import preprocess, readers, splits
-from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
@@ -45,7 +49,8 @@ SOURCE = (
     "the folder CheXpert-v1.0-small with train.csv, valid.csv, train/ and valid/, from "
     "https://stanfordmlgroup.github.io/competitions/chexpert/"
 )
-FIELDS = frozenset({"image", "id", "group", "view", "findings"})
+FIELDS = frozenset({"image", "id", "group", "view", "findings", "diagnosis"})
+NORMAL = DIAGNOSES.index("normal")
 
 TABLES = {"train": ("train.csv", "train"), "test": ("valid.csv", "valid")}  # split: table, folder
 UNCERTAIN_LABEL = -1
@@ -93,6 +98,11 @@ class Film:
     view: str
     labels: tuple[float, ...]
 
+    @property
+    def diagnosis(self) -> int | None:
+        """Of the three classes, see the module."""
+        return NORMAL if self.labels[FINDINGS.index("no finding")] == 1 else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Index:
@@ -131,16 +141,23 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
     return CheXpert(
         data_dir=prepared.data_folder(data_dir),
         fields=FIELDS,
-        partial=frozenset(),
+        partial=frozenset({"diagnosis"}),
         films={
             split: [functools.partial(_read_film, index.folder, f, max_side) for f in part]
             for split, part in films.items()
         },
         film_fold=folds,
-        columns={split: _label_counts(part) for split, part in films.items()},
+        columns={
+            split: _label_counts(part)
+            | prepared.film_columns(
+                views=(film.view for film in part), diagnoses=(film.diagnosis for film in part)
+            )
+            for split, part in films.items()
+        },
         metadata={
+            # 'diagnosis': a set prepared before it had this field is another one.
             "fingerprint": prepared.fingerprint(
-                train, files, prepared.fingerprint(valid, ()), max_side
+                train, files, prepared.fingerprint(valid, ()), (max_side, "diagnosis")
             ),
             "max_side": max_side,
         },
@@ -263,6 +280,8 @@ def _read_film(folder: pathlib.Path, film: Film, max_side: int) -> Record:
         "view": film.view,
         "findings": np.array(film.labels, np.float32),
     }
+    if film.diagnosis is not None:
+        record["diagnosis"] = film.diagnosis
     return preprocess.shrink(record, max_side)
 
 
@@ -294,6 +313,8 @@ def _notes(index: Index) -> list[str]:
             f"{mentioned.sum()} mention a finding, {(labels == UNCERTAIN_LABEL).any(1).sum()} an "
             "uncertain one"
         )
+        normal = sum(film.diagnosis is not None for film in index.films[split])
+        notes.append(f"{name}: {normal} films are of diagnosis normal, the others have none")
     if index.ignored:
         notes.append(f"columns that are not known and not used: {', '.join(index.ignored)}")
     return notes

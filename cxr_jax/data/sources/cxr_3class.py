@@ -12,8 +12,9 @@ The folder: `labels.csv` (image, class, source, nih_findings, patient, fold, in_
 `boxes.csv` (image, label, x, y, w, h in pixels of the film) and `images/`. Findings as in
 `nih_cxr14`; those of COVID-19 films are all unknown. A film on which nobody drew has no `boxes`.
 
-Splits, whole patients: fold 4 of the table is the test split, folds 0..3 are for training and
-validation.
+Splits, whole patients: the table deals them to five folds, of which any one may test
+(`test_fold`) and any other one validate (`fold`); the rest is trained on. By default fold 4 tests.
+The prepared set stores folds 0..3 as 'train' and fold 4 as 'test', whichever tests later.
 
 Overlap: 68 COVID-19 films are in `brixia_cohen` too, 11 of them in its test split, and 3 more are
 other films of patients who are in its test split. A model that is tested there must not have seen
@@ -37,7 +38,7 @@ from cxr_jax.errors import InputError
 NAME = "cxr_3class"
 SOURCE = "the folder with labels.csv, boxes.csv and images/"
 FIELDS = frozenset({"image", "id", "group", "diagnosis", "findings", "boxes", "box_label"})
-TEST_FOLD = 4
+TEST_FOLD = 4  # unless another one is asked for; 'test' in the prepared files
 CLASSES = {"normal": "normal", "pneumonia": "other infection", "covid": "covid-19"}
 MAX_SIZE = 4096  # px; larger boxes are refused from the table, before the film is read
 
@@ -47,9 +48,12 @@ class Options(FoldedOptions):
     """See the module.
 
     Attributes:
+      fold: 0..4 but not test_fold: this fold validates; -1: none does
+      test_fold: 0..4: this fold tests; -1: the one after fold
       leave_out_overlap: True if the model meets brixia_cohen later: without the patients in both
     """
 
+    test_fold: int = TEST_FOLD
     leave_out_overlap: bool = False
 
 
@@ -105,6 +109,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ThreeClass
             split: {
                 "known": [int((~np.isnan(film.labels)).sum()) for film in part],
                 "overlap": [int(film.group in overlapping) for film in part],
+                **prepared.film_columns(diagnoses=(film.diagnosis for film in part)),
             }
             for split, part in films.items()
         },
@@ -125,22 +130,29 @@ def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set.
 
     Args:
-      options: `fold` is 0..3, or -1: folds 0..3 are all 'train' and there is no 'val'.
-      split: 'test' is fold 4. With `fold` k, 'val' is fold k and 'train' the other three.
+      options: `fold` is another one than `test_fold`, or -1: there is no 'val'. Where `test_fold`
+        is -1 and fold k validates, fold k + 1 tests, and after the last one the first.
+      split: 'test' is fold `test_fold`, 'val' fold `fold`, 'train' all others.
 
     Raises:
       InputError: what `prepared.open_folded` raises.
     """
+    test_fold = options.test_fold
+    if test_fold == -1 and 0 <= options.fold < prepared.FOLDS:
+        test_fold = (options.fold + 1) % prepared.FOLDS
     opened = prepared.open_folded(
         options.data_dir,
         NAME,
         split,
         fold=options.fold,
         folds=TEST_FOLD,
+        test_fold=test_fold,
         source=SOURCE,
         where={"overlap": {0}} if options.leave_out_overlap else None,
         known=["known"],
     )
+    # What runs of before compare stays: nothing is said of the fold that has always tested.
+    opened.version += f"+test-fold{test_fold}" if test_fold != TEST_FOLD else ""
     opened.version += "+without-overlap" if options.leave_out_overlap else ""
     return opened
 

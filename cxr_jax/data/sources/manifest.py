@@ -11,7 +11,7 @@ Columns (case does not count; any order):
 | `view` | PA, AP or empty |
 | `lungs`, `lesion` | mask files (0 outside, anything else inside), the film's size; may be empty |
 | `severity_A` .. `severity_F` | 0..3, or empty where not scored; zones as in `brixia_cohen` |
-| `diagnosis` | normal, other infection or covid-19, or empty |
+| `diagnosis` | normal, other infection or covid-19, or a class of `classes`; may be empty |
 | one of the findings' names | 0, 1 or empty for unknown; names as in `records.FINDINGS` |
 
 Other columns are ignored, and named on the terminal. The table is checked whole when it is opened,
@@ -31,7 +31,7 @@ from cxr_jax import small_files
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import brixia_cohen, prepared, tables
-from cxr_jax.data.sources.base import SPLITS, Source
+from cxr_jax.data.sources.base import SPLITS, Source, told_classes
 from cxr_jax.errors import InputError
 
 NAME = "manifest"
@@ -46,9 +46,11 @@ class Options:
 
     Attributes:
       path: the CSV file that lists the films, or the folder that `prepare manifest` printed
+      classes: names that diagnosis has, parted by commas; '': normal, other infection, covid-19
     """
 
     path: str = ""
+    classes: str = ""
 
 
 class Manifest:
@@ -57,6 +59,7 @@ class Manifest:
     Args:
       path: the CSV file.
       split: which of its films.
+      diagnoses: the names that a diagnosis may have; case does not count.
 
     Raises:
       InputError: names the file, row, column, value and rule of each mistake, of the first ten.
@@ -64,8 +67,8 @@ class Manifest:
 
     name = NAME
 
-    def __init__(self, path: pathlib.Path, split: str):
-        self.path, self.split = pathlib.Path(path), split
+    def __init__(self, path: pathlib.Path, split: str, *, diagnoses: tuple[str, ...] = DIAGNOSES):
+        self.path, self.split, self.diagnoses = pathlib.Path(path), split, diagnoses
         mistakes = tables.Mistakes(self.path)
         columns, rows = tables.read_table(
             self.path, _REQUIRED, separators=tables.SPREADSHEET, mistakes=mistakes
@@ -101,7 +104,8 @@ class Manifest:
             raise InputError(f"{path}: no row has split {split!r}; give some films that split")
         self._films = by_split[split]
         files = [x[key] for x in labels for key in ("image", "lungs", "lesion") if key in x]
-        self.version = prepared.fingerprint(self.path, files)
+        own = () if diagnoses == DIAGNOSES else diagnoses  # other names are other labels
+        self.version = prepared.fingerprint(self.path, files, *own)
 
     def __len__(self) -> int:
         return len(self._films)
@@ -153,7 +157,8 @@ class Manifest:
             labels["severity"] = np.array([s or 0 for s in scores], np.int8).reshape(2, 3).T
             labels["severity_valid"] = known.reshape(2, 3).T
         if "diagnosis" in self.fields and row["diagnosis"]:
-            labels["diagnosis"] = DIAGNOSES.index(row.choice("diagnosis", DIAGNOSES))
+            name = row.choice("diagnosis", (*self.diagnoses, ""))
+            labels["diagnosis"] = self.diagnoses.index(name)
         if self._findings:
             findings = np.full(len(FINDINGS), np.nan, np.float32)
             for name in self._findings:
@@ -170,15 +175,20 @@ class ManifestBuilder(prepared.RecordBuilder, skip_registration=True):
     description = "Films listed in a CSV file."
 
 
-def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBuilder:
+def builder(
+    source: pathlib.Path, *, data_dir: str, max_side: int, classes: str = ""
+) -> ManifestBuilder:
     """The builder that copies a table's films, reduced, into ArrayRecord files.
 
+    Args:
+      classes: as of `Options`.
+
     Raises:
-      InputError: see `Manifest`.
+      InputError: see `Manifest` and `class_names`.
     """
-    by_split = {}
+    diagnoses, by_split = class_names(classes), {}
     for split in _splits_of(source):
-        by_split[split] = Manifest(source, split)
+        by_split[split] = Manifest(source, split, diagnoses=diagnoses)
     some = next(iter(by_split.values()))
     return ManifestBuilder(
         data_dir=prepared.data_folder(data_dir),
@@ -190,9 +200,47 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ManifestBu
             for split, films in by_split.items()
         },
         film_fold={split: [-1] * len(films) for split, films in by_split.items()},
+        columns={split: _columns(films) for split, films in by_split.items()},
+        diagnoses=diagnoses,
         metadata={"fingerprint": f"{some.version}-{max_side}", "max_side": max_side},
-        notes=[*some.notes, *_lacking(list(by_split.values()), some.partial)],
+        notes=[
+            *some.notes,
+            *_lacking(list(by_split.values()), some.partial),
+            *(_classes_of(films) for films in by_split.values() if "diagnosis" in some.fields),
+        ],
     )
+
+
+def class_names(classes: str) -> tuple[str, ...]:
+    """The names of `Options.classes`.
+
+    Raises:
+      InputError: an empty name, one that comes twice whatever its case, or only one.
+    """
+    if not classes.strip():
+        return DIAGNOSES
+    names = tuple(name.strip() for name in classes.split(","))
+    twice = splits.repeated(name.casefold() for name in names)
+    if twice is not None or len(names) < 2:
+        raise InputError(
+            f"data.classes={classes[:200]!r}; expected two names or more, parted by commas, each "
+            "once, in any case of letters"
+        )
+    if "" in names:
+        raise InputError(f"data.classes={classes[:200]!r} has an empty name; take a comma out")
+    return names
+
+
+def _columns(films: Manifest) -> dict[str, list[int]]:
+    views, diagnoses = (
+        [films.peek(i, f) for i in range(len(films))] for f in ("view", "diagnosis")
+    )
+    return prepared.film_columns(views=[view or "" for view in views], diagnoses=diagnoses)
+
+
+def _classes_of(films: Manifest) -> str:
+    labels = (films.peek(i, "diagnosis") for i in range(len(films)))
+    return f"diagnosis ({films.split}): {told_classes(labels, films.diagnoses)}"
 
 
 def _lacking(splits_of: list[Manifest], fields: frozenset[str]) -> list[str]:
@@ -209,15 +257,24 @@ def open_split(options: Options, split: str) -> Source:
     """Opens the films of a CSV file, or of the folder that `prepare manifest` made of it.
 
     Raises:
-      InputError: no path, no such file, a mistake in the table, or no film in the split.
+      InputError: no path, no such file, a mistake in the table, no film in the split, or classes
+        that are not those of the prepared folder.
     """
+    diagnoses = class_names(options.classes)
     if not options.path:
         raise InputError("data.path is empty; give the CSV file that lists the films")
     path = pathlib.Path(options.path).expanduser()
     if small_files.is_folder(path):
         command = "python -m cxr_jax.data.prepare manifest --source=FILMS.csv"
-        return prepared.Prepared(path, name=NAME, split=split, prepare=command)
-    return Manifest(path, split)
+        opened = prepared.Prepared(path, name=NAME, split=split, prepare=command)
+        if options.classes and opened.diagnoses != diagnoses:
+            raise InputError(
+                f"data.classes={options.classes[:200]!r}, but {path} was prepared with the classes "
+                f"{', '.join(opened.diagnoses)}; leave data.classes empty, or prepare the table "
+                "again with --classes"
+            )
+        return opened
+    return Manifest(path, split, diagnoses=diagnoses)
 
 
 def _small(films: Manifest, index: int, max_side: int) -> Record:

@@ -18,6 +18,10 @@ The 14 NIH findings become the ten of `records.FINDINGS`:
 - support devices are not labelled: unknown;
 - `Emphysema`, `Fibrosis`, `Hernia`, `Pleural_Thickening` only rule out `no finding`.
 
+For the three classes of Park et al. 2021 the set gives normal films: those of `No Finding` alone,
+PA (its Table 1, 3,768 of them) and AP (Table 2, 3,390). No other film has a `diagnosis`: its
+pneumonias were mined from reports, and the paper takes its other infections from a hospital.
+
 Boxes are in pixels of the film of 1024 and are stored in those of the stored picture. `Infiltrate`
 is a box of lung opacity; boxes of `Mass` and `Nodule` are left out and counted. A film on which
 nobody drew has no `boxes`: that says nothing of what is on it.
@@ -36,7 +40,7 @@ import numpy as np
 
 from cxr_jax.data import preprocess, readers, splits
 from cxr_jax.data.boxes import scale as scale_boxes
-from cxr_jax.data.records import FINDINGS, Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, Record
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
@@ -46,7 +50,8 @@ SOURCE = (
     "the folder with Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, "
     "test_list.txt and images/, from https://nihcc.app.box.com/v/ChestXray-NIHCC"
 )
-FIELDS = frozenset({"image", "id", "group", "view", "findings", "boxes", "box_label"})
+FIELDS = frozenset({"image", "id", "group", "view", "findings", "diagnosis", "boxes", "box_label"})
+NORMAL = DIAGNOSES.index("normal")
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 BOXES = "BBox_List_2017.csv"
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -95,6 +100,11 @@ class Film:
     labels: tuple[float, ...]
     boxes: tuple[tuple[int, tuple[float, float, float, float]], ...]
 
+    @property
+    def diagnosis(self) -> int | None:
+        """Of the three classes, see the module."""
+        return NORMAL if self.labels[FINDINGS.index("no finding")] == 1 else None
+
 
 class NIHChestXray14(prepared.RecordBuilder, skip_registration=True):
     """Writes the set to DATA_DIR/nih_cxr14/1.0.0."""
@@ -123,7 +133,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
     return NIHChestXray14(
         data_dir=prepared.data_folder(data_dir),
         fields=FIELDS,
-        partial=frozenset({"boxes", "box_label"}),
+        partial=frozenset({"boxes", "box_label", "diagnosis"}),
         films={
             split: [functools.partial(_read_film, film, max_side) for film in part]
             for split, part in films.items()
@@ -131,6 +141,9 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
         film_fold={"train": folds.tolist(), "test": [-1] * len(films["test"])},
         columns={
             split: {"patient_fold": [by_patient[film.id] for film in part]}
+            | prepared.film_columns(
+                views=(film.view for film in part), diagnoses=(film.diagnosis for film in part)
+            )
             for split, part in films.items()
         },
         metadata={
@@ -138,7 +151,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
                 table,
                 (pathlib.Path(film.path) for film in index),
                 *(prepared.fingerprint(path, ()) for path in others),
-                max_side,
+                (max_side, "diagnosis"),  # a set prepared before it had this is another one
             ),
             "max_side": max_side,
         },
@@ -196,7 +209,9 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
     note = f"{drawn} boxes on {sum(bool(film.boxes) for film in films)} films"
     note += f"; {lesions} of masses and nodules left out" if lesions else ""
     note += f"; {elsewhere} of films that are not in {table.name} left out" if elsewhere else ""
-    return films, ["every film has known findings", note]
+    normal = sum(film.diagnosis is not None for film in films)
+    normal = f"{normal} films are of diagnosis normal, the others have none"
+    return films, ["every film has known findings", note, normal]
 
 
 def findings_of(row: tables.Row, column: str) -> np.ndarray:
@@ -352,6 +367,8 @@ def _read_film(film: Film, max_side: int) -> Record:
         "view": film.view,
         "findings": np.array(film.labels, np.float32),
     }
+    if film.diagnosis is not None:
+        record["diagnosis"] = film.diagnosis
     if film.boxes:
         corners = np.array([box for _, box in film.boxes])
         record["boxes"] = scale_boxes(corners, FRAME, record["image"].shape)

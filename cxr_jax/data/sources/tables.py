@@ -9,6 +9,7 @@ import difflib
 import functools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -147,6 +148,20 @@ class Row:
         if not low <= value <= high:  # false for 'nan' too
             return self.wrong(column, f"expected a number {low:g}..{high:g}", low)
         return value
+
+
+_QUOTED = r"""(?:'[^']*'|"[^"]*")"""
+# No two parts can take the same characters: a broken cell of any length is refused at once.
+_LIST = re.compile(rf"\[[\s,]*(?:{_QUOTED}(?:[\s,]+{_QUOTED})*[\s,]*)?\]")
+
+
+def quoted_list(cell: str) -> list[str] | None:
+    """The texts of a list as Python prints one, "['normal', 'scoliosis']"; commas or white space
+    part them, each is stripped and empty ones are left out. None: the cell is no such list.
+    """
+    if not _LIST.fullmatch(cell):
+        return None
+    return [text for quoted in re.findall(_QUOTED, cell) if (text := quoted[1:-1].strip())]
 
 
 def unknown_columns(columns: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,13 @@ parts, train_0000, train_0001, .... What decides which films are opened, such as
 beside the records (`metadata.json`, 'columns'), so that opening a split reads no record but one.
 """
 
-from cxr_jax.data.sources.prepared.layout import FOLDS, VERSION, data_folder, slice_columns
+from cxr_jax.data.sources.prepared.layout import (
+    FOLDS,
+    VERSION,
+    data_folder,
+    film_columns,
+    slice_columns,
+)
 from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open_folded
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
 
@@ -23,6 +29,7 @@ __all__ = [
     "RecordBuilder",
     "build",
     "data_folder",
+    "film_columns",
     "fingerprint",
     "open_folded",
     "slice_columns",

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from cxr_jax.errors import InputError
 VERSION = "1.0.0"  # of the stored layout; part of the folder's name
 FOLDS = 5  # of the training films, by patient
 
+# Fields that also lie beside the records of films, so that films are chosen by them without being
+# read: the number of the view in `records.SCHEMA`; the diagnosis, or -1 for none.
+BESIDE = ("view", "diagnosis")
 # Beside the records of a CT set: the volume's number, `slice`, and `slice_label` or -1 for NaN.
 SLICE_COLUMNS = ("volume", "position", "label")
 _REMEDY = "remove that folder and prepare the set again"
@@ -29,8 +32,9 @@ def metadata(folder: pathlib.Path) -> dict[str, Any]:
     """What lies beside the records of a set: fingerprint, max_side, columns."""
     fields = small_files.read_fields(folder / "metadata.json", _REMEDY)
     fields.get("fingerprint", str, "")
-    if not all(isinstance(name, str) for name in fields.get("findings", list, [])):
-        raise InputError(f"{fields.path}: findings are no list of names; {_REMEDY}")
+    for names in ("findings", "diagnoses"):
+        if not all(isinstance(name, str) for name in fields.get(names, list, [])):
+            raise InputError(f"{fields.path}: {names} are no list of names; {_REMEDY}")
     for split, columns in fields.get("columns", dict, {}).items():
         for name, values in fields.fields("columns").get(split, dict).items():
             whole = isinstance(values, list) and all(type(n) is int for n in values)
@@ -70,6 +74,18 @@ def pictures(fields: Collection[str]) -> list[str]:
 
 
 _PICTURES = (IMAGE, MASK)
+
+
+def film_columns(
+    *, views: Iterable[str] | None = None, diagnoses: Iterable[int | None] | None = None
+) -> dict[str, list[int]]:
+    """`columns` of `RecordBuilder` for what films are chosen by; None: the films have none."""
+    columns = {}
+    if views is not None:
+        columns["view"] = [SCHEMA["view"].values.index(view) for view in views]
+    if diagnoses is not None:
+        columns["diagnosis"] = [-1 if number is None else number for number in diagnoses]
+    return columns
 
 
 def slice_columns(

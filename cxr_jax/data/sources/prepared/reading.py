@@ -12,7 +12,7 @@ from absl import logging
 from cxr_jax import small_files
 from cxr_jax.data import readers, splits
 from cxr_jax.data.file_errors import kind_of
-from cxr_jax.data.records import FINDINGS, SCHEMA, TEXT, Record
+from cxr_jax.data.records import DIAGNOSES, FINDINGS, SCHEMA, TEXT, Record
 from cxr_jax.data.sources.base import SliceTable
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.data.sources.prepared.layout import FOLDS, SLICE_COLUMNS, VERSION
@@ -30,6 +30,7 @@ def open_folded(
     fold: int,
     source: str,
     folds: int = FOLDS,
+    test_fold: int | None = None,
     column: str = "fold",
     stored: str = "",
     where: Mapping[str, Collection[int]] | None = None,
@@ -46,32 +47,51 @@ def open_folded(
       fold: 0 .. folds - 1, or -1: all training films are 'train' and there is no 'val'.
       source: what --source is, for the message when the set is missing.
       folds: how many there are.
+      test_fold: where any fold may test: which, 0 .. folds. The test films in the files are fold
+        `folds`; if another one tests, they are trained on. None: they test.
       column: where a film's fold is.
-      stored: the split in the files; by default 'test' or 'train'.
+      stored: the split in the files; by default 'test' or 'train', and both where another fold
+        tests.
       where, options: of `Prepared`, besides these.
       kind: `Prepared` by default, or `PreparedSlices`.
 
     Raises:
       InputError: not prepared (with the command), a fold outside its range, 'val' without a fold.
     """
-    if not -1 <= fold < folds:
-        raise InputError(f"data.fold={fold}; expected 0..{folds - 1}, or -1 for no validation")
+    tested = folds if test_fold is None else test_fold
+    _check_folds(fold, tested, folds)
     if split == "val" and fold < 0:
         raise InputError(
             f"data set {name!r} has no validation split with data.fold=-1 (all its training "
-            f"films are trained on); set data.fold to 0..{folds - 1}"
+            f"films are trained on); set data.fold to 0..{folds - (tested == folds)}"
         )
-    chosen = {"train": set(range(folds)) - {fold}, "val": {fold}, "test": {-1}}[split]
+    trained = set(range(folds + 1)) - {fold, tested}
+    chosen = {"train": trained, "val": {fold}, "test": {tested}}[split]
+    if tested != folds:
+        stored = "train+test"
     at = f" --data_dir={data_dir}" if data_dir else ""
     return (kind or Prepared)(
         layout.data_folder(data_dir) / name / VERSION,
         name=name,
         split=split,
         stored=stored or ("test" if split == "test" else "train"),
-        where={**(where or {}), column: chosen},
+        where={**(where or {}), column: {-1 if k == folds else k for k in chosen}},
         prepare=f"python -m cxr_jax.data.prepare {name} --source=FOLDER{at} (FOLDER: {source})",
         **options,
     )
+
+
+def _check_folds(fold: int, test_fold: int, folds: int) -> None:
+    """Refuses folds that are not there, and one that would validate and test."""
+    if not 0 <= test_fold <= folds:
+        raise InputError(f"data.test_fold={test_fold}; expected 0..{folds}")
+    if test_fold == folds and not -1 <= fold < folds:
+        raise InputError(f"data.fold={fold}; expected 0..{folds - 1}, or -1 for no validation")
+    if not -1 <= fold <= folds or fold == test_fold:
+        raise InputError(
+            f"data.fold={fold}; expected 0..{folds} but not data.test_fold={test_fold}, or -1 for "
+            "no validation"
+        )
 
 
 class Prepared:
@@ -118,6 +138,8 @@ class Prepared:
         stored_facts = layout.metadata(self.folder)
         self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
+        self.diagnoses = tuple(stored_facts.get("diagnoses", DIAGNOSES))
+        self._beside_values: dict[str, list[Any] | None] = {}
         self._change = change
         self._raw(0)  # a damaged file should show before a model is compiled
         columns = self._columns() if where or known else {}
@@ -209,16 +231,35 @@ class Prepared:
             return field in self.fields
         if field == "findings":
             return bool(self._known[index])
+        if (values := self._beside(field)) is not None:
+            return values[index] is not None
         return bool(self._raw(self._indices[index])[f"has_{field}"])
 
     def peek(self, index: int, field: str) -> Any:
         """A field of record `index` that is no picture, None where it has none; no picture is
         decoded."""
+        if (values := self._beside(field)) is not None:
+            return values[index]
         raw = self._raw(self._indices[index])
         plain = self.fields - set(layout.pictures(self.fields))
         there = [name for name in plain if raw.get(f"has_{name}", True)]
         record = {name: _decoded(name, raw[name]) for name in there}
         return (self._change(record) if self._change else record).get(field)
+
+    def _beside(self, field: str) -> list[Any] | None:
+        """The values of a field that lies beside the records, None where a record has none; None
+        for all if it does not lie there: another field, or a set prepared before it did."""
+        if field not in layout.BESIDE or field not in self.fields:
+            return None
+        if field not in self._beside_values:
+            columns = self._columns()
+            names = SCHEMA["view"].values if field == "view" else range(len(self.diagnoses))
+            known = {**dict(enumerate(names)), **({} if field == "view" else {-1: None})}
+            numbers = columns[field][self._indices].tolist() if field in columns else None
+            if numbers is not None and not set(numbers) <= known.keys():
+                raise self._damaged(f"metadata.json has a {field} that is none")
+            self._beside_values[field] = numbers and [known[number] for number in numbers]
+        return self._beside_values[field]
 
     def stored(self, index: int) -> bytes:
         """The film as it is stored."""

@@ -48,6 +48,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         type and shape must be the schema's.
       findings: the names of the set's findings, where they are not `records.FINDINGS`; they are
         stored beside the records, and `Prepared.findings` tells them.
+      diagnoses: the same of its diagnoses, where they are not `records.DIAGNOSES`.
     """
 
     VERSION = tfds.core.Version(layout.VERSION)
@@ -68,9 +69,11 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         metadata: Mapping[str, Any],
         columns: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
         notes: Sequence[str] = (),
+        diagnoses: tuple[str, ...] = records.DIAGNOSES,
         config: tfds.core.BuilderConfig | None = None,
     ):
         self.fields, self.partial, self.notes = fields, partial, notes
+        self.diagnoses = diagnoses
         self.films, self.film_fold, self.metadata = films, film_fold, metadata
         self.columns = {}
         for split in films:
@@ -96,7 +99,12 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             homepage=self.homepage,
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(
-                {**self.metadata, "columns": self.columns, "findings": list(self.findings)}
+                {
+                    **self.metadata,
+                    "columns": self.columns,
+                    "findings": list(self.findings),
+                    "diagnoses": list(self.diagnoses),
+                }
             ),
             disable_shuffling=True,  # records keep the order of the table
         )
@@ -137,7 +145,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{', '.join(sorted(self.partial)) or 'no field'} may be"
             )
         kept = {name: record[name] for name in self.fields if name in record}
-        records.check(kept, coded=self.coded, findings=self.findings)
+        records.check(kept, coded=self.coded, findings=self.findings, diagnoses=self.diagnoses)
 
 
 def _feature(name: str, findings: int) -> tfds.features.FeatureConnector:

@@ -1,0 +1,200 @@
+"""What is kept of the films of a data set: features, labels, patients, prints; no picture."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from cxr_jax.data import sources
+from cxr_jax.data.audit import duplicates, features
+from cxr_jax.data.records import Record
+from cxr_jax.errors import InputError
+
+ORIGINAL, STORED, NO_FILE = (
+    "the films' own files",
+    "as prepared: shrunk and encoded anew",
+    "there are no files",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A categorical label.
+
+    Attributes:
+      field: of the records, from which it is.
+      values: int [N], numbers of `classes`, -1 where nobody knows.
+      classes: their names.
+    """
+
+    field: str
+    values: np.ndarray
+    classes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """N films of a data set.
+
+    Attributes:
+      name: of the set.
+      total: films that the set has; N where all were looked at.
+      places: (source, index in it) of each.
+      ids, groups, splits, views: text of each; `views` is '' where unknown.
+      shapes: int [N, 2], height and width as stored.
+      features: float32 [N, F], see `features.NAMES`.
+      labels: by name.
+      prints: of each; empty where no copies are looked for.
+      files: what the features of the file are of.
+      notes: lines on splits that there are not.
+    """
+
+    name: str
+    total: int
+    places: list[tuple[sources.Source, int]]
+    ids: list[str]
+    groups: list[str]
+    splits: list[str]
+    views: list[str]
+    shapes: np.ndarray
+    features: np.ndarray
+    labels: dict[str, Label]
+    prints: list[duplicates.Print]
+    files: str
+    notes: list[str]
+
+
+def open_splits(data: Any) -> tuple[list[sources.Source], list[str]]:
+    """Every split of a data set that there is.
+
+    Args:
+      data: a block of `sources.block`.
+
+    Returns:
+      The sources that have films, and a line on each split that cannot be opened.
+
+    Raises:
+      InputError: there is none; what opening the first one says.
+    """
+    opened, errors = [], {}
+    for split in sources.SPLITS:
+        try:
+            source = sources.open_source(data, split)
+        except InputError as error:
+            errors[split] = error
+            continue
+        opened += [source] if len(source) else []
+    if not opened:
+        if errors:
+            raise next(iter(errors.values()))
+        raise InputError(f"data set {data['name']!r} has no film")
+    return opened, [f"no split {split}: {error}" for split, error in errors.items()]
+
+
+def collect(
+    opened: Sequence[sources.Source],
+    *,
+    most: int,
+    prints: bool = True,
+    notes: Sequence[str] = (),
+    bar: bool = False,
+) -> Films:
+    """Reads each film once.
+
+    Args:
+      opened: splits of one data set.
+      most: of more films, so many are drawn (always the same ones).
+      prints: also for copies.
+      notes: passed on.
+      bar: shows the progress on a terminal.
+
+    Raises:
+      InputError: a film that cannot be read.
+    """
+    places = [(source, index) for source in opened for index in range(len(source))]
+    total = len(places)
+    if total > most:
+        drawn = np.random.default_rng(0).choice(total, most, replace=False)
+        places = [places[i] for i in np.sort(drawn)]
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        looks = pool.map(lambda place: _look(*place, prints=prints), places)
+        # disable=None: a bar on a terminal only.
+        looks = tqdm.tqdm(
+            looks, total=len(places), unit="film", desc="audit", disable=None if bar else True
+        )
+        seen = list(looks)
+    first = opened[0]
+    return Films(
+        name=first.name,
+        total=total,
+        places=places,
+        ids=[look["id"] for look in seen],
+        groups=[look["group"] for look in seen],
+        splits=[source.split for source, _ in places],
+        views=[look["view"] for look in seen],
+        shapes=np.array([look["shape"] for look in seen]).reshape(-1, 2),
+        features=np.stack([look["features"] for look in seen]),
+        labels=dict(_labels(seen, first)),
+        prints=[look["print"] for look in seen] if prints else [],
+        files=_files(first),
+        notes=list(notes),
+    )
+
+
+def _look(source: sources.Source, index: int, *, prints: bool) -> dict[str, Any]:
+    record = source[index]
+    film = record["image"]
+    stored = source.stored(index) if hasattr(source, "stored") else b""
+    return {
+        "id": str(record["id"]),
+        "group": str(record["group"]),
+        "view": str(record.get("view", "")),
+        "shape": film.shape,
+        "features": features.measure(film, stored),
+        "print": duplicates.print_of(film) if prints else None,
+        **_truth(record),
+    }
+
+
+def _truth(record: Record) -> dict[str, Any]:
+    """The labels of a record that are classes, or can be made some."""
+    truth = {"findings": record.get("findings"), "diagnosis": record.get("diagnosis", -1)}
+    label = record.get("slice_label", np.nan)
+    truth["slice_label"] = -1 if np.isnan(label) else int(label)
+    truth["severity"] = np.nan
+    if "severity" in record and record["severity_valid"].any():
+        truth["severity"] = float(record["severity"][record["severity_valid"]].sum())
+    return truth
+
+
+def _labels(seen: list[dict[str, Any]], source: sources.Source) -> Iterator[tuple[str, Label]]:
+    """Those of which anything is known, by the names that the set has for them."""
+    findings = sources.names_of(source, "findings")
+    diagnoses = sources.names_of(source, "diagnoses")
+    plain = {"diagnosis": diagnoses, "slice_label": ("no lesion", "lesion")}
+    for name, classes in plain.items():
+        values = np.array([int(look[name]) for look in seen])
+        if (values >= 0).any():
+            yield name, Label(name, values, tuple(classes))
+    score = np.array([look["severity"] for look in seen])
+    if not np.isnan(score).all():
+        for name, cut in {"above 0": 0.0, "above its median": np.nanmedian(score)}.items():
+            values = np.where(np.isnan(score), -1, score > cut)
+            yield f"severity {name}", Label("severity", values.astype(int), ("no", "yes"))
+    unknown = np.full(len(findings), np.nan, np.float32)
+    table = np.stack([unknown if x["findings"] is None else x["findings"] for x in seen])
+    for column, name in zip(table.T, findings):
+        if not np.isnan(column).all():
+            values = np.where(np.isnan(column), -1, column == 1)
+            yield name, Label("findings", values.astype(int), ("absent", "present"))
+
+
+def _files(source: sources.Source) -> str:
+    if not hasattr(source, "stored"):
+        return NO_FILE
+    return STORED if hasattr(source, "folder") else ORIGINAL

@@ -1,0 +1,178 @@
+"""The diagnosis report: how well classes are told apart, at which threshold, and how surely.
+
+`DiagnosisReport` takes the rows of a whole split. Rows that it knows, K classes:
+
+| row | shape | meaning |
+| --- | --- | --- |
+| `probs` | [N, K] | predicted probabilities, sum to one |
+| `label` | [N] | the true class |
+| `threshold` | [N, K] | of each class, chosen on validation films, the same in every row |
+| `temperature` | [N] | likewise |
+| `NAME_hit`, `_chance`, `_share`, `_valid`, `_deletion`, `_insertion` | [N] | of an explanation |
+
+The last are there where explanations were measured (`metrics.explanations`,
+`explain.faithfulness`). Without `threshold` and `temperature` what needs them is undefined. Other
+rows are ignored.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from cxr_jax.metrics import calibration, classification, regression
+from cxr_jax.metrics.bootstrap import Value
+
+Rows = Mapping[str, np.ndarray]
+
+SENSITIVITY = 0.8  # that a threshold must reach [Park et al. 2021, Sec. 4.4]
+_AT_THRESHOLD = ("sensitivity", "specificity", "accuracy")
+_NOT_CHOSEN = "no threshold was chosen on validation films"
+_NO_TEMPERATURE = "no temperature was chosen on validation films"
+
+
+def key(name: str) -> str:
+    """A class's name in a metric's: 'covid-19' -> 'covid_19'."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnosisReport:
+    """Every metric of the diagnosis task over one split.
+
+    Attributes:
+      classes: their K names.
+    """
+
+    classes: tuple[str, ...]
+
+    def __call__(self, rows: Rows) -> dict[str, Value]:
+        """`accuracy` and `balanced_accuracy` of the most probable class; `mean_auc`, one against
+        the rest, and `auc_CLASS`; `recall_CLASS` and the confusion matrix `TRUE_called_OTHER`,
+        shares of the films of the true class; `log_loss`, `brier` and `ece`; with a temperature
+        `scaled_log_loss` and `scaled_ece`; with thresholds `CLASS_sensitivity`,
+        `CLASS_specificity`, `CLASS_accuracy` and their means `mean_sensitivity`, ... (Tables 4, 7
+        of Park et al. 2021).
+
+        What is undefined is NaN, with the reason.
+        """
+        probs, labels = np.asarray(rows["probs"], np.float64), np.asarray(rows["label"], int)
+        report = self._discrimination(probs, labels) | self._confusion(probs, labels)
+        report |= _calibration(probs, labels, rows.get("temperature"))
+        report |= self._operating_points(probs, labels, rows.get("threshold"))
+        return report | explanation_values(rows)
+
+    def _discrimination(self, probs: np.ndarray, labels: np.ndarray) -> dict[str, Value]:
+        aucs = {}
+        for k, name in enumerate(self.classes):
+            auc = classification.auroc(probs[:, k], labels == k)
+            reason = self._lacking(labels, k)
+            aucs[f"auc_{key(name)}"] = Value(auc, len(labels), reason)
+        return {"mean_auc": _mean_of(aucs.values(), len(labels))} | aucs
+
+    def _lacking(self, labels: np.ndarray, k: int) -> str:
+        """Why a class cannot be told from the rest; '' where it can."""
+        if not (labels == k).any():
+            return f"no film is of class {self.classes[k]}"
+        return f"all films are of class {self.classes[k]}" if (labels == k).all() else ""
+
+    def _confusion(self, probs: np.ndarray, labels: np.ndarray) -> dict[str, Value]:
+        called = probs.argmax(axis=1)
+        recalls, shares = {}, {}
+        for k, true in enumerate(self.classes):
+            mine = called[labels == k]
+            reason = "" if len(mine) else f"no film is of class {true}"
+            for j, other in enumerate(self.classes):
+                share = regression.mean((mine == j).astype(float))
+                name = f"recall_{key(true)}" if j == k else f"{key(true)}_called_{key(other)}"
+                (recalls if j == k else shares)[name] = Value(share, len(mine), reason)
+        right = regression.mean((called == labels).astype(float))
+        balanced = _mean_of(recalls.values(), len(labels))
+        return {"accuracy": Value(right, len(labels)), "balanced_accuracy": balanced} | (
+            recalls | shares
+        )
+
+    def _operating_points(
+        self, probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None
+    ) -> dict[str, Value]:
+        values: dict[str, dict[str, Value]] = {name: {} for name in _AT_THRESHOLD}
+        for k, name in enumerate(self.classes):
+            threshold = np.nan if thresholds is None else float(thresholds[0, k])
+            point = classification.operating_point(probs[:, k], labels == k, threshold)
+            lacking = self._lacking(labels, k)
+            reason = _NOT_CHOSEN if np.isnan(threshold) else lacking
+            for what, value in point.items():
+                told = reason if np.isnan(value) else ""
+                values[what][f"{key(name)}_{what}"] = Value(value, len(labels), told)
+        means = {f"mean_{what}": _mean_of(values[what].values(), len(labels)) for what in values}
+        return means | {name: value for each in values.values() for name, value in each.items()}
+
+
+def _mean_of(values, count: int) -> Value:
+    """The mean of all of them; undefined where one is, with its reason."""
+    values = list(values)
+    reason = next((value.reason for value in values if np.isnan(value.value)), "")
+    return Value(float(np.mean([value.value for value in values])), count, reason)
+
+
+def _calibration(
+    probs: np.ndarray, labels: np.ndarray, temperature: np.ndarray | None
+) -> dict[str, Value]:
+    count = len(labels)
+    report = {
+        "log_loss": Value(calibration.log_loss(probs, labels), count),
+        "brier": Value(calibration.brier(probs, labels), count),
+        "ece": Value(calibration.expected_calibration_error(probs, labels), count),
+    }
+    loss = ece = chosen = float("nan")
+    if temperature is not None and not np.isnan(temperature[0]):
+        chosen = float(temperature[0])
+        scaled = calibration.scale(probs, chosen)
+        loss = calibration.log_loss(scaled, labels)
+        ece = calibration.expected_calibration_error(scaled, labels)
+    reason = _NO_TEMPERATURE if np.isnan(chosen) else ""
+    return report | {
+        "scaled_log_loss": Value(loss, count, reason),
+        "scaled_ece": Value(ece, count, reason),
+        "temperature": Value(chosen, count, reason),
+    }
+
+
+def explanation_values(rows: Rows) -> dict[str, Value]:
+    """Means of what was measured of each explanation: over films that have something to point at
+    (`_hit`, `_chance`, `_share`), over all films (`_deletion`, `_insertion`)."""
+    report = {}
+    for name in (row.removesuffix("_hit") for row in rows if row.endswith("_hit")):
+        valid = np.asarray(rows[f"{name}_valid"]).astype(bool)
+        reason = "" if valid.any() else "no film has a lesion to point at"
+        for what in ("hit", "chance", "share"):
+            found = np.asarray(rows[f"{name}_{what}"], np.float64)[valid]
+            report[f"{name}_{what}"] = Value(regression.mean(found), int(valid.sum()), reason)
+        for what in ("deletion", "insertion"):
+            found = np.asarray(rows[f"{name}_{what}"], np.float64)
+            report[f"{name}_{what}"] = Value(regression.mean(found), len(found))
+    return report
+
+
+def choose(probs: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
+    """From validation films: `threshold_CLASS`, the highest at which the class is found with a
+    sensitivity of at least 80%, of each class that there is, and `temperature`.
+
+    Args:
+        probs: [N, K] sum to one.
+        labels: int [N].
+        classes: their K names.
+    """
+    chosen = {"temperature": calibration.best_temperature(probs, labels)}
+    for k, name in enumerate(classes):
+        threshold = classification.threshold_at_sensitivity(probs[:, k], labels == k, SENSITIVITY)
+        chosen[f"threshold_{key(name)}"] = threshold
+    return {name: value for name, value in chosen.items() if not np.isnan(value)}
+
+
+def with_choice(rows: Rows, chosen: Mapping[str, float], classes: tuple[str, ...]) -> dict:
+    """The rows with `threshold` and `temperature`, NaN where nothing was chosen."""
+    count = len(rows["label"])
+    thresholds = [chosen.get(f"threshold_{key(name)}", np.nan) for name in classes]
+    temperature = np.full(count, chosen.get("temperature", np.nan))
+    return {**rows, "threshold": np.tile(thresholds, (count, 1)), "temperature": temperature}

@@ -1,0 +1,237 @@
+r"""Train a list of variants with every seed, one run after another, and gather one table.
+
+    python -m cxr_jax.sweep --config=configs/NAME.py --variants='quick;quick,pool=mean' \
+        --seeds=0,1,2 --output=SWEEP --config.optimizer.lr=0.01
+    python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP     rows with names; docs/commands.md
+    python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP --dry     the commands, in order
+
+A run is `python -m cxr_jax.main` in SWEEP/NAME/seed-K, with what it says in log.txt there. The same
+command again skips what is finished and resumes what is not. --config.FIELD=VALUE changes a field
+of every row. After each run SWEEP/table.md and SWEEP/table.csv are written anew.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from cxr_jax import safe_write, small_files, sweep_table
+from cxr_jax import workdir as workdirs
+from cxr_jax.checkpoints import StopSignal
+from cxr_jax.cli import Parser, run_command
+from cxr_jax.errors import InputError, one_line
+from cxr_jax.sweep_rows import Plan, Run, from_variants, make_runs, read_list
+
+LOG = "log.txt"
+_TAIL = 8192  # bytes of a log in which its last line is looked for
+
+
+def main() -> int:
+    args, overrides = _arguments(sys.argv[1:])
+    # Nothing is computed here: an accelerator is left to the runs.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    plan = _plan(args, overrides)
+    runs = make_runs(plan, args.output, split=args.split)
+    sweep = Sweep(runs, output=args.output, split=args.split, metrics=plan.metrics)
+    if args.dry:
+        for run in runs:
+            done = "   # done already" if run in sweep.done else ""
+            print(f"{shlex.join(run.command)}{done}")
+        return 0
+    safe_write.make_folder(args.output, "--output")
+    with StopSignal() as stop:
+        status = sweep(stop)
+    print(f"\n{sweep.write()}\n{args.output}: table.md, table.csv, NAME/seed-K/")
+    if status:
+        again = shlex.join(["python", "-m", "cxr_jax.sweep", *sys.argv[1:]])
+        print(f"{len(sweep.done)} of {len(runs)} runs are done; to go on: {again}")
+    return status
+
+
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
+    """The flags, and the overrides of every row."""
+    parser = Parser(
+        prog="python -m cxr_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the sweep's folder")
+    parser.add_argument("--config", default="", help="configs/NAME.py")
+    parser.add_argument("--variants", help="of --config, with ; between them")
+    parser.add_argument("--list", type=pathlib.Path, help="a TOML file of rows")
+    parser.add_argument("--seeds", help="e.g. 0,1,2; default: those of the list, or 0")
+    parser.add_argument("--metrics", help="columns, e.g. mse,mean_auc; default: the tasks' own")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--dry", action="store_true", help="prints the commands, runs nothing")
+    args, rest = parser.parse_known_args(argv)
+    for text in rest:
+        if not re.match(r"--(no)?config\.", text):
+            raise InputError(f"unexpected argument {text!r}; see {parser.prog} --help")
+    return args, tuple(rest)
+
+
+def _plan(args: argparse.Namespace, overrides: tuple[str, ...]) -> Plan:
+    if bool(args.list) == bool(args.config) or bool(args.list) == (args.variants is not None):
+        raise InputError("give --config=configs/NAME.py and --variants='A;B', or --list=FILE")
+    if args.list:
+        plan = read_list(args.list)
+    else:
+        plan = Plan(rows=from_variants(args.config, args.variants.split(";")))
+    if args.seeds is not None:
+        try:
+            seeds = tuple(int(seed) for seed in args.seeds.split(","))
+        except ValueError as error:
+            raise InputError(f"--seeds={args.seeds}; expected whole numbers: 0,1,2") from error
+        plan = dataclasses.replace(plan, seeds=seeds)
+    if args.metrics:
+        plan = dataclasses.replace(plan, metrics=tuple(args.metrics.split(",")))
+    rows = [dataclasses.replace(r, overrides=(*r.overrides, *overrides)) for r in plan.rows]
+    return dataclasses.replace(plan, rows=tuple(rows))
+
+
+class Sweep:
+    """The runs of a folder, and how far they are.
+
+    Attributes:
+      done: run -> what it came to.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], *, output: pathlib.Path, split: str, metrics: Sequence[str]
+    ):
+        """Looks at what is there.
+
+        Raises:
+          InputError: a work directory holds a run of another config, or another process is at work
+            there.
+        """
+        self._runs, self._output, self._split, self._metrics = runs, output, split, metrics
+        for run in runs:
+            if small_files.exists(run.folder / workdirs.LOCK):
+                with workdirs.only_writer(run.folder):
+                    pass  # nobody else is at work there
+        found = {run.key: sweep_table.finished(run, split) for run in runs}
+        self._found = {key: one for key, one in found.items() if one is not None}
+        self._failed: set[tuple[str, int]] = set()
+        self._took: list[float] = []
+
+    @property
+    def done(self) -> list[Run]:
+        """The runs that are finished."""
+        return [run for run in self._runs if run.key in self._found]
+
+    def write(self) -> str:
+        """Writes the table, and gives it as Markdown."""
+        done = [self._found[run.key] for run in self.done]
+        return sweep_table.write(self._output, self._runs, done, self._metrics)
+
+    def __call__(self, stop: StopSignal) -> int:
+        """Runs what is not finished; the exit status: 0, 1 if a run failed, 128 + a signal's
+        number."""
+        for number, run in enumerate(self._runs, 1):
+            title = f"run {number} of {len(self._runs)}, {run.label}"
+            if run.key in self._found:
+                print(f"{title}: done already", flush=True)
+                continue
+            missing = [name for name in run.needs if (name, run.seed) not in self._found]
+            if missing:
+                self._fail(run, f"{title}: left out, for it needs {missing[0]!r}, which failed")
+                continue
+            print(f"{title}: {run.folder / LOG}{self._time_left(number - 1)}", flush=True)
+            self._do(run, title, stop)
+            self.write()
+            if stop.received and len(self._found) < len(self._runs):
+                print(f"{title}: {stop.name} ends the sweep")
+                return stop.status
+        return 1 if self._failed else 0
+
+    def _do(self, run: Run, title: str, stop: StopSignal) -> None:
+        started = time.monotonic()
+        status = run_child(run, stop)
+        self._took.append(time.monotonic() - started)
+        one, reason = None, ""
+        try:
+            sweep_table.add_seconds(run.folder, self._took[-1])
+            if status == 0:
+                one = sweep_table.finished(run, self._split)
+        except InputError as error:
+            reason = str(error)
+        if one is not None:
+            self._found[run.key] = one
+        elif not stop.received:
+            log = run.folder / LOG
+            reason = reason or f"exit status {status}: {_last_line(log)}"
+            self._fail(run, f"{title}: failed, {reason}; see {log}")
+
+    def _fail(self, run: Run, text: str) -> None:
+        self._failed.add(run.key)
+        print(one_line(text), file=sys.stderr, flush=True)
+
+    def _time_left(self, before: int) -> str:
+        """From the mean of the runs so far; nothing before the first."""
+        if not self._took:
+            return ""
+        left = sum(run.key not in self._found for run in self._runs[before:])
+        minutes = left * sum(self._took) / len(self._took) / 60
+        return f"  [{minutes:.1f} min left]"
+
+
+def run_child(run: Run, stop: StopSignal) -> int:
+    """Runs the training in a process of its own; its exit status. A signal that `stop` gets is
+    passed on, so that it saves and ends."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    log = os.open(run.folder / LOG, flags, 0o666)
+    try:
+        os.write(log, f"$ {shlex.join(run.command)}\n".encode())
+        # A group of its own: the terminal's Ctrl-C comes to it once, from here.
+        child = subprocess.Popen(
+            run.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    finally:
+        os.close(log)
+    try:
+        return _wait(child, stop)
+    except BaseException:  # a second Ctrl-C: at once, unsaved
+        child.kill()
+        child.wait()
+        raise
+
+
+def _wait(child: subprocess.Popen, stop: StopSignal) -> int:
+    told = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=0.2)
+        if stop.received and not told:
+            child.send_signal(signal.SIGTERM)
+            told = True
+
+
+def _last_line(log: pathlib.Path) -> str:
+    """What a process said last; its error, if it named one."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return one_line((errors or lines or [""])[-1])[:300]
+
+
+if __name__ == "__main__":
+    run_command(main)

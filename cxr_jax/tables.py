@@ -1,0 +1,26 @@
+"""Tables over runs, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Line = dict[str, str]  # metric -> what stands in the table
+
+
+def mean_and_sd(reports: Sequence[Mapping[str, float]]) -> Line:
+    """Each number of several runs: mean +- standard deviation over them (ddof 1; none of one run);
+    '-' where it is NaN in any."""
+    texts = {}
+    for name in reports[0]:
+        values = np.array([r[name] for r in reports])
+        spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+        texts[name] = "-" if np.isnan(values).any() else f"{values.mean():.3f}{spread}"
+    return texts
+
+
+def markdown(lines: Mapping[str, Line], names: Sequence[str]) -> str:
+    """A row a title, a column a name; '-' where a line has none."""
+    text = [f"| | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
+    for title, line in lines.items():
+        text.append(f"| {title} | {' | '.join(line.get(name, '-') for name in names)} |")
+    return "\n".join(text)

@@ -1,0 +1,311 @@
+"""A sweep: what is refused before anything runs, what is skipped, resumed and gathered."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cxr_jax import evaluate, sweep, sweep_rows, sweep_table, train, workdir
+from cxr_jax.checkpoints import StopSignal, complete_steps
+from cxr_jax.errors import InputError
+from tests.conftest import ROOT, UNOPTIMISED
+
+FINDINGS = str(ROOT / "configs" / "findings.py")
+TINY = ("--config.devices=1", "--config.figures=0", "--config.bootstrap=5")
+LIST = f"""
+config = "{FINDINGS}:smoke"
+seeds = [0, 1]
+metrics = ["mean_auc", "wrong"]
+[overrides]
+devices = 1
+figures = 0
+bootstrap = 5
+[[run]]
+name = "first"
+[[run]]
+name = "from first"
+[run.overrides]
+init_from = "{{dir:first}}"
+eval_steps = [2]
+optimizer.lr = 0.5
+data.seed = "{{seed}}"
+"""
+
+
+def in_this_process(run, stop):
+    """Stands for the child process: a tenth of its time."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        assert train.train(run.config, run.folder, stop=stop)
+        evaluate.evaluate(run.config, run.folder, stop=stop)
+    except InputError as error:
+        (run.folder / sweep.LOG).write_text(f"error: {error}\nthe end\n")
+        return 2
+    return 0
+
+
+def nothing_may_run(run, stop):
+    raise AssertionError(run.label)
+
+
+def command(monkeypatch, *args, child=nothing_may_run):
+    """The exit status of the command in this process."""
+    monkeypatch.setattr(sweep, "run_child", child)
+    monkeypatch.setattr(sys, "argv", ["sweep", *map(str, args)])
+    return sweep.main()
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """A finished sweep of two rows and two seeds: (its folder, the list)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    file = folder / "list.toml"
+    file.write_text(LIST)
+    with pytest.MonkeyPatch.context() as patch:
+        args = (f"--list={file}", f"--output={folder / 'out'}")
+        assert command(patch, *args, child=in_this_process) == 0
+    return folder / "out", file
+
+
+def results(folder, name, seed):
+    return json.loads((folder / name / f"seed-{seed}" / "results.json").read_text())
+
+
+def cells(text, title):
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {title} |")]
+    return [cell.strip() for cell in found.split("|")[2:-1]]
+
+
+def test_the_table_is_that_of_the_results(listed):
+    folder, _ = listed
+    text = (folder / "table.md").read_text()
+    assert text.splitlines()[0] == "| | mean_auc | wrong | seeds | steps | seconds |"
+    lines = list(csv.DictReader((folder / "table.csv").open()))
+    assert [(line["name"], line["seed"]) for line in lines] == [
+        ("first", "0"),
+        ("first", "1"),
+        ("from first", "0"),
+        ("from first", "1"),
+    ]
+    for name in ("first", "from first"):
+        found = [results(folder, name, seed)["metrics"]["test/mean_auc"] for seed in (0, 1)]
+        mine = [line for line in lines if line["name"] == name]
+        for want, line in zip(found, mine):
+            given = [line[f"mean_auc{part}"] for part in ("", "_low", "_high")]
+            wanted = [want[part] for part in ("value", "low", "high")]
+            assert [float(x) if x else None for x in given] == wanted
+            assert line["wrong"] == ""
+            assert line["steps"] == "2"
+            assert float(line["wall_s"]) > 0
+        values = [one["value"] for one in found]
+        spread = f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}"
+        assert cells(text, name)[:4] == [spread, "-", "2", "2"]
+    assert "No run reports wrong." in text
+    assert "equal steps" not in text
+
+
+def test_a_row_starts_from_the_run_of_its_seed(listed):
+    folder, _ = listed
+    for seed in (0, 1):
+        config = workdir.read_config(folder / "from first" / f"seed-{seed}")
+        assert config.init_from == str(folder / "first" / f"seed-{seed}")
+        assert (config.seed, config.data.seed) == (seed, seed)
+        assert (config.eval_steps, config.optimizer.lr) == ((2,), 0.5)
+
+
+def test_what_is_finished_is_not_run_again(listed, monkeypatch, capsys):
+    folder, file = listed
+    before = (folder / "table.md").read_text()
+    assert command(monkeypatch, f"--list={file}", f"--output={folder}") == 0
+    assert capsys.readouterr().out.count("done already") == 4
+    assert (folder / "table.md").read_text() == before
+
+
+def test_an_evaluation_that_does_not_fit_is_made_again(listed, monkeypatch, tmp_path):
+    folder, file = listed
+    shutil.copytree(folder, tmp_path / "out")
+    (run, *_) = sweep_rows.make_runs(sweep_rows.read_list(file), tmp_path / "out", split="test")
+    assert sweep_table.finished(run, "test") is not None
+    assert sweep_table.finished(run, "val") is None
+    path = run.folder / "results.json"
+    whole = json.loads(path.read_text())
+    for change in ({"steps": [1]}, {"changed": {"threshold": 0.3}}, {"trained_on": {}}):
+        other = {**whole, "evaluations": {"test": whole["evaluations"]["test"] | change}}
+        path.write_text(json.dumps(other))
+        assert sweep_table.finished(run, "test") is None, change
+    path.write_text(json.dumps(whole))
+    shutil.rmtree(run.folder / "checkpoints" / "2")
+    assert sweep_table.finished(run, "test") is None
+
+
+def test_rows_of_unequal_length_are_told_and_missing_seeds_too(listed, tmp_path):
+    folder, file = listed
+    plan = sweep_rows.read_list(file)
+    longer = sweep_rows.Row("longer", f"{FINDINGS}:smoke", (*TINY, "--config.total_steps=3"))
+    plan = sweep_rows.Plan(rows=(plan.rows[0], longer), seeds=(0, 1))
+    runs = sweep_rows.make_runs(plan, folder, split="test")
+    done = [sweep_table.finished(run, "test") for run in runs]
+    assert [one is not None for one in done] == [True, True, False, False]
+    text = sweep_table.write(tmp_path, runs, done[:1], ())
+    assert "Not at equal steps: rows of findings are trained for 2, 3 steps." in text
+    assert cells(text, "first")[-3:-1] == ["1 of 2", "2"]
+    assert set(cells(text, "longer")[:-3]) == {"-"}
+    assert cells(text, "longer")[-3:] == ["0 of 2", "3", "-"]
+    assert "mean_auc" in text.splitlines()[0]
+
+
+def test_dry_prints_the_commands_in_order_and_writes_nothing(monkeypatch, tmp_path, capsys):
+    variants = "--variants=smoke;smoke,pool=lse"
+    args = (f"--config={FINDINGS}", variants, "--seeds=3,1", f"--output={tmp_path / 'out'}")
+    assert command(monkeypatch, *args, *TINY, "--dry") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("/out/")[2] for line in lines] == [
+        "smoke/seed-3",
+        "smoke/seed-1",
+        "smoke,pool=lse/seed-3",
+        "smoke,pool=lse/seed-1",
+    ]
+    assert all("-m cxr_jax.main --config=" in line for line in lines)
+    assert all("--config.bootstrap=5 --config.seed=" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "list.toml"
+    text = LIST.replace("[0, 1]", "[0]")
+    file.write_text(
+        text.replace('"first"\n', '"first"\noverrides.init_from = "nowhere"\n')
+        + '[[run]]\nname = "last"\n'
+    )
+    args = (f"--list={file}", f"--output={tmp_path / 'out'}")
+    assert command(monkeypatch, *args, child=in_this_process) == 1
+    said = capsys.readouterr()
+    failed, left_out = said.err.splitlines()[-2:]
+    assert failed.startswith("run 1 of 3, first, seed 0: failed, exit status 2: error: ")
+    assert failed.endswith(f"see {tmp_path}/out/first/seed-0/log.txt")
+    assert "nowhere" in failed
+    assert "left out, for it needs 'first', which failed" in left_out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert cells(table, "last")[2] == "1"
+    assert cells(table, "from first")[2] == "0 of 1"
+    assert "1 of 3 runs are done; to go on: python -m cxr_jax.sweep" in said.out
+
+
+def test_a_signal_reaches_the_run_and_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "out"
+    args = [f"--config={FINDINGS}", "--variants=smoke", "--seeds=0,1", f"--output={output}", *TINY]
+    args += ["--config.eval_steps=()", "--config.total_steps=100000"]
+    env = os.environ | {"XLA_FLAGS": UNOPTIMISED}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cxr_jax.sweep", *args],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = output / "smoke" / "seed-0"
+    while len(complete_steps(folder)) < 2 and child.poll() is None:
+        time.sleep(0.1)
+    try:
+        with pytest.raises(InputError, match=r"seed-0: another process \(pid"):
+            command(monkeypatch, *args)
+        child.send_signal(signal.SIGTERM)
+        said, _ = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:  # the test has failed: neither the sweep nor its run may stay
+            child.kill()
+            os.kill(int((folder / workdir.LOCK).read_text().split()[1]), signal.SIGKILL)
+    assert child.returncode == 128 + signal.SIGTERM, said
+    assert "SIGTERM ends the sweep" in said
+    assert "0 of 2 runs are done; to go on: python -m cxr_jax.sweep --config=" in said
+    assert "stopped by SIGTERM at step" in (folder / sweep.LOG).read_text()
+    step = complete_steps(folder)[-1]
+    started = []
+
+    def resumed(run, stop):
+        started.append((run.seed, complete_steps(run.folder)))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / sweep.LOG).touch()
+        return 2
+
+    capsys.readouterr()
+    command(monkeypatch, *args, child=resumed)
+    assert [(seed, steps[-1:]) for seed, steps in started] == [(0, [step]), (1, [])]
+
+
+def test_another_config_in_the_folder_is_refused(listed, monkeypatch):
+    folder, file = listed
+    with pytest.raises(InputError, match=r"first/seed-0 holds a run of another config.*lr is"):
+        command(monkeypatch, f"--list={file}", f"--output={folder}", "--config.optimizer.lr=1")
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (("--variants=smoke;smok",), r"row 'smok': variant 'smok'; expected one of"),
+        (("--variants=" + "x" * 5000,), r"name is a folder"),
+        (("--variants=smoke;smoke",), r"row 'smoke' is there 2 times"),
+        (("--variants=smoke", "--config.total_step=3"), r"row 'smoke': .*total_step.*no such"),
+        (("--variants=smoke", "--config.total_steps=0"), r"row 'smoke': .*at least 1"),
+        (("--variants=smoke", "--config.pool=no"), r"row 'smoke': .*'no'"),
+        (("--variants=smoke", "--config.seed=3"), r"give the seeds as --seeds"),
+        (("--variants=smoke", "--config.init_from={dir:smoke}"), r"no earlier row has the name"),
+        (("--variants=smoke", "--seeds=0,0"), r"each once"),
+        (("--variants=smoke", "--seeds=a"), r"--seeds=a; expected whole numbers"),
+        (("--variants=smoke", "--workdir=x"), r"unexpected argument '--workdir=x'"),
+        (("--variants=quick", "--config.data.name=chexpert"), r"row 'quick': .*prepare"),
+        ((), r"give --config=configs/NAME\.py and --variants"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_told_before_anything_runs(args, words, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXR_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(InputError, match=words):
+        command(monkeypatch, f"--config={FINDINGS}", f"--output={tmp_path / 'out'}", *args)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("[[run]]", "[[runs]]"), r"unknown key 'runs'; expected config, seeds"),
+        (('name = "first"', 'title = "first"'), r"run 1: unknown key 'title'"),
+        (('name = "first"', "name = 3"), r"has a whole number as run 1: name, expected a text"),
+        (('name = "first"', 'name = "../first"'), r"row '\.\./first': a name is a folder"),
+        (('name = "first"', 'name = "a|b"'), r"a name is a folder"),
+        (("seeds = [0, 1]", 'seeds = ["0"]'), r"seeds=\['0'\]; expected whole numbers"),
+        (("seeds = [0, 1]", "seeds = 2020-01-01"), r"seeds, expected a list"),
+        (("seeds = [0, 1]", "seeds = [0, 1"), r"is no TOML"),
+        (("{dir:first}", "{dir:second}"), r"no earlier row has the name 'second'"),
+        (("config = ", "x = " + "[" * 5000 + "\nconfig = "), r"is no TOML"),
+    ],
+    ids=lambda value: value[1][:30] if isinstance(value, tuple) else "",
+)
+def test_a_list_with_a_mistake_is_refused(change, words, monkeypatch, tmp_path):
+    file = tmp_path / "list.toml"
+    assert change[0] in LIST
+    file.write_text(LIST.replace(*change))
+    with pytest.raises(InputError, match=words):
+        command(monkeypatch, f"--list={file}", f"--output={tmp_path / 'out'}")
+
+
+def test_a_run_is_a_process_with_its_log(tmp_path):
+    """Its exit status, and what it said."""
+    row = sweep_rows.Row("one", f"{FINDINGS}:smoke", TINY)
+    (run,) = sweep_rows.make_runs(sweep_rows.Plan(rows=(row,)), tmp_path, split="test")
+    program = "import sys; print('hello'); sys.exit('error: no')"
+    object.__setattr__(run, "command", (sys.executable, "-c", program))
+    with StopSignal() as stop:
+        assert sweep.run_child(run, stop) == 1
+    log = (tmp_path / "one" / "seed-0" / sweep.LOG).read_text()
+    first, *said = log.splitlines()
+    assert first.startswith(f"$ {sys.executable} -c ")
+    assert sorted(said) == ["error: no", "hello"]
