@@ -2,10 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from cxr_jax import losses
+from cxr_jax.data import sources
+from cxr_jax.data.two_views import TwoViews
+from cxr_jax.errors import InputError
+from cxr_jax.inputs import external
+from tests.data.fake_sets import edit, make_3class, make_prepared, run_prepare
 
 # The loss.
 
@@ -76,3 +82,152 @@ def test_nt_xent_needs_a_negative(pair):
     for one, two in ((first[:1], second[:1]), (first, second[:4]), (first[0], second[0])):
         with pytest.raises(ValueError, match="B > 1"):
             losses.nt_xent(one, two, temperature=0.5)
+
+
+# The views.
+
+
+@pytest.fixture(scope="module")
+def ramp():
+    """Grey rises from left to right."""
+    return np.tile(np.linspace(20, 220, 64).astype(np.uint8), (48, 1))
+
+
+def test_two_views_are_two_films_of_the_same_size_and_the_same_for_the_same_seed(ramp):
+    views = TwoViews()
+    before = ramp.copy()
+    first, second = views(ramp, np.random.default_rng(1))
+    for view in (first, second):
+        assert (view.shape, view.dtype) == (ramp.shape, np.uint8)
+    assert not np.array_equal(first, second)
+    for view, again in zip((first, second), views(ramp, np.random.default_rng(1))):
+        np.testing.assert_array_equal(view, again)
+    np.testing.assert_array_equal(ramp, before)
+
+
+def many(views, image, count=200):
+    rng = np.random.default_rng(0)
+    return [view for _ in range(count // 2) for view in views(image, rng)]
+
+
+NOTHING = dict(crop=1.0, flip=False, brightness=0.0, contrast=0.0, blur=0.0)
+
+
+def test_each_part_of_the_augmentation_does_what_it_says(ramp):
+    assert all(np.array_equal(view, ramp) for view in many(TwoViews(**NOTHING), ramp))
+    flipped = many(TwoViews(**NOTHING | {"flip": True}), ramp)
+    rises = [float(view[:, -1].mean()) > float(view[:, 0].mean()) for view in flipped]
+    assert 0.35 < np.mean(rises) < 0.65
+    # A quarter of the area, the aspect 3/4 of the film's: 28 of the 64 columns.
+    cropped = many(TwoViews(**NOTHING | {"crop": 0.25}), ramp)
+    spans = [(int(view[0, -1]) - int(view[0, 0])) / 200 for view in cropped]
+    assert 0.41 < min(spans) < 0.5
+    assert max(spans) > 0.9
+    lighter = [
+        view.mean() / ramp.mean() for view in many(TwoViews(**NOTHING | {"brightness": 0.4}), ramp)
+    ]
+    assert 0.58 < min(lighter) < 0.65 < 1.2 < max(lighter) < 1.41
+    assert 0.1 < np.mean(np.isclose(lighter, 1, atol=1e-3)) < 0.35  # left alone: a fifth
+    steeper = [
+        view.std() / ramp.std() for view in many(TwoViews(**NOTHING | {"contrast": 0.4}), ramp)
+    ]
+    assert 0.58 < min(steeper) < 0.65
+    assert all(
+        abs(v.mean() - ramp.mean()) < 1 for v in many(TwoViews(**NOTHING | {"contrast": 0.2}), ramp)
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64)).astype(np.uint8)
+    blurred = [
+        view.std() / noise.std() for view in many(TwoViews(**NOTHING | {"blur": 2.0}), noise)
+    ]
+    assert 0.3 < np.mean(np.isclose(blurred, 1, atol=1e-3)) < 0.7
+    assert min(blurred) < 0.2
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("crop", 0.0), ("crop", 1.1), ("brightness", 1.0), ("contrast", -0.1), ("blur", 0.01)],
+)
+def test_an_augmentation_that_cannot_be_meant_is_named(field, value):
+    with pytest.raises(InputError, match=rf"augment\.{field}={value}"):
+        TwoViews(**{field: value})
+
+
+# The films of several sets.
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Two prepared sets: film `covid 3`, a test film of one, is a training film of the other."""
+    root = tmp_path_factory.mktemp("sets")
+    cohen = make_prepared(root / "cohen")
+    (cohen / "images" / "f2.png").rename(cohen / "images" / "covid 3.png")
+    edit(cohen / "annotations.csv", 4, "image", "covid 3.png")
+    if (cohen / "lungs" / "f2.png").exists():
+        (cohen / "lungs" / "f2.png").rename(cohen / "lungs" / "covid 3.png")
+    run_prepare("brixia_cohen", cohen, root / "data", "--max_side=80")
+    run_prepare("cxr_3class", make_3class(root / "three"), root / "data", "--max_side=80")
+    return root / "data"
+
+
+def joined(data_dir, sets, split="train"):
+    return sources.open_source(sources.block("films", sets=sets, data_dir=str(data_dir)), split)
+
+
+def told(source, field):
+    return [source.peek(index, field) for index in range(len(source))]
+
+
+def test_joined_films_are_each_sets_own_split_without_labels(data_dir):
+    films = joined(data_dir, "cxr_3class, brixia_cohen")
+    assert films.fields == {"image", "id", "group"}
+    records = [films[index] for index in range(len(films))]
+    assert all(record.keys() == films.fields for record in records)
+    assert [record["id"] for record in records] == told(films, "id")
+    assert [record["group"] for record in records] == told(films, "group")
+    parts = [name.partition("/")[0] for name in told(films, "group")]
+    assert parts == sorted(parts, reverse=True)
+    assert set(parts) == {"cxr_3class", "brixia_cohen"}
+    test = joined(data_dir, "cxr_3class,brixia_cohen", "test")
+    assert not set(told(films, "group")) & set(told(test, "group"))
+    assert films.version != joined(data_dir, "brixia_cohen").version
+    with pytest.raises(IndexError):
+        films[len(films)]
+
+
+def test_patients_in_two_sets_are_left_out_of_both(data_dir):
+    alone = told(joined(data_dir, "brixia_cohen"), "id")
+    films = joined(data_dir, "brixia_cohen,cxr_3class")
+    assert set(alone) - set(told(films, "id")) == {"brixia_cohen/covid 3", "brixia_cohen/f3"}
+    assert any("left out: 2 films of brixia_cohen" in note for note in films.notes)
+    shared = {"cxr_3class/c0", "cxr_3class/c2"}
+    for split in ("train", "test"):
+        assert not shared & set(told(joined(data_dir, "cxr_3class", split), "group"))
+
+
+@pytest.mark.parametrize(
+    "sets, words",
+    [
+        ("", "data.sets is empty; .*: brixia_cohen, cxr_3class$"),
+        ("imagenet", "data.sets='imagenet'; expected one of"),
+        ("cxr_3class,nih_cxr14", "cxr_3class and nih_cxr14, which hold the same films"),
+        ("chexpert", "data set 'chexpert' is not prepared in .*; run: "),
+        ("phantom_ct", "'phantom_ct' is of CT"),
+        ("cxr_3class,cxr_3class", "has 'cxr_3class' where it cannot be"),
+        ("films", "has 'films' where it cannot be"),
+    ],
+)
+def test_sets_that_cannot_be_joined_are_named(data_dir, sets, words):
+    with pytest.raises(InputError, match=words):
+        joined(data_dir, sets)
+
+
+def test_a_later_test_on_films_that_were_joined_is_refused(data_dir, tmp_path):
+    start = ml_collections.ConfigDict({"task": "simclr"})
+    start.data = sources.block("films", sets="cxr_3class", data_dir=str(data_dir))
+    (tmp_path / "config.json").write_text(start.to_json())
+    config = ml_collections.ConfigDict({"init_from": str(tmp_path)})
+    config.data = sources.block("cxr_3class", data_dir=str(data_dir))
+    external.check_start(config, split="test")
+    config.data.test_fold = 2
+    with pytest.raises(InputError, match="was trained on 0 patients and 3 films"):
+        external.check_start(config, split="test")

@@ -80,6 +80,7 @@ DATASETS = {
     "jsrt_scr": Entry("lung_masks:JSRT_SCR", "the folder with All247images/, fold1/ and fold2/"),
     "montgomery": Entry("lung_masks:MONTGOMERY", "the folder MontgomerySet/"),
     "shenzhen": Entry("lung_masks:SHENZHEN", "the folder ChinaSet_AllFiles/ beside mask/"),
+    "films": Entry("films"),
     "ct_lesions": Entry("ct_lesions", "the folder with ct/, lesions/, lungs/ and the tables"),
     "covid19_ct_seg": Entry("covid19_ct_seg", "the folder COVID-19-CT-Seg_20cases/ lies in"),
     "ct_volume": Entry("ct_volume", "your CSV file of volumes", by_path=True),
