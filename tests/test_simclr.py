@@ -1,16 +1,25 @@
 """SimCLR: its loss, its two views, the joined set, and a run that a diagnosis starts from."""
 
+import functools
+import importlib
+import itertools
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from cxr_jax import losses
+from cxr_jax import losses, optimizers, train
 from cxr_jax.data import sources
+from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.data.two_views import TwoViews
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import external
+from cxr_jax.tasks import make_task
+from cxr_jax.tasks.simclr import SimclrEvaluation
+from cxr_jax.trained import make_batch
 from tests.data.fake_sets import edit, make_3class, make_prepared, run_prepare
 
 # The loss.
@@ -231,3 +240,155 @@ def test_a_later_test_on_films_that_were_joined_is_refused(data_dir, tmp_path):
     config.data.test_fold = 2
     with pytest.raises(InputError, match="was trained on 0 patients and 3 films"):
         external.check_start(config, split="test")
+
+
+# The task.
+
+
+def config_of(name, variant):
+    return (
+        importlib.import_module(f"configs.{name}").get_config(variant).copy_and_resolve_references()
+    )
+
+
+def shapes_of(name, variant):
+    config = config_of(name, variant)
+    zeros = np.zeros((1, config.preprocess.size, config.preprocess.size), np.float32)
+    return jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0), {"image": zeros})
+
+
+def paths_and_shapes(tree, parts=("backbone", "vit")):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = {optimizers.path_of(path): leaf.shape for path, leaf in leaves}
+    return {path: shape for path, shape in found.items() if path.split("/")[1] in parts}
+
+
+@pytest.mark.parametrize("options", ["", "backbone=none", "backbone=resnet50_hybrid"])
+@pytest.mark.parametrize("base", ["", "quick", "cxr3"])
+def test_a_diagnosis_takes_every_array_of_the_corpus_and_the_transformer(base, options):
+    variant = ",".join(filter(None, [base, options]))
+    ours, theirs = shapes_of("simclr", variant), shapes_of("diagnosis", variant)
+    assert paths_and_shapes(ours) == paths_and_shapes(theirs)
+    assert ours["params"].keys() - theirs["params"].keys() == {"projection"}
+    has = {path.split("/")[1] for path in paths_and_shapes(ours)}
+    assert has == ({"vit"} if options == "backbone=none" else {"backbone", "vit"})
+
+
+@pytest.fixture(scope="module")
+def films():
+    return [PhantomCXR(split="test", count=4, seed=0, size=128)[i] for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def started(films):
+    task = make_task(config_of("simclr", "smoke"))
+    batch = make_batch(task, films)
+    return task, jax.jit(task.init)(jax.random.PRNGKey(0), batch), batch
+
+
+def test_an_evaluation_has_the_same_views_of_a_film_whenever_it_comes(films, started):
+    task, _, batch = started
+    assert batch.keys() == {"image", "first", "second"}
+    again = make_batch(task, films[2:3])
+    for name, array in batch.items():
+        np.testing.assert_array_equal(again[name][0], array[2])
+    views = [batch["image"], batch["first"], batch["second"]]
+    assert not any(np.array_equal(a[0], b[0]) for a, b in itertools.combinations(views, 2))
+    renamed = make_batch(task, [films[2] | {"id": "another"}])
+    np.testing.assert_array_equal(renamed["image"], again["image"])
+    assert not np.array_equal(renamed["first"], again["first"])
+
+
+def test_training_views_depend_on_the_generator_alone(films, started):
+    transforms = started[0].data.transforms
+    examples = [transforms.example(films[0] | {"id": name}) for name in ("one", "two")]
+    same = [transforms.finish(example, np.random.default_rng(5)) for example in examples]
+    assert same[0].keys() == {"first", "second"}
+    np.testing.assert_array_equal(same[0]["first"], same[1]["first"])
+    other = transforms.finish(examples[0], np.random.default_rng(6))
+    assert not np.array_equal(same[0]["first"], other["first"])
+
+
+def test_the_loss_is_nt_xent_of_the_projections_and_trains_every_part(started):
+    task, variables, batch = started
+
+    def loss(params):
+        rng = jax.random.PRNGKey(1)
+        return task.loss({**variables, "params": params}, batch, rng=rng, step=jnp.array(0))
+
+    (value, (state, terms)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        variables["params"]
+    )
+    together = np.concatenate([batch["first"], batch["second"]])
+    apply = functools.partial(task.model.apply, train=True, mutable=["batch_stats"])
+    vectors, _ = jax.jit(apply)(variables, together)
+    want = slow_nt_xent(np.asarray(vectors[:4]), np.asarray(vectors[4:]), 0.5).mean()
+    np.testing.assert_allclose(value, want, rtol=1e-4)
+    assert state.keys() == {"batch_stats"}
+    assert -1 <= terms["agreement"] <= 1
+    assert terms["found_in_batch"] in (0, 0.25, 0.5, 0.75, 1)
+    for part, tree in grads.items():
+        assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree)), part
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)), part
+
+
+def test_what_is_told_of_a_film(films, started):
+    task, variables, batch = started
+    outputs = jax.device_get(jax.jit(task.predict)(variables, batch))
+    assert outputs["embedding"].shape == (4, 32)
+    encode = jax.jit(functools.partial(task.model.apply, train=False, method="encode"))
+    np.testing.assert_allclose(
+        outputs["embedding"], encode(variables, batch["image"])["cls"], atol=1e-5
+    )
+    project = jax.jit(functools.partial(task.model.apply, train=False))
+    vectors = [project(variables, batch[name]) for name in ("first", "second")]
+    first, second = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors)
+    np.testing.assert_allclose(outputs["agreement"], (first * second).sum(axis=1), atol=1e-5)
+    told = task.describe(films[0], {name: array[0] for name, array in outputs.items()})
+    assert json.loads(json.dumps(told)).keys() == {"agreement", "embedding"}
+    assert len(told["embedding"]) == 32
+
+
+def test_views_are_found_among_all_films_of_a_split():
+    first = np.eye(4, dtype=np.float32)
+    second = first[[0, 1, 3, 2]]  # two films have exchanged theirs
+    units = SimclrEvaluation().units({"first": first, "second": second})
+    report = SimclrEvaluation().report(units)
+    assert {name: value.value for name, value in report.items()} == {
+        "retrieval": 0.5,
+        "retrieval_chance": 0.25,
+        "agreement": 0.5,
+        "other_agreement": pytest.approx(2 / 12),
+    }
+    assert {value.count for value in report.values()} == {4}
+    same = np.ones((3, 1), np.float32)  # a network that has collapsed finds nothing
+    assert SimclrEvaluation().units({"first": same, "second": same})["found"].tolist() == [0, 0, 0]
+    alone = SimclrEvaluation().units({"first": first[:1], "second": first[:1]})
+    value = SimclrEvaluation().report(alone)["retrieval"]
+    assert np.isnan(value.value)
+    assert value.reason
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"temperature": 0.0}, r"config\.temperature=0\.0"),
+        ({"batch_size": 1}, r"config\.batch_size=1: a film alone has no negatives"),
+        ({"model.projection.size": 0}, r"config\.model\.projection\.size=0"),
+        ({"visible.crop": "lungs"}, r"config\.visible needs lung masks"),
+        ({"augment.crop": 0.0}, r"augment\.crop=0\.0"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_named(change, words):
+    config = config_of("simclr", "smoke")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=words):
+        make_task(config)
+
+
+def test_one_film_a_device_is_refused(tmp_path):
+    config = config_of("simclr", "smoke")
+    config.parallel, config.devices = "pmap", 2  # two films on two devices
+    with pytest.raises(InputError, match="a device has one film of the batch"):
+        train.train(config, tmp_path)
