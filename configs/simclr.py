@@ -2,6 +2,7 @@
 
     python -m cxr_jax.main --config=configs/simclr.py:quick --workdir=DIR
     python -m cxr_jax.main --config=configs/diagnosis.py:quick --config.init_from=DIR
+    python -m cxr_jax.probe --workdir=DIR
 
 The network is that of the same variant of `configs/diagnosis.py`, whose classifier then takes the
 arrays of `backbone` and `vit`. The second command without `init_from` is the comparison.

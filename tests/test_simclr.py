@@ -11,14 +11,14 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cxr_jax import losses, optimizers, train
-from cxr_jax.data import sources
+from cxr_jax import checkpoints, linear_probe, losses, optimizers, probe, train, workdir
+from cxr_jax.data import records, sources
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.data.two_views import TwoViews
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import external
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.simclr import SimclrEvaluation
+from cxr_jax.tasks.simclr import Simclr, SimclrEvaluation
 from cxr_jax.trained import make_batch
 from tests.data.fake_sets import edit, make_3class, make_prepared, run_prepare
 
@@ -392,3 +392,100 @@ def test_one_film_a_device_is_refused(tmp_path):
     config.parallel, config.devices = "pmap", 2  # two films on two devices
     with pytest.raises(InputError, match="a device has one film of the batch"):
         train.train(config, tmp_path)
+
+
+# What is made of a run.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pre-training of two steps, with some films of every class."""
+    config = config_of("simclr", "smoke")
+    config.devices = 1
+    config.data.update(train=32, test=12)
+    folder = tmp_path_factory.mktemp("simclr")
+    assert train.train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def diagnosis_run(run, tmp_path_factory):
+    """A diagnosis that starts from it, and learns nothing in its only step."""
+    config = config_of("diagnosis", "smoke")
+    config.devices, config.init_from = 1, str(run)
+    config.update_from_flattened_dict({"total_steps": 1, "eval_steps": (1,), "optimizer.lr": 0.0})
+    folder = tmp_path_factory.mktemp("diagnosis")
+    assert train.train(config, folder)
+    return folder
+
+
+def test_a_diagnosis_starts_from_it(run, diagnosis_run):
+    ours, theirs = (checkpoints.read_state(d)["params"] for d in (run, diagnosis_run))
+    for part in ("backbone", "vit"):
+        jax.tree.map(np.testing.assert_array_equal, ours[part], theirs[part])
+    assert theirs.keys() == {"backbone", "vit", "head"}
+
+
+def data_of(run):
+    return workdir.read_config(run).data
+
+
+def test_the_command_probes_beside_random_weights_and_a_constant(run, capsys):
+    probe.main([f"--workdir={run}"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-5] == "| | accuracy | balanced_accuracy | mean_auc |"
+    names = ["trained", "random weights", "constant, training shares"]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[-3:]] == names
+    told = json.loads((run / "probe.json").read_text())
+    assert list(told["probes"]) == names
+    assert (told["films"], told["steps"]) == ({"train": 32, "test": 12}, [2])
+    aucs = {name: told["probes"][name]["mean_auc"]["value"] for name in names}
+    assert f"{aucs['trained']:.3f} [" in lines[-3]
+    assert len(set(aucs.values())) == 3
+    assert aucs["constant, training shares"] == 0.5
+    for metrics in told["probes"].values():
+        assert metrics.keys() == set(linear_probe.METRICS)
+        assert {metric["n"] for metric in metrics.values()} == {12}
+
+
+def test_a_probe_finds_what_is_in_the_features(run, monkeypatch):
+    """An embedding that is the film's own grey, which says the class; and one that says nothing."""
+    shown = lambda self, r: {  # noqa: E731
+        "image": np.full((64, 64), 60 * int(r["diagnosis"]), np.uint8),
+        "seed": np.uint32(0),
+    }
+    seen = lambda self, v, b: {"embedding": b["image"].mean(axis=(1, 2))[:, None]}  # noqa: E731
+    monkeypatch.setattr(Simclr, "_example", shown)
+    monkeypatch.setattr(Simclr, "predict", seen)
+    blank = records.blank
+    monkeypatch.setattr(records, "blank", lambda fields: blank(fields) | {"diagnosis": 0})
+    found = linear_probe.probe(run, data_of(run), resamples=0)
+    assert found["trained"]["accuracy"].value == 1
+    monkeypatch.setattr(Simclr, "predict", lambda *_: {"embedding": jnp.zeros((2, 1))})
+    found = linear_probe.probe(run, data_of(run), resamples=0)
+    assert found["trained"]["mean_auc"].value == 0.5
+
+
+def test_a_probe_that_cannot_be_is_one_line(run, diagnosis_run):
+    with pytest.raises(InputError, match="task 'diagnosis' have no embedding to probe"):
+        linear_probe.probe(diagnosis_run, data_of(diagnosis_run))
+    with pytest.raises(InputError, match="has no field 'diagnosis'"):
+        linear_probe.probe(run, sources.block("phantom_ct"))
+    few = data_of(run).copy_and_resolve_references()
+    few.train = 1
+    with pytest.raises(InputError, match="a probe needs two classes or more"):
+        linear_probe.probe(run, few)
+    with pytest.raises(InputError, match="'phantom_cxr' has no option 'fold'"):
+        probe.main([f"--workdir={run}", "--fold=1"])
+
+
+def test_a_probe_of_other_data_looks_for_films_that_were_trained_on(run, monkeypatch):
+    def check(config, folder, *, split, allowed):
+        assert (config.data.seed, folder, split, allowed) == (1, run, "test", False)
+        raise InputError("were trained on")
+
+    monkeypatch.setattr(external, "check_unseen", check)
+    other = data_of(run).copy_and_resolve_references()
+    other.seed = 1
+    with pytest.raises(InputError, match="were trained on"):
+        linear_probe.probe(run, other)
