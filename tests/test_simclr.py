@@ -17,6 +17,7 @@ from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.data.two_views import TwoViews
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import external
+from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.simclr import Simclr, SimclrEvaluation
 from cxr_jax.trained import make_batch
@@ -91,6 +92,19 @@ def test_nt_xent_needs_a_negative(pair):
     for one, two in ((first[:1], second[:1]), (first, second[:4]), (first[0], second[0])):
         with pytest.raises(ValueError, match="B > 1"):
             losses.nt_xent(one, two, temperature=0.5)
+
+
+def test_negatives_are_the_whole_batch_under_jit_and_the_devices_part_under_pmap():
+    first, second = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    tell = functools.partial(losses.nt_xent, temperature=0.5)
+    batch = Parallel.create("jit", 4).shard_batch({"first": first, "second": second})
+    assert len(batch["first"].sharding.device_set) == 4
+    np.testing.assert_allclose(jax.jit(tell)(**batch), tell(first, second), rtol=1e-5)
+    halves = [x.reshape(2, 4, 5) for x in (first, second)]
+    apart = jax.pmap(tell, devices=jax.devices()[:2])(*halves)
+    for k in range(2):
+        np.testing.assert_allclose(apart[k], tell(halves[0][k], halves[1][k]), rtol=1e-5)
+    assert apart.mean() < tell(first, second).mean()  # fewer negatives
 
 
 # The views.

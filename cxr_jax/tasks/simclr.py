@@ -146,7 +146,10 @@ class Simclr(Task):
 
 @dataclasses.dataclass(frozen=True)
 class SimclrEvaluation(Evaluation):
-    """Whether the views of a film find one another among those of the whole split."""
+    """Whether the views of a film find one another among those of the whole split.
+
+    Two runs' projections share no space, so rows of several runs cannot be pooled.
+    """
 
     columns = ("retrieval", "retrieval_chance", "agreement", "other_agreement")
 
