@@ -242,7 +242,7 @@ def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[
         seed=config.seed,
     )
     # n = 0: the data set has no such truth (no masks, say), so there is no such metric.
-    return {name: metric for name, metric in found.items() if metric.n}
+    return {name: metric for name, metric in found.items() if metric.n or metric.reason}
 
 
 def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Losses as pure functions: predictions and targets in, one number an example out.
 
 Every function returns [B], never a mean over the batch, and an example's value depends on that
-example alone. The mean over B is therefore the same number on one device and on many.
+example alone, but for `nt_xent`, whose negatives are the batch. The mean over B is therefore the
+same number on one device and on many.
 """
 
 import jax
@@ -244,3 +245,46 @@ def adaptive_min_pooling(revised: Array, label: Array) -> Array:
     strongest = strongest.reshape(strongest.shape[0], -1)
     least, _ = jax.lax.top_k(-strongest, max(strongest.shape[1] // 4, 1))
     return jnp.mean(jax.nn.relu(-least), axis=1)
+
+
+def nt_xent(first: Array, second: Array, *, temperature: float) -> Array:
+    """Contrastive loss of two views of each example: Eq. 1 of Chen et al. 2020 (SimCLR).
+
+    l(i, j) = -log(exp(s_ij / T) / sum over k != i of exp(s_ik / T)), s the cosine: a view must tell
+    its partner from the other 2B - 2 views of the batch. An example's loss is the mean of l(i, j)
+    and l(j, i). The batch is what the caller sees: under jit the global one, on any number of
+    devices; under pmap the device's part, which then is all the negatives there are.
+
+    Args:
+        first: [B, D] one view's projection of each example; need not be normalised.
+        second: [B, D] the other view's.
+        temperature: T, above 0.
+
+    Returns:
+        [B] float32, nats; log(2B - 1) where nothing can be told apart. A vector of zeros has the
+        cosine 0 with all, and a finite gradient.
+
+    Raises:
+        ValueError: the shapes differ, or B is 1: there is no negative.
+    """
+    if first.ndim != 2 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"views are {first.shape} and {second.shape}; expected twice [B, D] with B > 1"
+        )
+    count = len(first)
+    views = unit_vectors(jnp.concatenate([first, second]))
+    logits = jnp.matmul(views, views.T, precision="highest") / temperature
+    same = jnp.eye(2 * count, dtype=bool)
+    partner = jnp.roll(same, count, axis=1)
+    # A large number, no infinity: its product with a zero gradient stays zero.
+    others = jax.nn.logsumexp(jnp.where(same, -1e30, logits), axis=1)
+    losses = others - jnp.sum(jnp.where(partner, logits, 0.0), axis=1)
+    return (losses[:count] + losses[count:]) / 2
+
+
+def unit_vectors(x: Array) -> Array:
+    """[..., D] -> float32 [..., D] of length 1; zeros, with a finite gradient, where x is zero."""
+    x = jnp.asarray(x, jnp.float32)
+    # Scaled first, so that the squares neither overflow nor vanish.
+    x = x / jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True)), 1e-12)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -327,7 +327,8 @@ def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str,
     each = [numbers(evaluation.report(evaluation.units(r))) for r in rows]
     lines = {f"{len(rows)} run{'s, mean +- sd' if len(rows) > 1 else ''}": tables.mean_and_sd(each)}
     averaged = [name for name in evaluation.mean_over_runs if name in rows[0]]
-    mean = rows[0] | {name: np.mean([r[name] for r in rows], axis=0) for name in averaged}
+    kept = {k: v for k, v in rows[0].items() if len(rows) == 1 or k not in evaluation.fitted_rows}
+    mean = kept | {name: np.mean([r[name] for r in rows], axis=0) for name in averaged}
     lines["mean of the runs' predictions"] = table.line(mean)
     for name, reference in _references(evaluation, configs[0], rows[0]).items():
         lines[name] = table.line(reference)

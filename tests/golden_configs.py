@@ -75,6 +75,11 @@ WITH_OPTIONS = {
         *("paper=corpus", "paper=corpus,backbone=none", "paper=corpus,backbone=resnet50_hybrid"),
         "smoke,paper=corpus",
     ],
+    "simclr": [
+        f"{base}backbone={name}"
+        for base in ("", "quick,", "cxr3,", "smoke,")
+        for name in ("none", "resnet50_hybrid")
+    ],
 }
 
 

@@ -27,7 +27,8 @@ class Visible:
     Attributes:
         crop: 'nothing'; to the middle 'square', of the shorter side; to the box of the 'lungs'.
         hide: 'nothing'; the 'lungs', or what is 'outside' of them, is painted black, before the
-            preprocessing, so that no histogram knows it. The outline of the lungs stays visible.
+            preprocessing, so that no histogram knows it. The outline of the lungs stays visible. A
+            film without any lung in its mask is black: who knows what would be shown.
     """
 
     crop: str = "nothing"
@@ -70,7 +71,7 @@ class Visible:
                 seen[name] = record[name][window]
         if self.hide != "nothing":
             lungs = seen["lungs"] > 0
-            shown = ~lungs if self.hide == "lungs" else lungs
+            shown = ~lungs & lungs.any() if self.hide == "lungs" else lungs
             seen["image"] = seen["image"] * shown
         return seen
 

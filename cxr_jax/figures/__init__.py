@@ -22,6 +22,7 @@ from cxr_jax.figures.films import (
 )
 from cxr_jax.figures.sheets import contact_sheet
 from cxr_jax.figures.style import PREDICTION, TRUTH, save, to_array
+from cxr_jax.figures.views import views_panel
 
 __all__ = [
     "PREDICTION",
@@ -43,4 +44,5 @@ __all__ = [
     "threshold_chart",
     "to_array",
     "training_curves",
+    "views_panel",
 ]

@@ -4,6 +4,7 @@ The run's own splits keep their names: `test/...` is of the data that the run wa
 other data get a label of their own, so that no result ever takes the place of another one's.
 """
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from cxr_jax import workdir as workdirs
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 
+_LONGEST_CHAIN = 10  # of runs that began with one another
 _PLACES = ("path", "data_dir")  # where data lie says nothing of what they are
 
 
@@ -87,15 +89,14 @@ def check_unseen(
     Raises:
       InputError: some were.
     """
-    trained = workdirs.read_config(workdir)
     test = sources.open_source(config.data, split)
     try:
-        training = [sources.open_source(trained.data, "train")]
-        if trained.get("second", {}).get("name"):
-            training.append(sources.open_source(trained.second, "train"))
+        training = _learned_from(workdirs.read_config(workdir))
     except InputError as error:
         print(f"not looked whether these patients were trained on: {error}")
         return {}
+    if hasattr(test, "stored"):  # no film is a phantom
+        training = [source for source in training if hasattr(source, "stored")]
     patients = _patients(test) & set().union(*map(_patients, training))
     films = _same_files(test, training)
     if (patients or films) and not allowed:
@@ -108,8 +109,12 @@ def check_unseen(
 
 
 def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
-    """Looks whether the run of `config.init_from` was trained on what this run will be tested on:
-    patients of the same data set, film files of any. Phantoms are not looked at: their splits are.
+    """Looks whether the run of `config.init_from`, or one that it began with, was trained on what
+    this run will be tested on. That it was on validation films is printed.
+
+    Files are compared, and patients of public data sets, whose names are the same in all of them;
+    those of a table of one's own only with the same kind of table. Phantoms are not looked at:
+    their splits are disjoint by construction.
 
     Args:
       config: of a training.
@@ -118,26 +123,63 @@ def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
     Raises:
       InputError: it was.
     """
-    start = pathlib.Path(config.init_from or "")
-    if not config.init_from or not (start / "config.json").is_file():
+    start = _config_of(config.init_from)
+    if start is None or not hasattr(test := sources.open_source(config.data, split), "stored"):
         return
-    data = workdirs.read_config(start).data
-    test = sources.open_source(config.data, split)
     try:
-        training = sources.open_source(data, "train")
+        training = [source for source in _learned_from(start) if hasattr(source, "stored")]
     except InputError as error:
         print(f"not looked whether init_from was trained on the {split} films: {error}")
         return
-    if not hasattr(test, "stored"):
-        return
-    patients = _patients(test) & _patients(training) if data.name == config.data.name else set()
-    films = _same_files(test, [training])
+    patients, films = _seen_by(test, training)
     if patients or films:
         raise InputError(
-            f"config.init_from={start} was trained on {len(patients)} patients and {films} films "
-            f"of what this run is tested on ({test.name!r}, {split}); start from a run that was "
-            "not, e.g. of the same folds"
+            f"config.init_from={config.init_from} was trained on {patients} patients and {films} "
+            f"films of what this run is tested on ({test.name!r}, {split}); start from a run that "
+            "was not, e.g. of the same folds"
         )
+    with contextlib.suppress(InputError):  # there need be no validation films
+        patients, films = _seen_by(sources.open_source(config.data, "val"), training)
+        if patients or films:
+            print(
+                f"config.init_from={config.init_from} was trained on {patients} patients and "
+                f"{films} films of the validation split: what is chosen there is chosen too well"
+            )
+
+
+def _learned_from(config: ml_collections.ConfigDict) -> list[sources.Source]:
+    """The training films of a run, of its second set, and of the runs that it began with.
+
+    Raises:
+      InputError: a set is not there.
+    """
+    found = []
+    for _ in range(_LONGEST_CHAIN):
+        found.append(sources.open_source(config.data, "train"))
+        if config.get("second", {}).get("name"):
+            found.append(sources.open_source(config.second, "train"))
+        if (config := _config_of(config.init_from)) is None:
+            break
+    return found
+
+
+def _config_of(init_from: str) -> ml_collections.ConfigDict | None:
+    """The config of the run that another one starts from; None where it is of no run."""
+    start = pathlib.Path(init_from or "")
+    there = bool(init_from) and (start / "config.json").is_file()
+    return workdirs.read_config(start) if there else None
+
+
+def _seen_by(test: sources.Source, training: list[sources.Source]) -> tuple[int, int]:
+    """How many patients and how many film files of a test were trained on."""
+    public = not _is_own_table(test)
+    known = [s for s in training if s.name == test.name or (public and not _is_own_table(s))]
+    patients = _patients(test) & set().union(*map(_patients, known))
+    return len(patients), _same_files(test, training)
+
+
+def _is_own_table(source: sources.Source) -> bool:
+    return source.name in sources.DATASETS and sources.DATASETS[source.name].by_path
 
 
 def _is_of(evaluation: Mapping[str, Any], source: sources.Source) -> bool:

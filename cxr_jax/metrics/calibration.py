@@ -85,14 +85,13 @@ def scale(probs: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
 
 def best_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     """The temperature 0.001 .. 1000 with the least log loss; choose it on validation films. NaN
-    without examples. Where every example is called right (or none is, by a model that is sure), the
-    best is at an end of that range.
+    without examples, and where every example is called right: then the surest would be the best.
 
     Args:
         probs: [N, K] sum to one.
         labels: int [N].
     """
-    if not len(labels):
+    if (np.argmax(probs, axis=1) == labels).all():
         return float("nan")
     # In the logarithm of T the loss has one valley (it is convex in 1 / T).
     found = scipy.optimize.minimize_scalar(

@@ -6,7 +6,7 @@
 | --- | --- | --- |
 | `probs` | [N, K] | predicted probabilities, sum to one |
 | `label` | [N] | the true class |
-| `threshold` | [N, K] | of each class, chosen on validation films, the same in every row |
+| `threshold` | [N, K] | of each class, chosen on validation films; folds have their own |
 | `temperature` | [N] | likewise |
 | `NAME_hit`, `_chance`, `_share`, `_valid`, `_deletion`, `_insertion` | [N] | of an explanation |
 
@@ -97,10 +97,12 @@ class DiagnosisReport:
     ) -> dict[str, Value]:
         values: dict[str, dict[str, Value]] = {name: {} for name in _AT_THRESHOLD}
         for k, name in enumerate(self.classes):
-            threshold = np.nan if thresholds is None else float(thresholds[0, k])
-            point = classification.operating_point(probs[:, k], labels == k, threshold)
-            lacking = self._lacking(labels, k)
-            reason = _NOT_CHOSEN if np.isnan(threshold) else lacking
+            threshold = np.full(len(labels), np.nan) if thresholds is None else thresholds[:, k]
+            # By how much a film is above its own threshold: folds have their own.
+            above = probs[:, k] - threshold
+            chosen = not np.isnan(above).any()
+            point = classification.operating_point(above, labels == k, 0.0 if chosen else np.nan)
+            reason = self._lacking(labels, k) if chosen else _NOT_CHOSEN
             for what, value in point.items():
                 told = reason if np.isnan(value) else ""
                 values[what][f"{key(name)}_{what}"] = Value(value, len(labels), told)
@@ -125,16 +127,18 @@ def _calibration(
         "ece": Value(calibration.expected_calibration_error(probs, labels), count),
     }
     loss = ece = chosen = float("nan")
-    if temperature is not None and not np.isnan(temperature[0]):
-        chosen = float(temperature[0])
-        scaled = calibration.scale(probs, chosen)
+    reason = told = _NO_TEMPERATURE
+    if temperature is not None and not np.isnan(temperature).any():
+        scaled = calibration.scale(probs, temperature)
         loss = calibration.log_loss(scaled, labels)
         ece = calibration.expected_calibration_error(scaled, labels)
-    reason = _NO_TEMPERATURE if np.isnan(chosen) else ""
+        one = np.ptp(temperature) == 0
+        chosen = float(temperature[0]) if one else chosen
+        reason, told = "", "" if one else "each fold has its own"
     return report | {
         "scaled_log_loss": Value(loss, count, reason),
         "scaled_ece": Value(ece, count, reason),
-        "temperature": Value(chosen, count, reason),
+        "temperature": Value(chosen, count, told),
     }
 
 

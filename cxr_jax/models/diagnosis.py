@@ -20,7 +20,6 @@ class DiagnosisNet(CorpusViT):
     Without a ViT the head is on the mean of the last map's cells: the CNN baselines of Table 7.
 
     Attributes:
-      num_classes: K.
       head: [.., C] -> [.., K], linear, float32.
       heads: None: the corpus is the map before PCAM. Else (Sec. 5.5.2) those of the pre-training,
         under their name there; their probability maps weigh the corpus.

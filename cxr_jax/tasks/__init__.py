@@ -5,7 +5,7 @@ from collections.abc import Callable
 import ml_collections
 
 from cxr_jax.errors import InputError
-from cxr_jax.tasks import diagnosis, findings, lungs, seam, severity
+from cxr_jax.tasks import diagnosis, findings, lungs, seam, severity, simclr
 from cxr_jax.tasks.base import Task
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
@@ -14,6 +14,7 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
     "lungs": lungs.Lungs.from_config,
     "seam": seam.from_config,
     "severity": severity.Severity.from_config,
+    "simclr": simclr.Simclr.from_config,
 }
 
 

@@ -90,10 +90,12 @@ class Evaluation(abc.ABC):
       columns: the metrics of a table over runs; () takes all.
       mean_over_runs: rows that are predictions, of which several runs have a mean; () if none.
       compared_with_references: metrics whose differences to the `references` are told.
+      fitted_rows: rows that `with_fit` adds: they are one run's own and have no mean.
       fits: an evaluation first chooses by `fit`, on the validation split that the run was trained
         beside, and reports the split with what was chosen.
     """
 
+    fitted_rows: tuple[str, ...] = ()
     fits: bool = False
     free_settings: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()

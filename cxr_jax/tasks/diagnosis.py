@@ -48,6 +48,7 @@ from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
 MAPS = {
     "relevance": "relevance, for {}",
     "rollout": "attention rollout, of any class",
+    "attention": "attention, last layer, of any class",
     "gradcam": "Grad-CAM, for {}",
 }
 MEASURED = ("_hit", "_chance", "_share", "_valid", "_deletion", "_insertion")
@@ -103,8 +104,10 @@ class Diagnosis(Task):
 
     @property
     def frozen(self) -> dict[str, str]:
-        trained = self.model.train_backbone or self.model.backbone is None
-        return {} if trained else {"backbone/.*": "config.model.train_backbone=True"}
+        if self.model.train_backbone or self.model.backbone is None:
+            return {}
+        weighing = ["heads/.*"] if self.model.heads else []
+        return dict.fromkeys(["backbone/.*", *weighing], "config.model.train_backbone=True")
 
     def _adapt(self, source: Source, *, training: bool) -> Source:
         """The films with a diagnosis, of the view and the classes, numbered as `classes`.
@@ -162,14 +165,18 @@ class Diagnosis(Task):
         return {"probs": jax.nn.softmax(logits)}
 
     def explain(self, variables, batch):
-        """Maps [B, h, w] of the class that is called, one of each that the network has: see
-        `_maps`."""
-        cells = self._cells(variables, batch)
-        return self._maps(variables, cells, jnp.argmax(self._logits(variables, cells), axis=-1))
+        """The maps that the network has, see `_maps`, of every class: [B, K, h, w], each over its
+        maximum, so that the members of an ensemble weigh the same. Which class is called is known
+        when they are combined."""
+        count = len(batch["image"])
+        classes = jnp.tile(jnp.arange(len(self.classes)), (count, 1))
+        maps = self._maps(variables, self._cells(variables, batch), classes)
+        return {name: _over_maximum(heat) for name, heat in maps.items()}
 
     def measure(self, variables, batch):
-        """How good the maps of the TRUE class are, each as rows of `metrics.diagnosis`; beside them
-        what nobody had to learn: `brightness`, the film itself, and a `blind`, flat map."""
+        """How good the maps of the TRUE class are, each as rows of `metrics.diagnosis`, which an
+        ensemble averages; beside them what nobody had to learn: `brightness`, the film itself, and
+        a `blind`, flat map."""
         labels = batch["diagnosis"]
         maps = self._maps(variables, self._cells(variables, batch), labels)
         side = next(iter(maps.values())).shape[1:]
@@ -189,9 +196,9 @@ class Diagnosis(Task):
         return self.model.apply(variables, cells, train=False, method="classify")
 
     def _maps(self, variables, cells, classes):
-        """Of the classes [B]: with a ViT `relevance`, `rollout` and `attention` (the last two are
-        of no class); with a backbone `gradcam`, of the map that the transformer, or the head,
-        reads."""
+        """Of the classes [B] or [B, n]: with a ViT `relevance`, `rollout` and `attention` (the last
+        two are of no class); with a backbone `gradcam`, of the map that the transformer, or the
+        head, reads."""
         maps = {}
         if self.model.vit is not None:
             params = variables["params"]
@@ -211,20 +218,20 @@ class Diagnosis(Task):
 
     @property
     def evaluation(self) -> Evaluation:
-        return DiagnosisEvaluation(self.classes)
+        return DiagnosisEvaluation(self.classes, self.view)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
+        called = int(outputs["probs"].argmax())
+        maps = {}
+        for name, title in MAPS.items():
+            if (heat := outputs.get(name)) is not None:
+                heat = heat if heat.ndim == 2 else heat[called]
+                maps[title.format(self.classes[called])] = self.visible.on_film(heat, record)
         return figures.diagnosis_panel(
             record["image"],
             probs=outputs["probs"],
             names=self.classes,
-            maps={
-                title.format(self.classes[int(outputs["probs"].argmax())]): (
-                    self.visible.on_film(outputs[name], record)
-                )
-                for name, title in MAPS.items()
-                if name in outputs
-            },
+            maps=maps,
             label=self._label_of(record),
             lesion_true=record.get("lesion"),
             title=str(record["id"]),
@@ -247,12 +254,14 @@ class DiagnosisEvaluation(Evaluation):
     """Tables 4, 7 and 9, and calibration; beside them the shares of the training films."""
 
     classes: tuple[str, ...]
+    view: str
     fits = True
     columns = (
         *("accuracy", "balanced_accuracy", "mean_auc", "mean_sensitivity", "mean_specificity"),
         *("ece", "scaled_ece"),
     )
-    mean_over_runs = ("probs", "threshold", "temperature")
+    mean_over_runs = ("probs",)
+    fitted_rows = ("threshold", "temperature")
     compared_with_references = ("accuracy", "mean_auc")
 
     def report(self, units):
@@ -265,8 +274,8 @@ class DiagnosisEvaluation(Evaluation):
         return diagnosis.with_choice(rows, fitted, self.classes)
 
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
-        """The classes' shares among the training films, the same for every film."""
-        training = only_with(training, {"diagnosis"})
+        """The classes' shares among the training films of the view, the same for every film."""
+        training = by_view(only_with(training, {"diagnosis"}), self.view)
         names = names_of(training, "diagnoses")
         labels = collections.Counter(
             names[peek(training, index, "diagnosis")] for index in range(len(training))
@@ -314,7 +323,7 @@ def _of_classes(source: Source, names: Sequence[str], classes: tuple[str, ...]) 
         )
     chosen = _Relabelled(source, indices, numbers)
     if left := len(source) - len(indices):
-        chosen.notes = (f"left out: {left} of {len(source)} films, of other classes",)
+        chosen.notes += (f"left out: {left} of {len(source)} films, of other classes",)
     chosen.diagnoses = classes
     return chosen
 
@@ -331,6 +340,13 @@ def _check_classes(source: Source, classes: tuple[str, ...]) -> None:
         f"data set {source.name!r}: no training film is of class {names}; name the classes there "
         "are with --config.classes, or choose other data"
     )
+
+
+def _over_maximum(heat):
+    """A map [..., h, w] without what is below 0, from 0 to 1; all 0 where nothing is above."""
+    heat = jnp.maximum(heat, 0)
+    top = jnp.max(heat, axis=(-2, -1), keepdims=True)
+    return heat / jnp.where(top > 0, top, 1.0)
 
 
 def _measured(maps, probability, batch) -> dict:

@@ -65,6 +65,12 @@ def test_what_is_hidden_leaves_no_trace(film):
         np.testing.assert_array_equal(seen[~painted], film["image"][~painted])
 
 
+def test_a_film_without_lungs_shows_nothing(film):
+    bare = {**film, "lungs": 0 * film["lungs"]}
+    for hide in ("lungs", "outside"):
+        assert not Visible(hide=hide)(bare)["image"].any()
+
+
 def test_nonsense_is_refused():
     with pytest.raises(
         InputError, match=r"config\.visible\.crop='circle'; expected one of nothing"

@@ -66,6 +66,12 @@ def test_extremes_stay_finite():
     assert calibration.expected_calibration_error(np.eye(3)[[0, 1]], np.array([0, 1])) == 0
 
 
+def test_films_that_are_all_called_right_choose_no_temperature():
+    probs = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    assert np.isnan(calibration.best_temperature(probs, np.array([0, 1])))
+    assert calibration.best_temperature(probs, np.array([0, 0])) > 0
+
+
 def test_nothing_is_undefined():
     none = np.zeros((0, 3)), np.zeros(0, int)
     for metric in (

@@ -58,6 +58,28 @@ def test_thresholds_are_those_of_other_films():
     assert found["scaled_log_loss"].value < found["log_loss"].value + 0.02
 
 
+def test_folds_keep_the_thresholds_of_their_own():
+    """Pooled folds, in any order: each film at its own fold's choice."""
+    folds = []
+    for seed in (1, 2, 3):
+        validation, rows = rows_of(60, seed=seed), rows_of(60, seed=seed + 10)
+        rows["probs"] = np.roll(rows["probs"], 1, axis=1) if seed == 3 else rows["probs"]
+        chosen = diagnosis.choose(validation["probs"], validation["label"], CLASSES)
+        folds.append(diagnosis.with_choice(rows, chosen | {"temperature": 0.5 * seed}, CLASSES))
+    pooled = [
+        report({name: np.concatenate([fold[name] for fold in some]) for name in folds[0]})
+        for some in (folds, folds[::-1])
+    ]
+    for name, value in pooled[0].items():
+        np.testing.assert_allclose(pooled[1][name].value, value.value, err_msg=name)
+    called = np.concatenate([fold["probs"] >= fold["threshold"] for fold in folds])[:, 0]
+    true = np.concatenate([fold["label"] for fold in folds]) == 0
+    assert pooled[0]["normal_sensitivity"].value == pytest.approx(called[true].mean())
+    assert np.isnan(pooled[0]["temperature"].value)
+    assert pooled[0]["temperature"].reason == "each fold has its own"
+    assert pooled[0]["scaled_ece"].value >= 0
+
+
 def test_without_a_choice_it_says_so():
     found = report(rows_of())
     for name in ("mean_sensitivity", "covid_19_specificity", "scaled_ece", "temperature"):

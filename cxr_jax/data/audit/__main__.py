@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.films < 1:
         raise InputError(f"--films={args.films}; expected at least 1")
     sources.find(args.name, "NAME")
-    data = sources.block(args.name, **_options(args.name, rest))
+    data = sources.block(args.name, **sources.read_options(args.name, rest))
     # Imported here so that --help answers at once.
     from cxr_jax.data.audit import films as collected
     from cxr_jax.data.audit import report
@@ -77,30 +77,6 @@ def _keep(data: Any, source: sources.Source, headline: dict[str, Any]) -> None:
         stored.store(folder, headline)
     except OSError as error:
         print(one_line(f"not kept beside the set: {folder}: {error.strerror}"))
-
-
-def _options(name: str, rest: Sequence[str]) -> dict[str, Any]:
-    """--OPTION=VALUE of the data set, each of its default's type."""
-    defaults, options = sources.block(name), {}
-    for argument in rest:
-        option, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise InputError(f"unexpected argument {argument!r}; options are given as --NAME=VALUE")
-        sources.check_options(name, [option])
-        options[option] = _typed(option, value, type(defaults[option]))
-    return options
-
-
-def _typed(option: str, text: str, kind: type) -> Any:
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"--{option}={text}; expected true or false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        words = {int: "a whole number", float: "a number"}[kind]
-        raise InputError(f"--{option}={text}; expected {words}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

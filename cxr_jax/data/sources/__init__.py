@@ -46,6 +46,7 @@ __all__ = [
     "open_source",
     "option_names",
     "peek",
+    "read_options",
     "second_block",
     "switched",
     "told_classes",
@@ -80,6 +81,7 @@ DATASETS = {
     "jsrt_scr": Entry("lung_masks:JSRT_SCR", "the folder with All247images/, fold1/ and fold2/"),
     "montgomery": Entry("lung_masks:MONTGOMERY", "the folder MontgomerySet/"),
     "shenzhen": Entry("lung_masks:SHENZHEN", "the folder ChinaSet_AllFiles/ beside mask/"),
+    "films": Entry("films"),
     "ct_lesions": Entry("ct_lesions", "the folder with ct/, lesions/, lungs/ and the tables"),
     "covid19_ct_seg": Entry("covid19_ct_seg", "the folder COVID-19-CT-Seg_20cases/ lies in"),
     "ct_volume": Entry("ct_volume", "your CSV file of volumes", by_path=True),
@@ -162,6 +164,34 @@ def block(name: str, **options: Any) -> ml_collections.ConfigDict:
     made = ml_collections.ConfigDict({"name": name} | dataclasses.asdict(find(name).Options()))
     made.update(options)  # of the defaults' types
     return made
+
+
+def read_options(name: str, arguments: Iterable[str]) -> dict[str, Any]:
+    """Options of a data set on a command line, --OPTION=VALUE, each of its default's type.
+
+    Raises:
+      InputError: another argument, another set's option, or a value of another type.
+    """
+    defaults, options = block(name), {}
+    for argument in arguments:
+        option, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise InputError(f"unexpected argument {argument!r}; options are given as --NAME=VALUE")
+        check_options(name, [option])
+        options[option] = _typed(option, value, type(defaults[option]))
+    return options
+
+
+def _typed(option: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"--{option}={text}; expected true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        words = {int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"--{option}={text}; expected {words}") from None
 
 
 def second_block(

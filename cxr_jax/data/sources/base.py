@@ -106,7 +106,7 @@ class Subset:
         self.version = source.version + splits.selection(self.indices, len(source))
         self.fields, self.partial = source.fields, partial
         self.findings, self.diagnoses = names_of(source, "findings"), names_of(source, "diagnoses")
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = tuple(getattr(source, "notes", ()))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -151,7 +151,7 @@ def only_with(source: Source, needed: set[str] | frozenset[str]) -> Source:
     chosen = kind(source, indices, partial=source.partial - doubtful)
     if lacks := len(source) - len(indices):
         fields = " or ".join(sorted(doubtful))
-        chosen.notes = (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
+        chosen.notes += (f"left out: {lacks} of {len(source)} records, which have no {fields}",)
     return chosen
 
 
@@ -218,7 +218,7 @@ def by_view(source: Source, view: str) -> Source:
         return source
     kind = SliceSubset if hasattr(source, "slice_table") else Subset
     chosen = kind(source, indices, partial=source.partial)
-    chosen.notes = (
+    chosen.notes += (
         f"left out: {others.total()} of {len(views)} films, which are no {view} ({there})",
     )
     return chosen
