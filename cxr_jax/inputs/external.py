@@ -123,7 +123,7 @@ def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
     Raises:
       InputError: it was.
     """
-    start = _config_of(config.init_from)
+    start = _config_of(config.get("init_from", ""))
     if start is None or not hasattr(test := sources.open_source(config.data, split), "stored"):
         return
     try:
@@ -158,7 +158,7 @@ def _learned_from(config: ml_collections.ConfigDict) -> list[sources.Source]:
         found.append(sources.open_source(config.data, "train"))
         if config.get("second", {}).get("name"):
             found.append(sources.open_source(config.second, "train"))
-        if (config := _config_of(config.init_from)) is None:
+        if (config := _config_of(config.get("init_from", ""))) is None:
             break
     return found
 
