@@ -12,7 +12,6 @@ are given as --OPTION=VALUE; those that the run's own set has too are kept. Writ
 import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from cxr_jax import cli, tables
 from cxr_jax.data import sources
@@ -34,16 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data.update(sources.read_options(data.name, rest))
     found = linear_probe.probe(args.workdir, data)
     lines = {
-        title: {name: _told(metric) for name, metric in metrics.items()}
+        title: {name: tables.with_interval(metric) for name, metric in metrics.items()}
         for title, metrics in found.items()
     }
     print(tables.markdown(lines, linear_probe.METRICS))
-
-
-def _told(metric: Any) -> str:
-    if metric.value is None or metric.low is None:
-        return "-" if metric.value is None else f"{metric.value:.3f}"
-    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from cxr_jax import results, small_files, tables
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
-from cxr_jax.metrics.bootstrap import Metric, Value, bootstrap, numbers
+from cxr_jax.metrics.bootstrap import Value, bootstrap, numbers
 from cxr_jax.tables import Line
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.base import Evaluation
@@ -316,7 +316,7 @@ class _Intervals:
 
     def _texts(self, numbers_of, units: Rows) -> Line:
         found = bootstrap(numbers_of, units, units["group"], resamples=self.resamples)
-        return {name: _text(metric) for name, metric in found.items()}
+        return {name: tables.with_interval(metric) for name, metric in found.items()}
 
 
 def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str, Line]:
@@ -394,13 +394,6 @@ def read_rows(workdir: pathlib.Path, split: str) -> Rows:
                 f"{len(rows['id'])} rows; {command}"
             )
     return rows
-
-
-def _text(metric: Metric) -> str:
-    if metric.value is None:
-        return "-"
-    interval = "" if metric.low is None else f" [{metric.low:.3f}, {metric.high:.3f}]"
-    return f"{metric.value:.3f}{interval}"
 
 
 def _joined(rows: list[Rows]) -> Rows:

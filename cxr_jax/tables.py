@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cxr_jax.metrics.bootstrap import Metric
+
 Line = dict[str, str]  # metric -> what stands in the table
 
 
@@ -16,6 +18,14 @@ def mean_and_sd(reports: Sequence[Mapping[str, float]]) -> Line:
         spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
         texts[name] = "-" if np.isnan(values).any() else f"{values.mean():.3f}{spread}"
     return texts
+
+
+def with_interval(metric: Metric) -> str:
+    """A number and its 95% interval, where it has one; '-' where it is undefined."""
+    if metric.value is None:
+        return "-"
+    interval = "" if metric.low is None else f" [{metric.low:.3f}, {metric.high:.3f}]"
+    return f"{metric.value:.3f}{interval}"
 
 
 def markdown(lines: Mapping[str, Line], names: Sequence[str]) -> str:
