@@ -114,6 +114,21 @@ def test_a_planted_shortcut_is_found_in_its_group(chests, group):
     assert "(chance 0.50" in warning
 
 
+def test_what_a_network_sees_keeps_the_texture_but_not_size_file_and_brightness(chests):
+    def changed(film):
+        wide = cv2.copyMakeBorder(cv2.add(film, 40), 0, 0, 10, 10, cv2.BORDER_CONSTANT)
+        return cv2.GaussianBlur(wide, (9, 9), 0)
+
+    pictures = [changed(f) if k else f for f, k in zip(chests, CLASS)]
+    seen = films.collect([source_of(pictures, CLASS)], most=1000, seen=films.Seen(128))
+    found = report.audit(seen, quick=True)
+    told = found["labels"]["diagnosis"]["told"]
+    assert told["size"] is None
+    assert told["texture"]["balanced_accuracy"]["value"] > 0.9
+    assert films.SEEN in report.text(found)
+    assert films.Seen(128)(pictures[0]).std() > 60  # equalised
+
+
 def test_a_patient_is_never_on_both_sides_of_a_fold():
     """Films of one patient share a number that tells the patient, and so the class, and no more."""
     rng = np.random.default_rng(0)
