@@ -11,7 +11,7 @@
 | cxr3 | the same on the real films of `cxr_3class`, without those that `brixia_cohen` has |
 | smoke | two tiny steps |
 
-Options: `pool=pcam|avg|max|lse|exp|linear`; `side=224` (of cxr3) is the corpus of
+Options: `pool=pcam|avg|max|lse|exp|linear`; `side=224` (of quick and cxr3) is the corpus of
 `diagnosis.py:cxr3`; `paper=severity` trains the corpus on the masked 256 px
 films that Kim et al. 2021 will show it (ours: their paper does not say), with masks from
 `--config.lungs.workdir`. Example: `configs/findings.py:quick,pool=lse`. Results: RESULTS.md.
@@ -97,11 +97,11 @@ def cxr3(config: ml_collections.ConfigDict) -> None:
 
 
 def larger(config: ml_collections.ConfigDict) -> None:
-    """The backbone of `diagnosis.py:cxr3`: one block more, 14x14 cells. The fold that validates
-    there is not trained on: its films choose thresholds."""
-    config.data.fold = 3
+    """The backbone of `diagnosis.py:cxr3`, with the paper's four blocks: 7x7 cells."""
     config.preprocess.size = 224
-    config.model.backbone.update(block_sizes=(3, 6, 6))
+    config.model.backbone.update(block_sizes=(2, 4, 6, 4))
+    if config.data.name == "cxr_3class":
+        config.data.fold = 3  # it validates there, and chooses thresholds: not trained on
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
@@ -127,8 +127,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """
     base, options = common.read_variant(variant, VARIANTS, OPTIONS)
     common.check_options(options, {"paper": ("corpus", "severity"), "side": (128, 224)})
-    if options["side"] != OPTIONS["side"] and base != "cxr3":
-        raise InputError(f"side={options['side']} is an option of cxr3, not of {base!r}")
+    if options["side"] != OPTIONS["side"] and base not in ("quick", "cxr3"):
+        raise InputError(f"side={options['side']} is an option of quick and cxr3, not of {base!r}")
     config = common.get_config()
     paper(config)
     config.pool = options["pool"]
