@@ -192,8 +192,9 @@ def data_dir(tmp_path_factory):
     return root / "data"
 
 
-def joined(data_dir, sets, split="train"):
-    return sources.open_source(sources.block("films", sets=sets, data_dir=str(data_dir)), split)
+def joined(data_dir, sets, split="train", **options):
+    data = sources.block("films", sets=sets, data_dir=str(data_dir), **options)
+    return sources.open_source(data, split)
 
 
 def told(source, field):
@@ -225,6 +226,27 @@ def test_patients_in_two_sets_are_left_out_of_both(data_dir):
     shared = {"cxr_3class/c0", "cxr_3class/c2"}
     for split in ("train", "test"):
         assert not shared & set(told(joined(data_dir, "cxr_3class", split), "group"))
+
+
+def test_a_validation_fold_is_not_trained_on(data_dir, tmp_path, capsys):
+    three = "cxr_3class"
+    every, part = (set(told(joined(data_dir, three, fold=k), "id")) for k in (-1, 3))
+    data = sources.block(three, data_dir=str(data_dir), fold=3)
+    fold = {f"{three}/{name}" for name in told(sources.open_source(data, "val"), "id")}
+    assert part
+    assert fold
+    assert part == every - fold
+    assert set(told(joined(data_dir, three, "val", fold=3), "id")) == every & fold
+    assert config_of("simclr", "cxr3").data.fold == config_of("diagnosis", "cxr3").data.fold
+    # A run of before this option trained on all of them, and its later user is told.
+    start = {"task": "simclr", "data": {"name": "films", "sets": three, "data_dir": str(data_dir)}}
+    (tmp_path / "config.json").write_text(json.dumps(start))
+    config = ml_collections.ConfigDict({"init_from": str(tmp_path), "data": data})
+    external.check_start(config, split="test")
+    assert "films of the validation split" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps(start | {"data": start["data"] | {"fold": 3}}))
+    external.check_start(config, split="test")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
