@@ -274,7 +274,7 @@ def test_a_later_test_on_films_that_were_joined_is_refused(data_dir, tmp_path):
     config.data = sources.block("cxr_3class", data_dir=str(data_dir))
     external.check_start(config, split="test")
     config.data.test_fold = 2
-    with pytest.raises(InputError, match="was trained on 0 patients and 3 films"):
+    with pytest.raises(InputError, match="was trained on 3 patients and 3 films"):
         external.check_start(config, split="test")
 
 

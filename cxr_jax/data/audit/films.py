@@ -149,7 +149,7 @@ def collect(
 def _look(source: sources.Source, index: int, *, prints: bool) -> dict[str, Any]:
     record = source[index]
     film = record["image"]
-    stored = source.stored(index) if hasattr(source, "stored") else b""
+    stored = source.stored(index) if sources.of_files(source) else b""
     return {
         "id": str(record["id"]),
         "group": str(record["group"]),
@@ -195,6 +195,6 @@ def _labels(seen: list[dict[str, Any]], source: sources.Source) -> Iterator[tupl
 
 
 def _files(source: sources.Source) -> str:
-    if not hasattr(source, "stored"):
+    if not sources.of_files(source):
         return NO_FILE
-    return STORED if hasattr(source, "folder") else ORIGINAL
+    return STORED if hasattr(sources.whole(source), "folder") else ORIGINAL

@@ -22,9 +22,11 @@ from cxr_jax.data.sources.base import (
     by_severity,
     by_view,
     names_of,
+    of_files,
     only_with,
     peek,
     told_classes,
+    whole,
 )
 from cxr_jax.errors import InputError
 
@@ -44,6 +46,7 @@ __all__ = [
     "check_options",
     "find",
     "names_of",
+    "of_files",
     "only_with",
     "open_source",
     "option_names",
@@ -52,6 +55,7 @@ __all__ = [
     "second_block",
     "switched",
     "told_classes",
+    "whole",
 ]
 
 

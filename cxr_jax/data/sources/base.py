@@ -122,6 +122,14 @@ class Subset:
         """See the function."""
         return peek(self.source, self.indices[index], field)
 
+    def stored(self, index: int) -> bytes:
+        """The film as it is stored, where the source is `of_files`."""
+        return self.source.stored(self.indices[index])
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of `stored`."""
+        return self.source.stored_size(self.indices[index])
+
 
 class _Relabelled(Subset):
     """Some films of a set, their classes under other numbers."""
@@ -176,6 +184,18 @@ def has(source: Source, index: int, field: str) -> bool:
     """Whether a record has a field; read it is only where the source has no way round that."""
     look = getattr(source, "has", None)
     return look(index, field) if look else field in source[index]
+
+
+def whole(source: Source) -> Source:
+    """What a source is a subset of; itself if it is none."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
+
+
+def of_files(source: Source) -> bool:
+    """Whether its films are files, which `stored` gives; phantoms are not."""
+    return hasattr(whole(source), "stored")
 
 
 def peek(source: Source, index: int, field: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from cxr_jax.data import sources
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
-from cxr_jax.data.sources.base import Source, Subset, peek
+from cxr_jax.data.sources.base import Source, Subset, of_files, peek
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"image", "id", "group", "view"})
@@ -65,10 +65,13 @@ class Films:
     """The records of several sources, one set behind the other, reduced to `FIELDS`.
 
     Patients of two sets are two patients: `id` and `group` have the set's name before them.
+
+    Attributes:
+      parts: the sources.
     """
 
     def __init__(self, parts: Sequence[Source], split: str):
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._starts = [0, *itertools.accumulate(map(len, parts))]
         self.name, self.split = "films", split
         self.version = "+".join(f"{part.name}:{part.version}" for part in parts)
@@ -97,9 +100,7 @@ class Films:
     def stored(self, index: int) -> bytes:
         """The film as it is stored; its name where its set stores none."""
         part, at = self._place(index)
-        if isinstance(part, Subset):
-            part, at = part.source, part.indices[at]
-        return part.stored(at) if hasattr(part, "stored") else self.peek(index, "id").encode()
+        return part.stored(at) if of_files(part) else self.peek(index, "id").encode()
 
     def stored_size(self, index: int) -> int:
         """Bytes of `stored`."""
@@ -107,9 +108,9 @@ class Films:
 
     def _place(self, index: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._starts, index) - 1
-        if not 0 <= number < len(self._parts):
+        if not 0 <= number < len(self.parts):
             raise IndexError(index)
-        return self._parts[number], index - self._starts[number]
+        return self.parts[number], index - self._starts[number]
 
 
 def _check(names: Sequence[str], data_dir: str) -> None:
