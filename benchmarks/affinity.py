@@ -4,18 +4,11 @@
 
 All give the same loss, which is printed. `rows` is the one of ops/affinity.py: each row against the
 radius rows below it. `pairs` multiplies all pairs of pixels and masks. `shifts` multiplies 80
-shifted views one after the other. `gather` stacks the 80 shifted views first. Each runs in a
-process of its own, because peak memory is a process's.
+shifted views one after the other. `gather` stacks the 80 shifted views first.
 """
 
-import argparse
-import json
-import os
 import pathlib
-import statistics
-import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -23,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import write_result
-from cxr_jax import train, writers
+from benchmarks.methods import compare, timed
 from cxr_jax.ops import affinity
 
 RADIUS, FOREGROUND, BACKGROUND = 5, 0.1, 0.01  # the paper's
@@ -90,59 +82,23 @@ def measure(method: str, *, side: int, channels: int, batch_size: int, steps: in
         return jnp.mean(terms["nfs"] + terms["nbs"] + 0.5 * terms["nfbd"])
 
     features, prob = jax.device_put((features, prob))
-    before_mb = train.peak_memory_mb()
-    lowered = jax.jit(jax.value_and_grad(loss)).lower(features, prob)
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    compile_s = time.perf_counter() - start
-    times = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        value, grad = jax.block_until_ready(compiled(features, prob))
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": round(statistics.median(times[1:]), 3),  # the first one touches fresh memory
-        "seconds_min_max": [round(min(times[1:]), 3), round(max(times[1:]), 3)],
-        "compile_s": round(compile_s, 1),
-        "temporaries_MiB": round(compiled.memory_analysis().temp_size_in_bytes / 2**20),
-        "peak_memory_MiB": round(train.peak_memory_mb()),
-        "peak_before_compiling_MiB": round(before_mb),
+    row, (value, grad) = timed(jax.value_and_grad(loss), features, prob, steps=steps)
+    return row | {
         "loss": round(float(value), 6),
         "gradient_norm": float(f"{jnp.linalg.norm(grad):.5g}"),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=56, help="448 px at stride 8")
-    parser.add_argument("--channels", type=int, default=448, help="64 + 128 + 256")
-    parser.add_argument("--batch_size", type=int, default=8, help="one bag")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--method", choices=METHODS, help="this one alone, in this process")
-    parser.add_argument("--output", type=pathlib.Path)
-    args = parser.parse_args()
-    shape = dict(side=args.side, channels=args.channels, batch_size=args.batch_size)
-    if args.method:
-        print(json.dumps(measure(args.method, **shape, steps=args.steps)))
-        return
-    load = os.getloadavg()[0]
-    methods = {}
-    for method in METHODS:
-        flags = [f"--{key}={value}" for key, value in shape.items()]
-        command = [sys.executable, __file__, *flags, f"--steps={args.steps}", f"--method={method}"]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        methods[method] = json.loads(output.splitlines()[-1])
-    result = {
-        **shape,
-        "radius": RADIUS,
-        "steps": args.steps,
-        "load_average_before": round(load, 1),
-        "note": "other jobs shared the cores: times are upper bounds" if load > 1 else "",
-        "methods": methods,
-        **writers.provenance(),
-    }
-    write_result(result, args.output)
-
-
 if __name__ == "__main__":
-    main()
+    compare(
+        __file__,
+        __doc__.splitlines()[0],
+        tuple(METHODS),
+        measure=measure,
+        shape={
+            "side": (56, "448 px at stride 8"),
+            "channels": (448, "64 + 128 + 256"),
+            "batch_size": (8, "one bag"),
+        },
+        steps=5,
+    )

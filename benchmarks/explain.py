@@ -4,18 +4,11 @@
 
 ViT-B (12 layers, 12 heads, width 768) on a map of side x side x 1024, random weights. `relevance`
 gives rollout and raw attention as well; `relevance_3` explains three classes at once. `deletion` is
-17 forward passes, of the map's first channel with cells taken away. Each runs in a process of its
-own, because peak memory is a process's.
+17 forward passes, of the map's first channel with cells taken away.
 """
 
-import argparse
-import json
-import os
 import pathlib
-import statistics
-import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -23,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import write_result
-from cxr_jax import train, writers
+from benchmarks.methods import compare, timed
 from cxr_jax.explain import attention, faithfulness, gradcam, relevance
 from cxr_jax.models.vit import vit_b16
 
@@ -93,55 +85,16 @@ def inputs(side: int, batch_size: int) -> tuple[dict, jax.Array]:
 def measure(method: str, *, side: int, batch_size: int, steps: int) -> dict:
     """Compiles and times one method, as a row of the result."""
     params, features = jax.block_until_ready(inputs(side, batch_size))
-    before_mb = train.peak_memory_mb()
-    start = time.perf_counter()
-    compiled = jax.jit(METHODS[method]).lower(params, features).compile()
-    compile_s = time.perf_counter() - start
-    times = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        out = jax.block_until_ready(compiled(params, features))
-        times.append(time.perf_counter() - start)
-    return {
-        "seconds": round(statistics.median(times[1:]), 3),  # the first one touches fresh memory
-        "seconds_min_max": [round(min(times[1:]), 3), round(max(times[1:]), 3)],
-        "compile_s": round(compile_s, 1),
-        "temporaries_MiB": round(compiled.memory_analysis().temp_size_in_bytes / 2**20),
-        "peak_memory_MiB": round(train.peak_memory_mb()),
-        "peak_before_compiling_MiB": round(before_mb),
-        "finite": bool(np.isfinite(out).all()),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=16, help="512 px at stride 32")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--method", choices=METHODS, help="this one alone, in this process")
-    parser.add_argument("--output", type=pathlib.Path)
-    args = parser.parse_args()
-    shape = dict(side=args.side, batch_size=args.batch_size)
-    if args.method:
-        print(json.dumps(measure(args.method, **shape, steps=args.steps)))
-        return
-    load = os.getloadavg()[0]
-    methods = {}
-    for method in METHODS:
-        flags = [f"--{key}={value}" for key, value in shape.items()]
-        command = [sys.executable, __file__, *flags, f"--steps={args.steps}", f"--method={method}"]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        methods[method] = json.loads(output.splitlines()[-1])
-    result = {
-        **shape,
-        "steps": args.steps,
-        "load_average_before": round(load, 1),
-        "note": "other jobs shared the cores: times are upper bounds" if load > 1 else "",
-        "methods": methods,
-        **writers.provenance(),
-    }
-    write_result(result, args.output)
+    row, out = timed(METHODS[method], params, features, steps=steps)
+    return row | {"finite": bool(np.isfinite(out).all())}
 
 
 if __name__ == "__main__":
-    main()
+    compare(
+        __file__,
+        __doc__.splitlines()[0],
+        tuple(METHODS),
+        measure=measure,
+        shape={"side": (16, "512 px at stride 32"), "batch_size": (4, "films")},
+        steps=3,
+    )

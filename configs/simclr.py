@@ -69,8 +69,9 @@ def small(config: ml_collections.ConfigDict) -> None:
 
 def cxr3(config: ml_collections.ConfigDict) -> None:
     """The training films of `cxr_3class` without the patients that `brixia_cohen` has too, so that
-    either set tests what starts from here. The middle square of each, as the classifier has it."""
-    config.data = sources.block("films", sets="cxr_3class")
+    either set tests what starts from here, and without the classifier's validation fold. The middle
+    square of each, as the classifier has it."""
+    config.data = sources.block("films", sets="cxr_3class", fold=3)
     config.total_steps = 1000
     config.checkpoint_every = 250
     config.optimizer.update(lr=5e-4, weight_decay=1e-2, warmup_steps=100)

@@ -60,10 +60,9 @@ def probe(
     run = TrainedRun.load(workdir, tuple(complete_steps(workdir)[-1:]))
     config = run.config.copy_and_resolve_references()
     config.data = data
-    train, test = (_open(data, split) for split in ("train", "test"))
-    there = np.unique(train.labels)
-    classes = tuple(sources.names_of(train.source, "diagnoses")[k] for k in there)
-    train, test = (_of_classes(films, there) for films in (train, test))
+    opened = [_open(data, split) for split in ("train", "test")]
+    classes = _classes(opened[0])
+    train, test = (_films(sources.by_classes(source, classes)) for source in opened)
     folds = _folds(train, seed=config.seed)
     networks = _networks(run)
     if not external.is_own(config, workdir):
@@ -102,31 +101,25 @@ def probe(
     return found
 
 
-def _open(data: ml_collections.ConfigDict, split: str) -> Films:
-    """The films with a diagnosis; no picture is read."""
+def _open(data: ml_collections.ConfigDict, split: str) -> sources.Source:
+    """The films with a diagnosis."""
     source = sources.open_source(data, split)
     pipeline.check_fields(source, {"diagnosis"})
-    source = sources.only_with(source, {"diagnosis"})
+    return sources.only_with(source, {"diagnosis"})
+
+
+def _classes(train: sources.Source) -> tuple[str, ...]:
+    """Those that the training films have."""
+    there = {int(sources.peek(train, index, "diagnosis")) for index in range(len(train))}
+    return tuple(sources.names_of(train, "diagnoses")[k] for k in sorted(there))
+
+
+def _films(source: sources.Source) -> Films:
+    """Reads no picture."""
     every = range(len(source))
     labels = [int(sources.peek(source, index, "diagnosis")) for index in every]
     groups = [str(sources.peek(source, index, "group")) for index in every]
     return Films(source, np.array(labels, int), np.array(groups, str))
-
-
-def _of_classes(films: Films, classes: np.ndarray) -> Films:
-    """The films of some classes, numbered in their order.
-
-    Raises:
-      InputError: there is none.
-    """
-    source, kept = films.source, np.flatnonzero(np.isin(films.labels, classes))
-    if not len(kept):
-        raise InputError(
-            f"data set {source.name!r} (split {source.split!r}) has no film of the classes that "
-            "the training films have"
-        )
-    chosen = sources.Subset(source, kept.tolist(), partial=source.partial)
-    return Films(chosen, np.searchsorted(classes, films.labels[kept]), films.groups[kept])
 
 
 def _folds(train: Films, *, seed: int) -> StratifiedGroupKFold:

@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {"measure_explanations": False}
 ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("cxr_3class", "test_fold"): 4,
     ("manifest", "classes"): "",
+    ("films", "fold"): -1,
 }
 
 

@@ -20,10 +20,14 @@ def match_paths(params: Any, patterns: Sequence[str]) -> Any:
     """Bool pytree: does any pattern match the whole path of the leaf?
 
     Raises:
-      InputError: a pattern matches nothing, which is a typing error in a config.
+      InputError: no regular expression, or one that matches nothing: a typing error in a config.
     """
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise InputError(f"parameter pattern {pattern!r}: {error}") from error
         if not any(re.fullmatch(pattern, path) for path in paths):
             tops = sorted({path.split("/")[0] for path in paths})
             raise InputError(
@@ -124,6 +128,12 @@ def _scale_by_path(
     factors: Sequence[tuple[str, float]], params: Any
 ) -> optax.GradientTransformation:
     """Multiplies each update by the factor of the first pattern that matches its path, else 1."""
+    for pair in factors:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or type(pair[1]) not in (int, float):
+            raise InputError(
+                f"config.optimizer.lr_factors={tuple(factors)}; expected (pattern, factor) pairs"
+            )
     match_paths(params, [pattern for pattern, _ in factors])  # a pattern without a match is a typo
 
     def factor(path) -> float:

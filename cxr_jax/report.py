@@ -61,6 +61,8 @@ def main() -> int:
             groups.setdefault(name, []).append(pathlib.Path(folder))
         metrics = tuple(filter(None, args.metrics.split(",")))
         text = compare(groups, args.split, metrics, tune=args.tune)
+    elif args.pool and any(equals for _, equals, _ in named):
+        raise InputError("--pool takes the folds of one kind of run, as DIR without a name")
     elif args.tune or args.metrics:
         option = "--tune" if args.tune else "--metrics"
         raise InputError(f"{option}: name the runs, as A=DIR")
@@ -274,8 +276,9 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     task = make_task(configs[0])
     if not task.evaluation.mean_over_runs:
         raise InputError(
-            f"a run of task {task.name!r}: its predictions have no mean over runs; name the runs "
-            f"(python -m cxr_jax.report A={workdirs[0]} ...) for a table of any task"
+            f"a run of task {task.name!r}: its predictions have no mean over runs"
+            f"{', and those of folds cannot be pooled' if pool else ''}; name the runs (python -m "
+            f"cxr_jax.report A={workdirs[0]} ...) for a table of any task"
         )
     rows = [read_rows(workdir, split) for workdir in workdirs]
     table = _Intervals(task.evaluation, resamples)

@@ -121,8 +121,9 @@ class Sweep:
             if small_files.exists(run.folder / workdirs.LOCK):
                 with workdirs.only_writer(run.folder):
                     pass  # nobody else is at work there
-        found = {run.key: sweep_table.finished(run, split) for run in runs}
-        self._found = {key: one for key, one in found.items() if one is not None}
+        self._found: dict[tuple[str, int], sweep_table.Finished] = {}
+        for run in runs:
+            self._look(run)
         self._failed: set[tuple[str, int]] = set()
         self._took: list[float] = []
 
@@ -141,8 +142,12 @@ class Sweep:
         number."""
         for number, run in enumerate(self._runs, 1):
             title = f"run {number} of {len(self._runs)}, {run.label}"
+            outdated = self._look(run)  # a run before it may have been trained just now
             if run.key in self._found:
                 print(f"{title}: done already", flush=True)
+                continue
+            if outdated:
+                self._fail(run, f"{title}: left out, for {outdated}")
                 continue
             missing = [name for name in run.needs if (name, run.seed) not in self._found]
             if missing:
@@ -156,7 +161,17 @@ class Sweep:
                 return stop.status
         return 1 if self._failed else 0
 
+    def _look(self, run: Run) -> str:
+        """Whether it is finished; why what is there is of no use, if so."""
+        self._found.pop(run.key, None)
+        one = sweep_table.finished(run, self._split)
+        outdated = sweep_table.outdated(run)
+        if one is not None and not outdated:
+            self._found[run.key] = one
+        return outdated
+
     def _do(self, run: Run, title: str, stop: StopSignal) -> None:
+        sweep_table.record_starts(run)
         started = time.monotonic()
         status = run_child(run, stop)
         self._took.append(time.monotonic() - started)

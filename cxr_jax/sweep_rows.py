@@ -77,6 +77,11 @@ class Run:
         return self.row.name, self.seed
 
     @property
+    def starts(self) -> dict[str, pathlib.Path]:
+        """Row -> work directory of its run of this seed, of the `needs`."""
+        return {name: self.folder.parents[1] / name / self.folder.name for name in self.needs}
+
+    @property
     def label(self) -> str:
         """For a line on the terminal."""
         return f"{self.row.name}, seed {self.seed}"

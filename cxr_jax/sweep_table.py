@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cxr_jax import results, safe_write, small_files, tables, writers
+from cxr_jax import manifests, results, safe_write, small_files, tables, writers
 from cxr_jax import workdir as workdirs
-from cxr_jax.checkpoints import complete_steps
+from cxr_jax.checkpoints import FOLDER, complete_steps
 from cxr_jax.errors import InputError, tell_once
 from cxr_jax.sweep_rows import Run
 
-SECONDS = "sweep.json"  # in a run's folder: how long its processes took
+NOTES = "sweep.json"  # in a run's folder: how long its processes took, what it began with
 _NUMBER = (float, type(None))
 
 
@@ -75,10 +75,7 @@ def _metrics(fields: small_files.Fields, prefix: str) -> dict[str, Any]:
 
 
 def _seconds(folder: pathlib.Path) -> float | None:
-    path = folder / SECONDS
-    if not small_files.is_file(path):
-        return None
-    return small_files.read_fields(path, "remove it").get("seconds", float)
+    return _notes(folder).get("seconds", (float, type(None)), None)
 
 
 def add_seconds(folder: pathlib.Path, seconds: float) -> None:
@@ -88,7 +85,51 @@ def add_seconds(folder: pathlib.Path, seconds: float) -> None:
       InputError: the file of the earlier ones is broken.
     """
     total = (_seconds(folder) or 0) + seconds
-    writers.write_json(folder / SECONDS, {"seconds": round(total, 1)})
+    writers.write_json(folder / NOTES, _notes(folder).values | {"seconds": round(total, 1)})
+
+
+def record_starts(run: Run) -> None:
+    """Keeps which checkpoints of the runs that it needs a run begins with, if it begins now.
+
+    Raises:
+      InputError: the file of earlier processes is broken.
+    """
+    if run.starts and not complete_steps(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        starts = {name: _trained(folder) for name, folder in run.starts.items()}
+        writers.write_json(run.folder / NOTES, _notes(run.folder).values | {"starts": starts})
+
+
+def outdated(run: Run) -> str:
+    """Why a run's checkpoints are of no use: it began with a run that has been trained anew since;
+    '' where that is not so, or was not recorded.
+
+    Raises:
+      InputError: the file of earlier processes is broken.
+    """
+    if not complete_steps(run.folder):
+        return ""
+    began = _notes(run.folder).get("starts", dict, {})
+    for name, folder in run.starts.items():
+        if name in began and began[name] != _trained(folder):
+            return (
+                f"it began with {name!r} as that was before it was trained anew; remove "
+                f"{run.folder}, to train it again"
+            )
+    return ""
+
+
+def _trained(folder: pathlib.Path) -> str | None:
+    """What the last checkpoint of a run holds; None without one."""
+    steps = complete_steps(folder)[-1:]
+    return manifests.digest(folder / FOLDER / str(steps[0])) if steps else None
+
+
+def _notes(folder: pathlib.Path) -> small_files.Fields:
+    """What earlier processes left of a run."""
+    path = folder / NOTES
+    there = small_files.is_file(path)
+    return small_files.read_fields(path, "remove it") if there else small_files.Fields(path, {}, "")
 
 
 # Files.

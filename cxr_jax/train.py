@@ -312,6 +312,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("eval_batch_size", 1),
         ("log_every", 1),
         ("checkpoint_every", 1),
+        ("keep_every", 0),
         ("eval_every", 0),
         ("figures", 0),
         ("bootstrap", 0),
@@ -321,10 +322,10 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         if config[name] < least:
             raise InputError(f"config.{name}={config[name]}; it must be at least {least}")
     for step in config.eval_steps:
-        if not 0 < step <= config.total_steps:
+        if type(step) is not int or not 0 < step <= config.total_steps:
             raise InputError(
-                f"config.eval_steps={tuple(config.eval_steps)}: step {step} is not in "
-                f"1..config.total_steps={config.total_steps}"
+                f"config.eval_steps={tuple(config.eval_steps)}: step {step!r} is no whole number "
+                f"in 1..config.total_steps={config.total_steps}"
             )
     if not 1 <= config.optimizer.accumulate <= config.total_steps:
         raise InputError(

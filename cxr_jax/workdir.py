@@ -113,6 +113,8 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     config.fields("data").get("name", str)
     for name, kind in _KINDS.items():
         config.get(name, kind, *(() if name == "task" else (None,)))
+    if any(type(step) is not int for step in config.get("eval_steps", list, [])):
+        raise InputError(f"{path}: eval_steps are no list of whole numbers; {_REMEDY}")
     try:
         return ml_collections.ConfigDict(_tuples(config.values)).lock()
     except (ValueError, TypeError, AttributeError, KeyError) as error:

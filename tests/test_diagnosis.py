@@ -10,11 +10,13 @@ import pytest
 
 from cxr_jax import evaluate, figures, optimizers, report, train
 from cxr_jax.data import sources
+from cxr_jax.data.audit import stored
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import make_task
 from cxr_jax.trained import make_batch
+from tests.data import fake_sets
 
 
 def config_of(name: str, variant: str):
@@ -418,3 +420,19 @@ def test_what_was_chosen_has_no_mean_over_seeds(run):
     cells = [text.splitlines()[3].split("|")[column].strip() for text in (one, two)]
     assert cells[0][0] in "01"
     assert cells[1] == "-"
+
+
+def test_what_an_audit_found_of_a_prepared_set_stands_beside_the_result(run, tmp_path):
+    config, workdir, _ = run
+    fake_sets.run_prepare("cxr_3class", fake_sets.make_3class(tmp_path / "set"), tmp_path / "data")
+    other = config.copy_and_resolve_references()
+    other.data = sources.block("cxr_3class", data_dir=str(tmp_path / "data"))
+    found = {
+        **{"films": 20, "total": 20, "copies": 3, "warnings": ["told from size alone"]},
+        **{"told": {"diagnosis": {"size": 0.8}}, "chance": {"diagnosis": 1 / 3}},
+    }
+    stored.store(tmp_path / "data" / "cxr_3class" / "1.0.0", found)
+    evaluate.evaluate(other, workdir)
+    evaluations = json.loads((workdir / "results.json").read_text())["evaluations"]
+    assert evaluations["cxr_3class-test"]["data"]["audit"] == found
+    assert evaluations["test"]["data"]["audit"] is None  # phantoms

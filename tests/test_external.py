@@ -187,3 +187,45 @@ def test_another_test_fold_than_that_of_the_start_is_refused(tmp_path):
     config.data.test_fold, config.data.fold = 1, 0
     with pytest.raises(InputError, match=r"e\.g\. of the same folds"):
         external.check_start(config, split="test")
+
+
+@pytest.fixture(scope="module")
+def overlapping(tmp_path_factory):
+    """Where brixia_cohen and cxr_3class are prepared: patient c2, in the test fold of the one, is
+    among the training films of the other, there as another file."""
+    root = tmp_path_factory.mktemp("overlap")
+    cohen = fake_sets.make_prepared(root / "cohen")
+    for number in (2, 3):
+        fake_sets.edit(cohen / "annotations.csv", number + 2, "group", "c2")
+    fake_sets.run_prepare("brixia_cohen", cohen, root / "data")
+    fake_sets.run_prepare("cxr_3class", fake_sets.make_3class(root / "three"), root / "data")
+    return root / "data"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        dict(name="brixia_cohen"),
+        dict(name="brixia_cohen", min_severity=9, max_severity=12),  # some of the films
+        dict(name="films", sets="brixia_cohen"),  # patients under other names there
+    ],
+    ids=str,
+)
+def test_a_start_that_has_seen_a_shared_patient_of_another_set_is_refused(
+    overlapping, tmp_path, data
+):
+    def block(name, **options):
+        return sources.block(name, data_dir=str(overlapping), **options)
+
+    start = config_of("")
+    start.data = block(**data)
+    (tmp_path / "config.json").write_text(start.to_json())
+    config = config_of("")
+    config.init_from = str(tmp_path)
+    config.data = block("cxr_3class")
+    with pytest.raises(InputError, match="trained on 1 patients and 0 films"):
+        external.check_start(config, split="test")
+    config.data = block("cxr_3class", test_fold=2, fold=3)  # c2 is in fold 4
+    external.check_start(config, split="test")
+    config.data = block("cxr_3class", leave_out_overlap=True)
+    external.check_start(config, split="test")

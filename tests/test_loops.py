@@ -18,7 +18,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoints, evaluate, predict, state, train, trained
+from cxr_jax import checkpoints, config_files, evaluate, predict, state, train, trained
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import splits
@@ -273,6 +273,16 @@ def test_every_variant_is_a_config(path):
         train.check_numbers(config)
     with pytest.raises(InputError, match="nonsense"):
         load_config(path, "nonsense")
+
+
+@pytest.mark.parametrize(
+    "steps", ["([1],)", "('a',)", "(1.5,)", "(True,)", "(None,)", "(0,)", "(3,)"]
+)
+def test_eval_steps_of_another_kind_are_one_line(steps):
+    file = str(ROOT / "configs" / "severity.py")
+    config = config_files.resolved(f"{file}:smoke", [f"--config.eval_steps={steps}"])
+    with pytest.raises(InputError, match=r"config\.eval_steps=\(.*no whole number in 1\.\.config"):
+        train.check_numbers(config)
 
 
 def test_another_config_is_refused(smoke_run):

@@ -75,6 +75,20 @@ def test_a_pattern_without_a_match_is_a_mistake(field):
         updates(name="sgd", **{field: value})
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"frozen": ("[",)}, r"pattern '\[': "),
+        ({"frozen": (1,)}, "pattern 1: "),
+        ({"lr_factors": ("head/.*",)}, r"lr_factors=\('head/\.\*',\); expected \(pattern"),
+        ({"lr_factors": (("head/.*", "fast"),)}, "'fast'.*; expected"),
+    ],
+)
+def test_patterns_and_factors_of_another_kind_are_mistakes(settings, words):
+    with pytest.raises(InputError, match=words):
+        updates(name="sgd", **settings)
+
+
 def test_all_frozen_is_a_mistake():
     with pytest.raises(InputError, match="frozen"):
         updates(name="sgd", frozen=(".*",))

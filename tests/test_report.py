@@ -1,9 +1,12 @@
 """The table over seeds and folds, against numbers worked out by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from configs import severity as severity_config
+from configs import simclr as simclr_config
 from cxr_jax import report, workdir
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -65,6 +68,16 @@ def test_folds_are_pooled(runs, tmp_path):
 def test_a_film_in_two_folds_is_refused(runs):
     with pytest.raises(InputError, match="in two of the runs"):
         report.report([runs / "one", runs / "two"], "test", pool=True, resamples=0)
+
+
+def test_runs_whose_predictions_cannot_be_pooled_are_refused(runs, tmp_path, monkeypatch):
+    config = simclr_config.get_config("smoke")
+    workdir.claim(config, tmp_path / "views", sources.open_source(config.data, "train"))
+    with pytest.raises(InputError, match=r"'simclr'.*no mean.*folds cannot be pooled; name the ru"):
+        report.report([tmp_path / "views"], "test", pool=True, resamples=0)
+    monkeypatch.setattr(sys, "argv", ["report", "--pool", f"A={runs / 'one'}", f"A={runs / 'two'}"])
+    with pytest.raises(InputError, match=r"--pool takes .* DIR without a name"):
+        report.main()
 
 
 def test_a_run_that_was_not_evaluated_is_named(runs):

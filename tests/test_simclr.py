@@ -192,8 +192,9 @@ def data_dir(tmp_path_factory):
     return root / "data"
 
 
-def joined(data_dir, sets, split="train"):
-    return sources.open_source(sources.block("films", sets=sets, data_dir=str(data_dir)), split)
+def joined(data_dir, sets, split="train", **options):
+    data = sources.block("films", sets=sets, data_dir=str(data_dir), **options)
+    return sources.open_source(data, split)
 
 
 def told(source, field):
@@ -227,6 +228,27 @@ def test_patients_in_two_sets_are_left_out_of_both(data_dir):
         assert not shared & set(told(joined(data_dir, "cxr_3class", split), "group"))
 
 
+def test_a_validation_fold_is_not_trained_on(data_dir, tmp_path, capsys):
+    three = "cxr_3class"
+    every, part = (set(told(joined(data_dir, three, fold=k), "id")) for k in (-1, 3))
+    data = sources.block(three, data_dir=str(data_dir), fold=3)
+    fold = {f"{three}/{name}" for name in told(sources.open_source(data, "val"), "id")}
+    assert part
+    assert fold
+    assert part == every - fold
+    assert set(told(joined(data_dir, three, "val", fold=3), "id")) == every & fold
+    assert config_of("simclr", "cxr3").data.fold == config_of("diagnosis", "cxr3").data.fold
+    # A run of before this option trained on all of them, and its later user is told.
+    start = {"task": "simclr", "data": {"name": "films", "sets": three, "data_dir": str(data_dir)}}
+    (tmp_path / "config.json").write_text(json.dumps(start))
+    config = ml_collections.ConfigDict({"init_from": str(tmp_path), "data": data})
+    external.check_start(config, split="test")
+    assert "films of the validation split" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps(start | {"data": start["data"] | {"fold": 3}}))
+    external.check_start(config, split="test")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "sets, words",
     [
@@ -252,7 +274,7 @@ def test_a_later_test_on_films_that_were_joined_is_refused(data_dir, tmp_path):
     config.data = sources.block("cxr_3class", data_dir=str(data_dir))
     external.check_start(config, split="test")
     config.data.test_fold = 2
-    with pytest.raises(InputError, match="was trained on 0 patients and 3 films"):
+    with pytest.raises(InputError, match="was trained on 3 patients and 3 films"):
         external.check_start(config, split="test")
 
 

@@ -76,6 +76,7 @@ def test_broken_small_files_are_one_line_everywhere(tmp_path, what):
         ({"seed": True}, "true or false as seed, expected a whole number"),
         ({"extra": 4}, "a whole number as extra, expected an object"),
         ({"eval_steps": {}}, "an object as eval_steps, expected a list"),
+        ({"eval_steps": [[1]]}, "eval_steps are no list of whole numbers"),
     ],
 )
 def test_a_config_of_wrong_types_is_one_line(tmp_path, changes, words):

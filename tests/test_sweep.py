@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cxr_jax import evaluate, sweep, sweep_rows, sweep_table, train, workdir
+from cxr_jax import evaluate, manifests, sweep, sweep_rows, sweep_table, train, workdir
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.errors import InputError
 from tests.conftest import ROOT, UNOPTIMISED
@@ -143,6 +143,32 @@ def test_an_evaluation_that_does_not_fit_is_made_again(listed, monkeypatch, tmp_
     path.write_text(json.dumps(whole))
     shutil.rmtree(run.folder / "checkpoints" / "2")
     assert sweep_table.finished(run, "test") is None
+
+
+def test_a_run_whose_start_was_trained_anew_is_no_longer_done(listed, monkeypatch, capsys):
+    folder, file = listed
+    args = (f"--list={file}", f"--output={folder}")
+    start, after = (folder / name / "seed-1" for name in ("first", "from first"))
+    digest = manifests.digest(start / "checkpoints" / "2")
+    notes = after / sweep_table.NOTES
+    before = notes.read_text()
+    assert json.loads(before)["starts"] == {"first": digest}
+    assert "starts" not in (start / sweep_table.NOTES).read_text()
+    try:
+        notes.write_text(before.replace(digest, "0" * 64))
+        assert command(monkeypatch, *args) == 1
+        said = capsys.readouterr()
+        (told,) = said.err.splitlines()
+        assert told.startswith(
+            "run 4 of 4, from first, seed 1: left out, for it began with 'first'"
+        )
+        assert told.endswith(f"remove {after}, to train it again")
+        assert said.out.count("done already") == 3
+        assert cells((folder / "table.md").read_text(), "from first")[2] == "1 of 2"
+    finally:
+        notes.write_text(before)
+    assert command(monkeypatch, *args) == 0
+    assert cells((folder / "table.md").read_text(), "from first")[2] == "2"
 
 
 def test_rows_of_unequal_length_are_told_and_missing_seeds_too(listed, tmp_path):

@@ -27,8 +27,9 @@ class Visible:
     Attributes:
         crop: 'nothing'; to the middle 'square', of the shorter side; to the box of the 'lungs'.
         hide: 'nothing'; the 'lungs', or what is 'outside' of them, is painted black, before the
-            preprocessing, so that no histogram knows it. The outline of the lungs stays visible. A
-            film without any lung in its mask is black: who knows what would be shown.
+            preprocessing, so that no histogram knows it. The outline of the lungs stays visible.
+            Where the mask has one lung alone, 'lungs' gives a black film, for the other one would
+            be shown, and 'outside' that lung; without any lung the film is black either way.
     """
 
     crop: str = "nothing"
@@ -51,7 +52,8 @@ class Visible:
         """Rows and columns of the film that are seen; never empty.
 
         Args:
-            record: with `image`, and `lungs` where they are needed. Without any lung all is seen.
+            record: with `image`, and `lungs` where they are needed: of one lung alone its box,
+                without any lung all is seen.
         """
         height, width = record["image"].shape
         if self.crop == "square":
@@ -71,8 +73,8 @@ class Visible:
                 seen[name] = record[name][window]
         if self.hide != "nothing":
             lungs = seen["lungs"] > 0
-            shown = ~lungs & lungs.any() if self.hide == "lungs" else lungs
-            seen["image"] = seen["image"] * shown
+            both = all((record["lungs"] == number).any() for number in (1, 2))
+            seen["image"] = seen["image"] * (~lungs & both if self.hide == "lungs" else lungs)
         return seen
 
     def on_film(self, values: np.ndarray, record: Record) -> np.ndarray:

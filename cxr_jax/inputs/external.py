@@ -95,8 +95,8 @@ def check_unseen(
     except InputError as error:
         print(f"not looked whether these patients were trained on: {error}")
         return {}
-    if hasattr(test, "stored"):  # no film is a phantom
-        training = [source for source in training if hasattr(source, "stored")]
+    if sources.of_files(test):  # no film is a phantom
+        training = [source for source in training if sources.of_files(source)]
     patients = _patients(test) & set().union(*map(_patients, training))
     films = _same_files(test, training)
     if (patients or films) and not allowed:
@@ -124,10 +124,10 @@ def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
       InputError: it was.
     """
     start = _config_of(config.get("init_from", ""))
-    if start is None or not hasattr(test := sources.open_source(config.data, split), "stored"):
+    if start is None or not sources.of_files(test := sources.open_source(config.data, split)):
         return
     try:
-        training = [source for source in _learned_from(start) if hasattr(source, "stored")]
+        training = [source for source in _learned_from(start) if sources.of_files(source)]
     except InputError as error:
         print(f"not looked whether init_from was trained on the {split} films: {error}")
         return
@@ -148,7 +148,8 @@ def check_start(config: ml_collections.ConfigDict, *, split: str) -> None:
 
 
 def _learned_from(config: ml_collections.ConfigDict) -> list[sources.Source]:
-    """The training films of a run, of its second set, and of the runs that it began with.
+    """The training films of a run, of its second set, and of the runs that it began with; of
+    joined sets each by itself, where patients have their own names.
 
     Raises:
       InputError: a set is not there.
@@ -160,7 +161,7 @@ def _learned_from(config: ml_collections.ConfigDict) -> list[sources.Source]:
             found.append(sources.open_source(config.second, "train"))
         if (config := _config_of(config.get("init_from", ""))) is None:
             break
-    return found
+    return [part for source in found for part in getattr(source, "parts", (source,))]
 
 
 def _config_of(init_from: str) -> ml_collections.ConfigDict | None:
@@ -201,14 +202,14 @@ def _patients(source: sources.Source) -> set[str]:
 def _same_files(test: sources.Source, training: Iterable[sources.Source]) -> int:
     """How many films of the test are, to the byte, one that was trained on; 0 where either set is
     not of files."""
-    if not hasattr(test, "stored"):
+    if not sources.of_files(test):
         return 0
     digests = [hashlib.sha256(test.stored(index)).digest() for index in range(len(test))]
     sizes = {test.stored_size(index) for index in range(len(test))}
     seen = {
         hashlib.sha256(source.stored(index)).digest()
         for source in training
-        if hasattr(source, "stored")
+        if sources.of_files(source)
         for index in range(len(source))
         if source.stored_size(index) in sizes
     }

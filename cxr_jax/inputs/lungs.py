@@ -1,5 +1,6 @@
 """Lung masks from another run: for films that have none, or for all."""
 
+import collections
 import dataclasses
 import hashlib
 import pathlib
@@ -14,6 +15,7 @@ from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data import lungs, sources
 from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.records import Record
+from cxr_jax.data.sources.base import has
 from cxr_jax.errors import InputError
 from cxr_jax.trained import TrainedRun
 
@@ -117,6 +119,7 @@ class WithLungs:
         self.name, self.version, self.split = source.name, source.version, source.split
         self.fields = source.fields | {"lungs"}
         self.partial = source.partial - {"lungs"}
+        self.notes: tuple[str, ...] = ()  # those of the source are told by then
         self.findings = sources.names_of(source, "findings")
         self.diagnoses = sources.names_of(source, "diagnoses")
         model = segmenter.run.version
@@ -125,6 +128,8 @@ class WithLungs:
         self._path = cache_dir / f"lungs-{source.split}-{digest}.npy"
         if not self._path.exists():
             self._write_masks(segmenter)
+        if missing := self._missing():
+            self.notes = (missing,)
 
     def _write_masks(self, segmenter: Segmenter) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +144,21 @@ class WithLungs:
                 films = [self._source[i]["image"] for i in some]
                 masks[start : start + len(films)] = segmenter.labels(films)
             masks.flush()
+
+    def _missing(self) -> str:
+        """On how many of the films that take their mask from here a lung was not found."""
+        masks = np.load(self._path, mmap_mode="r")
+        lungs_of = collections.Counter(
+            sum(bool((masks[index] == number).any()) for number in (1, 2))
+            for index in range(len(masks))
+            if self._replace or not has(self._source, index, "lungs")
+        )
+        told = {"no lung": lungs_of[0], "one lung alone": lungs_of[1]}
+        return "; ".join(
+            f"{what} was found on {count} of {lungs_of.total()} films"
+            for what, count in told.items()
+            if count
+        )
 
     def __len__(self) -> int:
         return len(self._source)

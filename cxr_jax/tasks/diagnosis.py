@@ -10,7 +10,6 @@ No lesion mask is ever trained on: `measure` and `score` alone read them.
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -29,7 +28,7 @@ from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources.base import (
     VIEWS,
     Source,
-    Subset,
+    by_classes,
     by_view,
     names_of,
     only_with,
@@ -120,8 +119,7 @@ class Diagnosis(Task):
                 f"config.classes has {unknown[0]!r}; data set {source.name!r} has the classes "
                 f"{', '.join(names)}"
             )
-        if self.classes != names:
-            source = _of_classes(source, names, self.classes)
+        source = by_classes(source, self.classes)
         if training:
             _check_classes(source, self.classes)
         return source
@@ -291,39 +289,6 @@ class DiagnosisEvaluation(Evaluation):
             "confusion": figures.confusion_chart(probs.argmax(axis=1), labels, self.classes),
             "reliability": figures.reliability_chart(probs, labels, float(temperature[0])),
         }
-
-
-class _Relabelled(Subset):
-    """Some films of a set, their classes numbered as the task does."""
-
-    def __init__(self, source: Source, indices: list[int], numbers: dict[int, int]):
-        super().__init__(source, indices, partial=source.partial)
-        self._numbers = numbers
-        self.version += f",classes{'.'.join(map(str, numbers))}"
-
-    def __getitem__(self, index: int) -> Record:
-        record = super().__getitem__(index)
-        return record | {"diagnosis": self._numbers[int(record["diagnosis"])]}
-
-    def peek(self, index: int, field: str) -> Any:
-        value = super().peek(index, field)
-        return self._numbers[int(value)] if field == "diagnosis" else value
-
-
-def _of_classes(source: Source, names: Sequence[str], classes: tuple[str, ...]) -> Source:
-    """The films of some of the classes that a set names, numbered in their order here."""
-    numbers = {names.index(name): k for k, name in enumerate(classes)}
-    indices = [i for i in range(len(source)) if int(peek(source, i, "diagnosis")) in numbers]
-    if not indices:
-        raise InputError(
-            f"data set {source.name!r} (split {source.split!r}) has no film of the classes "
-            f"{', '.join(classes)}; change config.classes"
-        )
-    chosen = _Relabelled(source, indices, numbers)
-    if left := len(source) - len(indices):
-        chosen.notes += (f"left out: {left} of {len(source)} films, of other classes",)
-    chosen.diagnoses = classes
-    return chosen
 
 
 def _check_classes(source: Source, classes: tuple[str, ...]) -> None:

@@ -1,11 +1,15 @@
 """What of a film is seen: crops, and the lungs or all but the lungs painted black."""
 
+import types
+
 import numpy as np
 import pytest
 
 from cxr_jax.data.phantoms import phantom
+from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.data.visible import CROPS, HIDES, Visible
 from cxr_jax.errors import InputError
+from cxr_jax.inputs.lungs import WithLungs
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,46 @@ def test_a_film_without_lungs_shows_nothing(film):
     bare = {**film, "lungs": 0 * film["lungs"]}
     for hide in ("lungs", "outside"):
         assert not Visible(hide=hide)(bare)["image"].any()
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_lung_that_was_not_found_is_never_shown_in_place_of_the_rest(film, missing):
+    lungs = np.where(film["lungs"] == missing, 0, film["lungs"])
+    half = {**film, "lungs": lungs}
+    assert lungs.any()
+    assert not Visible(hide="lungs")(half)["image"].any()
+    shown = Visible(hide="outside")(half)["image"]
+    np.testing.assert_array_equal(shown, np.where(lungs > 0, film["image"], 0))
+    rows, columns = Visible("lungs").window(half)
+    inside = np.zeros_like(lungs)
+    inside[rows, columns] = lungs[rows, columns]
+    np.testing.assert_array_equal(inside, lungs)
+    assert columns.stop - columns.start < film["lungs"].shape[1] / 2
+
+
+class TwoOfFive:
+    """A segmenter that finds both lungs on two films, on two others one, and on the last none."""
+
+    run, batch_size, side = types.SimpleNamespace(version="v"), 3, 4
+    found = iter([(1, 2), (1,), (), (2,), (1, 2)])
+
+    def labels(self, films):
+        masks = np.zeros((len(films), 4, 4), np.uint8)
+        for mask, there in zip(masks, self.found, strict=False):
+            for number in there:
+                mask[1:3, number] = number
+        return masks
+
+
+def test_films_on_which_a_lung_was_not_found_are_counted(tmp_path):
+    films = PhantomCXR(split="test", count=5, seed=0, size=128)
+    for again in (False, True):  # and of masks that were made before
+        source = WithLungs(films, TwoOfFive(), tmp_path, replace=True)
+        assert source.notes == (
+            "no lung was found on 1 of 5 films; one lung alone was found on 2 of 5 films",
+        ), again
+    assert source[2]["lungs"].max() == 0
+    assert WithLungs(films, TwoOfFive(), tmp_path, replace=False).notes == ()  # their own are whole
 
 
 def test_nonsense_is_refused():

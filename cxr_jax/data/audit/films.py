@@ -178,7 +178,7 @@ def _look(
     film, stored = record["image"], b""
     if seen is not None:
         film = seen(film)
-    elif hasattr(source, "stored"):
+    elif sources.of_files(source):
         stored = source.stored(index)
     return {
         "id": str(record["id"]),
@@ -225,6 +225,6 @@ def _labels(seen: list[dict[str, Any]], source: sources.Source) -> Iterator[tupl
 
 
 def _files(source: sources.Source) -> str:
-    if not hasattr(source, "stored"):
+    if not sources.of_files(source):
         return NO_FILE
-    return STORED if hasattr(source, "folder") else ORIGINAL
+    return STORED if hasattr(sources.whole(source), "folder") else ORIGINAL

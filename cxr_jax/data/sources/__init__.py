@@ -18,12 +18,15 @@ from cxr_jax.data.sources.base import (
     SliceTable,
     Source,
     Subset,
+    by_classes,
     by_severity,
     by_view,
     names_of,
+    of_files,
     only_with,
     peek,
     told_classes,
+    whole,
 )
 from cxr_jax.errors import InputError
 
@@ -37,11 +40,13 @@ __all__ = [
     "Source",
     "Subset",
     "block",
+    "by_classes",
     "by_severity",
     "by_view",
     "check_options",
     "find",
     "names_of",
+    "of_files",
     "only_with",
     "open_source",
     "option_names",
@@ -50,6 +55,7 @@ __all__ = [
     "second_block",
     "switched",
     "told_classes",
+    "whole",
 ]
 
 

@@ -122,6 +122,31 @@ class Subset:
         """See the function."""
         return peek(self.source, self.indices[index], field)
 
+    def stored(self, index: int) -> bytes:
+        """The film as it is stored, where the source is `of_files`."""
+        return self.source.stored(self.indices[index])
+
+    def stored_size(self, index: int) -> int:
+        """Bytes of `stored`."""
+        return self.source.stored_size(self.indices[index])
+
+
+class _Relabelled(Subset):
+    """Some films of a set, their classes under other numbers."""
+
+    def __init__(self, source: Source, indices: list[int], numbers: dict[int, int]):
+        super().__init__(source, indices, partial=source.partial)
+        self._numbers = numbers
+        self.version += f",classes{'.'.join(map(str, numbers))}"
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        return record | {"diagnosis": self._numbers[int(record["diagnosis"])]}
+
+    def peek(self, index: int, field: str) -> Any:
+        value = super().peek(index, field)
+        return self._numbers[int(value)] if field == "diagnosis" else value
+
 
 class SliceSubset(Subset):
     """Some slices of a CT source."""
@@ -159,6 +184,18 @@ def has(source: Source, index: int, field: str) -> bool:
     """Whether a record has a field; read it is only where the source has no way round that."""
     look = getattr(source, "has", None)
     return look(index, field) if look else field in source[index]
+
+
+def whole(source: Source) -> Source:
+    """What a source is a subset of; itself if it is none."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
+
+
+def of_files(source: Source) -> bool:
+    """Whether its films are files, which `stored` gives; phantoms are not."""
+    return hasattr(whole(source), "stored")
 
 
 def peek(source: Source, index: int, field: str) -> Any:
@@ -221,6 +258,34 @@ def by_view(source: Source, view: str) -> Source:
     chosen.notes += (
         f"left out: {others.total()} of {len(views)} films, which are no {view} ({there})",
     )
+    return chosen
+
+
+def by_classes(source: Source, classes: Sequence[str]) -> Source:
+    """The films of some of the classes that a set names, numbered as they stand here; `source`
+    itself where that is all of them, in the set's order. No picture is decoded.
+
+    Args:
+      source: whose films all have a `diagnosis`.
+      classes: names, all of them the set's.
+
+    Raises:
+      InputError: there is no such film.
+    """
+    names = names_of(source, "diagnoses")
+    if tuple(classes) == names:
+        return source
+    numbers = {names.index(name): k for k, name in enumerate(classes)}
+    indices = [i for i in range(len(source)) if int(peek(source, i, "diagnosis")) in numbers]
+    if not indices:
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has no film of the classes "
+            f"{', '.join(classes)}; name the classes there are"
+        )
+    chosen = _Relabelled(source, indices, numbers)
+    if left := len(source) - len(indices):
+        chosen.notes += (f"left out: {left} of {len(source)} films, of other classes",)
+    chosen.diagnoses = tuple(classes)
     return chosen
 
 

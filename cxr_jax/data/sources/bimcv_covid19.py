@@ -24,23 +24,23 @@ training and validation. No real file was at hand: the layout is as users of the
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from cxr_jax import small_files
-from cxr_jax.data import preprocess, readers, splits
-from cxr_jax.data.records import DIAGNOSES, Record
+from cxr_jax.data import readers
+from cxr_jax.data.records import DIAGNOSES
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.base import FoldedOptions, told_classes
 from cxr_jax.errors import InputError
 
 NAME = "bimcv_covid19"
 SOURCE = "the folder with sub-S*/ and derivatives/labels/"
-FIELDS = frozenset({"image", "id", "group", "view", "diagnosis"})
+FIELDS = prepared.DEALT_FIELDS
 Options = FoldedOptions
-TEST_FOLD = prepared.FOLDS - 1
 TABLES = ("labels_covid19_posi.tsv", "labels_covid_posi.tsv")
 VIEWS = {"pa": "PA", "ap": "AP"}
 COVID_LABEL, NORMAL_LABEL = "covid 19", "normal"  # in lower case
@@ -50,15 +50,10 @@ _REMEDY = "unpack it again, or remove it"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Film:
+class Film(prepared.DealtFilm):
     """A frontal film; `header` is its JSON file where there is one."""
 
-    path: pathlib.Path
     header: pathlib.Path | None
-    id: str
-    group: str
-    view: str
-    diagnosis: int | None
 
 
 class BIMCVCovid19(prepared.RecordBuilder, skip_registration=True):
@@ -80,43 +75,21 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> BIMCVCovid
       InputError: see `read_index`.
     """
     films, notes = read_index(source)
-    folds = splits.folds_by_class([f.group for f in films], [f.diagnosis for f in films])
-    by_split = {
-        "train": [(f, int(k)) for f, k in zip(films, folds) if k != TEST_FOLD],
-        "test": [(f, -1) for f, k in zip(films, folds) if k == TEST_FOLD],
-    }
-    headers = [film.header for film in films if film.header]
-    return BIMCVCovid19(
-        data_dir=prepared.data_folder(data_dir),
-        fields=FIELDS,
-        partial=frozenset({"diagnosis"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film, _ in part]
-            for split, part in by_split.items()
-        },
-        film_fold={split: [fold for _, fold in part] for split, part in by_split.items()},
-        columns={
-            split: prepared.film_columns(
-                views=(film.view for film, _ in part),
-                diagnoses=(film.diagnosis for film, _ in part),
-            )
-            for split, part in by_split.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                _table(pathlib.Path(source)), [*(f.path for f in films), *headers], max_side
-            ),
-            "max_side": max_side,
-        },
+    return prepared.dealt_builder(
+        BIMCVCovid19,
+        films,
+        read_image=_read_image,
+        table=_table(pathlib.Path(source)),
+        others=[film.header for film in films if film.header],
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
 
 def open_split(options: Options, split: str) -> prepared.Prepared:
-    """Opens the prepared set; arguments and errors as of `padchest.open_split`."""
-    return prepared.open_folded(
-        options.data_dir, NAME, split, fold=options.fold, folds=TEST_FOLD, source=SOURCE
-    )
+    """Opens the prepared set; arguments and errors as of `prepared.open_dealt`."""
+    return prepared.open_dealt(options, NAME, split, source=SOURCE)
 
 
 def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
@@ -200,17 +173,9 @@ def _film(path: pathlib.Path, reports: Mapping[str, tuple[str, int | None]]) -> 
     )
 
 
-def _read_film(film: Film, max_side: int) -> Record:
+def _read_image(film: Film) -> np.ndarray:
     image = readers.read_film(film.path)
-    record = {
-        "image": 255 - image if _is_inverted(film) else image,
-        "id": film.id,
-        "group": film.group,
-        "view": film.view,
-    }
-    if film.diagnosis is not None:
-        record["diagnosis"] = film.diagnosis
-    return preprocess.shrink(record, max_side)
+    return 255 - image if _is_inverted(film) else image
 
 
 def _is_inverted(film: Film) -> bool:

@@ -1,7 +1,9 @@
 """The films of several prepared sets, without their labels: for self-supervised pre-training.
 
-Each set gives its own split of that name, with its default options, so that no test film of a set
-is trained on. What sets share is left out or refused (docs/data_sets.md, Overlaps):
+Each set gives its own split of that name, with its default options but for `fold`, so that no test
+film of a set is trained on, and with a fold no film of it either: give the one on whose films a
+later run chooses its thresholds. What sets share is left out or refused (docs/data_sets.md,
+Overlaps):
 
 - `cxr_3class` comes without the patients it shares with `brixia_cohen`, and where both are joined
   so does `brixia_cohen`: whichever is tested later, these patients were not seen.
@@ -17,7 +19,7 @@ from typing import Any
 from cxr_jax.data import sources
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources import prepared
-from cxr_jax.data.sources.base import Source, Subset, peek
+from cxr_jax.data.sources.base import Source, Subset, of_files, peek
 from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"image", "id", "group", "view"})
@@ -31,10 +33,12 @@ class Options:
 
     Attributes:
       sets: names of data sets, parted by commas
+      fold: this fold of the sets that have folds is not trained on; -1: all are
       data_dir: where they were prepared; empty: $CXR_DATA_DIR, else ~/cxr_jax_data
     """
 
     sets: str = ""
+    fold: int = -1
     data_dir: str = ""
 
 
@@ -47,7 +51,7 @@ def open_split(options: Options, split: str) -> "Films":
     """
     names = [name.strip() for name in options.sets.split(",") if name.strip()]
     _check(names, options.data_dir)
-    opened = [_open(name, options.data_dir, split) for name in names]
+    opened = [_open(name, options.data_dir, split, fold=options.fold) for name in names]
     if {"cxr_3class", "brixia_cohen"} <= set(names):
         at = names.index("brixia_cohen")
         opened[at] = _without_shared(opened[at], options.data_dir)
@@ -61,10 +65,13 @@ class Films:
     """The records of several sources, one set behind the other, reduced to `FIELDS`.
 
     Patients of two sets are two patients: `id` and `group` have the set's name before them.
+
+    Attributes:
+      parts: the sources.
     """
 
     def __init__(self, parts: Sequence[Source], split: str):
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._starts = [0, *itertools.accumulate(map(len, parts))]
         self.name, self.split = "films", split
         self.version = "+".join(f"{part.name}:{part.version}" for part in parts)
@@ -93,9 +100,7 @@ class Films:
     def stored(self, index: int) -> bytes:
         """The film as it is stored; its name where its set stores none."""
         part, at = self._place(index)
-        if isinstance(part, Subset):
-            part, at = part.source, part.indices[at]
-        return part.stored(at) if hasattr(part, "stored") else self.peek(index, "id").encode()
+        return part.stored(at) if of_files(part) else self.peek(index, "id").encode()
 
     def stored_size(self, index: int) -> int:
         """Bytes of `stored`."""
@@ -103,9 +108,9 @@ class Films:
 
     def _place(self, index: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._starts, index) - 1
-        if not 0 <= number < len(self._parts):
+        if not 0 <= number < len(self.parts):
             raise IndexError(index)
-        return self._parts[number], index - self._starts[number]
+        return self.parts[number], index - self._starts[number]
 
 
 def _check(names: Sequence[str], data_dir: str) -> None:
@@ -135,10 +140,9 @@ def _prepared_sets(data_dir: str) -> list[str]:
 
 
 def _open(name: str, data_dir: str, split: str, **options: Any) -> Source:
-    chosen = OPTIONS.get(name, {}) | options
-    if "data_dir" in sources.option_names(name):
-        chosen = chosen | {"data_dir": data_dir}
-    return sources.open_source(sources.block(name, **chosen), split)
+    known = sources.option_names(name)
+    asked = {key: x for key, x in {"data_dir": data_dir, **options}.items() if key in known}
+    return sources.open_source(sources.block(name, **OPTIONS.get(name, {}) | asked), split)
 
 
 def _without_shared(source: Source, data_dir: str) -> Source:

@@ -24,14 +24,12 @@ All patients are dealt to five folds, balanced by class; the last is the test sp
 training and validation. No real file was at hand: the layout is as published.
 """
 
-import dataclasses
-import functools
 import pathlib
 from collections import Counter
 
 from cxr_jax import small_files
-from cxr_jax.data import preprocess, readers, splits
-from cxr_jax.data.records import DIAGNOSES, Record
+from cxr_jax.data import readers, splits
+from cxr_jax.data.records import DIAGNOSES
 from cxr_jax.data.sources import prepared, tables
 from cxr_jax.data.sources.base import FoldedOptions
 from cxr_jax.errors import InputError
@@ -39,23 +37,11 @@ from cxr_jax.errors import InputError
 NAME = "padchest"
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 SOURCE = f"the folder with {TABLE} and the films"
-FIELDS = frozenset({"image", "id", "group", "view", "diagnosis"})
+FIELDS = prepared.DEALT_FIELDS
 Options = FoldedOptions
-TEST_FOLD = prepared.FOLDS - 1
 VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP"}
 NOT_FRONTAL = ("L", "COSTAL", "EXCLUDE", "")
 NORMAL = DIAGNOSES.index("normal")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Film:
-    """A frontal row; `diagnosis` is None for all but normal films."""
-
-    path: pathlib.Path
-    id: str
-    group: str
-    view: str
-    diagnosis: int | None
 
 
 class PadChest(prepared.RecordBuilder, skip_registration=True):
@@ -77,53 +63,23 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> PadChest:
       InputError: see `read_index`.
     """
     films, notes = read_index(source)
-    folds = splits.folds_by_class([f.group for f in films], [f.diagnosis for f in films])
-    by_split = {
-        "train": [(f, int(k)) for f, k in zip(films, folds) if k != TEST_FOLD],
-        "test": [(f, -1) for f, k in zip(films, folds) if k == TEST_FOLD],
-    }
-    return PadChest(
-        data_dir=prepared.data_folder(data_dir),
-        fields=FIELDS,
-        partial=frozenset({"diagnosis"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film, _ in part]
-            for split, part in by_split.items()
-        },
-        film_fold={split: [fold for _, fold in part] for split, part in by_split.items()},
-        columns={
-            split: prepared.film_columns(
-                views=(film.view for film, _ in part),
-                diagnoses=(film.diagnosis for film, _ in part),
-            )
-            for split, part in by_split.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                pathlib.Path(source) / TABLE, (film.path for film in films), max_side
-            ),
-            "max_side": max_side,
-        },
+    return prepared.dealt_builder(
+        PadChest,
+        films,
+        read_image=lambda film: readers.read_film(film.path),
+        table=pathlib.Path(source) / TABLE,
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
 
 def open_split(options: Options, split: str) -> prepared.Prepared:
-    """Opens the prepared set.
-
-    Args:
-      options: `fold` is 0..3, or -1: folds 0..3 are all 'train' and there is no 'val'.
-      split: 'test' is the last of five folds. With `fold` k, 'val' is fold k, 'train' the others.
-
-    Raises:
-      InputError: what `prepared.open_folded` raises.
-    """
-    return prepared.open_folded(
-        options.data_dir, NAME, split, fold=options.fold, folds=TEST_FOLD, source=SOURCE
-    )
+    """Opens the prepared set; arguments and errors as of `prepared.open_dealt`."""
+    return prepared.open_dealt(options, NAME, split, source=SOURCE)
 
 
-def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
+def read_index(folder: pathlib.Path) -> tuple[list[prepared.DealtFilm], list[str]]:
     """The frontal films of the folder, in the order of the table, and notes on what was left out.
 
     Raises:
@@ -159,7 +115,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
     return films, notes
 
 
-def _film(row: tables.Row, folder: pathlib.Path, view: str) -> Film:
+def _film(row: tables.Row, folder: pathlib.Path, view: str) -> prepared.DealtFilm:
     name, part = row.text("imageid"), row["imagedir"].removesuffix(".0")
     for column, text in (("imageid", name), ("imagedir", part)):
         if pathlib.PurePath(text).name != text or text == "..":
@@ -169,7 +125,7 @@ def _film(row: tables.Row, folder: pathlib.Path, view: str) -> Film:
     labels = tables.quoted_list(row["labels"] or "[]")
     if labels is None:
         raise row.error("labels", "expected a list like ['normal', 'scoliosis'], or empty")
-    return Film(
+    return prepared.DealtFilm(
         path=path,
         id=path.stem,
         group=f"padchest-{row.text('patientid')}",
@@ -187,15 +143,3 @@ def _is_whole(path: pathlib.Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _read_film(film: Film, max_side: int) -> Record:
-    record = {
-        "image": readers.read_film(film.path),
-        "id": film.id,
-        "group": film.group,
-        "view": film.view,
-    }
-    if film.diagnosis is not None:
-        record["diagnosis"] = film.diagnosis
-    return preprocess.shrink(record, max_side)

@@ -11,6 +11,12 @@ parts, train_0000, train_0001, .... What decides which films are opened, such as
 beside the records (`metadata.json`, 'columns'), so that opening a split reads no record but one.
 """
 
+from cxr_jax.data.sources.prepared.dealt import (
+    DEALT_FIELDS,
+    DealtFilm,
+    dealt_builder,
+    open_dealt,
+)
 from cxr_jax.data.sources.prepared.layout import (
     FOLDS,
     VERSION,
@@ -22,15 +28,19 @@ from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
 
 __all__ = [
+    "DEALT_FIELDS",
     "FOLDS",
     "VERSION",
+    "DealtFilm",
     "Prepared",
     "PreparedSlices",
     "RecordBuilder",
     "build",
     "data_folder",
+    "dealt_builder",
     "film_columns",
     "fingerprint",
+    "open_dealt",
     "open_folded",
     "slice_columns",
 ]
