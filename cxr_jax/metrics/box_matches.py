@@ -48,13 +48,8 @@ def detection_rows(
     Raises:
         ValueError: the shapes do not fit.
     """
+    _check_shapes((predicted_xyxy, scores), (true_xyxy, true_finding))
     films, findings, _ = scores.shape
-    if predicted_xyxy.shape != (*scores.shape, 4) or true_xyxy.shape != (*true_finding.shape, 4):
-        raise ValueError(
-            f"boxes are {predicted_xyxy.shape} with scores {scores.shape} and true ones "
-            f"{true_xyxy.shape} with findings {true_finding.shape}; expected [B, K, M, 4], "
-            "[B, K, M], [B, T, 4] and [B, T]."
-        )
     known = jnp.ones((films, findings), bool) if known is None else jnp.asarray(known, bool)
     scores = jnp.where(known[..., None], jnp.asarray(scores, jnp.float32), jnp.nan)
     order = jnp.argsort(-scores, axis=-1)  # stable; NaN last
@@ -78,6 +73,17 @@ def detection_rows(
         "called": jnp.sum(called, axis=-1, dtype=jnp.int32),
         "located": jnp.sum(located, axis=2, dtype=jnp.int32),
     }
+
+
+def _check_shapes(predicted: tuple[Array, Array], true: tuple[Array, Array]) -> None:
+    """Boxes with their scores, and true boxes with their findings."""
+    for boxes_xyxy, values in (predicted, true):
+        if boxes_xyxy.shape != (*values.shape, 4):
+            raise ValueError(
+                f"boxes are {boxes_xyxy.shape} and what belongs to them {values.shape}; expected "
+                "predicted ones [B, K, M, 4] with scores [B, K, M], true ones [B, T, 4] with "
+                "findings [B, T]."
+            )
 
 
 def _match(overlaps: Array) -> Array:

@@ -58,7 +58,11 @@ class _Curves:
 
 
 def average_precision(
-    scores: np.ndarray, hits: np.ndarray, targets: np.ndarray, levels: np.ndarray = RECALL_LEVELS
+    scores: np.ndarray,
+    hits: np.ndarray,
+    targets: np.ndarray,
+    *,
+    levels: np.ndarray = RECALL_LEVELS,
 ) -> np.ndarray:
     """Interpolated average precision of each finding at each IoU threshold.
 
@@ -159,7 +163,7 @@ def detection_report(rows: Rows, findings: Sequence[str]) -> dict[str, Value]:
     targets = np.asarray(rows["targets"])
     boxes, films = int(targets.sum()), int(np.asarray(rows["known"], bool).any(axis=1).sum())
     ap = average_precision(rows["scores"], rows["hits"], targets)
-    coco = average_precision(rows["scores"], rows["coco_hits"], targets, COCO_LEVELS)
+    coco = average_precision(rows["scores"], rows["coco_hits"], targets, levels=COCO_LEVELS)
     found = froc({**rows, "hits": rows["hits"][..., THRESHOLDS.tolist().index(0.3), None]})
     located = localisation(rows)
     report = {"map": Value(mean(ap), boxes)}

@@ -134,11 +134,16 @@ def test_films_are_dropped_whole_and_on_average_nothing_is_lost(reference):
     many = arrays | {"in_patches": np.tile(arrays["in_patches"][:1], (400, 1, 1, 1))}
     block = adpd.DecoderBlock(int(arrays["in_heads"]), variables["fc1"]["bias"].size, drop_path=0.2)
     rngs = {"dropout": jax.random.key(0)}
-    branch = run_block(block, variables, many, train=True, rngs=rngs)["self_branch"]
+    out = run_block(block, variables, many, train=True, rngs=rngs)
+    branch = out["self_branch"]
     kept = np.abs(branch).max(axis=(1, 2)) > 0
     assert 0.7 < kept.mean() < 0.9  # 0.8, 400 draws
     whole = np.broadcast_to(found["self_branch"][:1], branch.shape)
     np.testing.assert_allclose(branch[kept], whole[kept] / 0.8, rtol=1e-4, atol=1e-6)
+    mlp = np.abs(out["tokens"] - branch - out["cross_branch"]).max(axis=(1, 2)) > 1e-5
+    assert 0.7 < mlp.mean() < 0.9
+    assert 0.5 < (kept == mlp).mean() < 0.85  # drawn apart: 0.68
+    assert (np.abs(out["cross_branch"]).max(axis=(1, 2)) > 0).all()
 
 
 def test_dropout_is_off_in_evaluation_and_on_in_training(reference):
@@ -149,6 +154,24 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(reference):
     other = run_block(block, variables, arrays, train=True, rngs={"dropout": jax.random.key(0)})
     gone = [float((other[name] == 0).mean()) for name in ("self_branch", "cross_branch")]
     np.testing.assert_allclose(gone, 0.3, atol=0.05)
+
+
+def test_the_boxes_head_has_dropout_and_the_linear_heads_have_none():
+    heads = adpd.RegionHeads(3, dropout=0.3)
+    tokens = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    variables = heads.init(jax.random.key(1), tokens, train=False)
+    plain = heads.apply(variables, tokens, train=False)
+    rngs = {"dropout": jax.random.key(2)}
+    trained, seen = heads.apply(
+        variables, tokens, train=True, rngs=rngs, capture_intermediates=True
+    )
+    for name in ("presence", "findings"):
+        np.testing.assert_array_equal(trained[name], plain[name])
+    assert (np.abs(trained["boxes"] - plain["boxes"]) > 1e-4).any(axis=-1).all()
+    # ReLU leaves half, dropout 70% of that, after either hidden layer.
+    for index in range(2):
+        (after,) = seen["intermediates"][f"Dropout_{index}"]["__call__"]
+        assert 0.2 < (after > 0).mean() < 0.5
 
 
 def test_width_must_divide_by_the_heads():
@@ -191,6 +214,29 @@ def test_the_network_gives_every_region_its_row(network):
     assert np.ptp(out["tokens"], axis=1).max() > 1e-3
 
 
+def test_the_network_is_its_parts(network):
+    model, variables, films = network
+    out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, films)
+    params = variables["params"]
+    backbone = {"params": params["backbone"], "batch_stats": variables["batch_stats"]["backbone"]}
+    taps = jax.jit(lambda v, x: model.backbone.clone(parent=None).apply(v, x, train=False))(
+        backbone, np.repeat(films[..., None], 3, axis=-1)
+    )
+    cells = taps["final"].reshape(3, 24, -1)
+    block = adpd.DecoderBlock(2, 64).apply(
+        {"params": params["block0"]},
+        jnp.zeros((3, 5, 16)),
+        params["queries"],
+        patches=cells @ params["project"]["kernel"] + params["project"]["bias"],
+        positions=adpd.sine_positions(4, 6, 16).reshape(24, 16),
+        train=False,
+    )
+    # 1e-5: float32, in other programs.
+    np.testing.assert_allclose(out["tokens"], block["tokens"], atol=1e-5)
+    want = block["attention"].mean(1).reshape(3, 5, 4, 6)
+    np.testing.assert_allclose(out["attention"], want, atol=1e-5)
+
+
 def test_a_film_does_not_depend_on_the_rest_of_the_batch(network):
     model, variables, films = network
     apply = jax.jit(lambda x: model.apply(variables, x, train=False))
@@ -224,6 +270,24 @@ def test_every_weight_learns(network):
         if np.abs(leaf).max() == 0
     ]
     assert not still
+
+
+def test_the_patches_have_dropout(network):
+    _, variables, films = network
+    apply = jax.jit(
+        lambda x: small(dropout=0.3).apply(
+            variables,
+            x,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name == "Dropout_0",
+        )
+    )
+    _, seen = apply(films)
+    (patches,) = seen["intermediates"]["Dropout_0"]["__call__"]
+    assert patches.shape == (3, 4, 6, 16)
+    assert 0.25 < (patches == 0).mean() < 0.35  # 0.3 of 1152
 
 
 def test_frozen_norms_do_not_move(network):
