@@ -1,5 +1,7 @@
 """The losses of anatomy-driven detection against the references, and at their edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +75,7 @@ def test_a_batch_without_boxes_costs_nothing():
     def total(boxes):
         return sum(jnp.sum(v) for v in losses.fixed_box_losses(boxes, targets, nothing).values())
 
-    value, grad = jax.value_and_grad(total)(jnp.full((2, 3, 4), 0.5))
+    value, grad = jax.jit(jax.value_and_grad(total))(jnp.full((2, 3, 4), 0.5))
     assert value == 0
     assert (grad == 0).all()
 
@@ -100,6 +102,7 @@ def test_unknown_presence_takes_no_part(balanced):
     unknown[:, 2] = np.nan  # a region of which nobody knows
     unknown[5] = np.nan  # and a film
 
+    @jax.jit
     def loss(logits, present):
         return losses.presence_loss(logits, present, balanced=balanced)
 
@@ -125,6 +128,7 @@ def test_asl_matches_reference(golden, assert_golden):
     logits, labels = arrays["in_logits"], arrays["in_targets"]
     settings = {k: float(arrays[f"in_{k}"]) for k in ("gamma_neg", "gamma_pos", "clip")}
 
+    @functools.partial(jax.jit, static_argnums=2)
     def loss(logits, labels, reduction):
         return losses.asymmetric_loss(logits, labels, reduction=reduction, **settings)
 
@@ -179,6 +183,7 @@ def test_asl_has_no_gradient_of_unknown_labels():
     labels = jnp.array([[1.0, jnp.nan, 0.0], [jnp.nan] * 3])
     for reduction, share in (("sum", 1), ("mean", 2)):
 
+        @functools.partial(jax.jit, static_argnames="reduction")
         def loss(z, reduction=reduction):
             return losses.asymmetric_loss(z, labels, reduction=reduction).sum()
 

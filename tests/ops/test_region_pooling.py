@@ -40,7 +40,8 @@ def test_lse_of_all_regions_and_its_gradient_match_reference(golden, assert_gold
     for over in OVER:
         value, _ = region_lse(logits_of(probs), everywhere, over=over)
         assert_golden(value, arrays["out_lse_nomask"], rtol=1e-5, what=over)
-    grad = jax.grad(lambda z: region_lse(z, mask, over="all")[0].sum())(logits_of(probs))
+    total = jax.jit(jax.grad(lambda z: region_lse(z, mask, over="all")[0].sum()))
+    grad = total(logits_of(probs))
     p = probs.astype(np.float64)
     wanted = arrays["out_lse_grad"] * p * (1 - p)  # by the logit, not by the probability
     assert_golden(grad, wanted, rtol=1e-5, what="gradient")
@@ -84,7 +85,7 @@ def test_a_film_without_regions_takes_no_part(over):
         value, logit = region_lse(z, present, over=over)
         return jnp.sum(value + logit), (value, logit)
 
-    grad, found = jax.grad(total, has_aux=True)(logits)
+    grad, found = jax.jit(jax.grad(total, has_aux=True))(logits)
     with jax.debug_nans(True):  # nor is anything divided by its number of regions on the way
         region_lse(jnp.zeros((2, 2, 1)), present, over=over)
     assert all(array[0] == 0 for array in found)
