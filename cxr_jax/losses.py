@@ -1,15 +1,18 @@
 """Losses as pure functions: predictions and targets in, one number an example out.
 
 Every function returns [B], never a mean over the batch, and an example's value depends on that
-example alone, but for `nt_xent`, whose negatives are the batch. The mean over B is therefore the
-same number on one device and on many.
+example alone, but for `nt_xent`, whose negatives are the batch, and for the losses of boxes, which
+the batch's numbers of regions weigh. The mean over B is therefore the same number on one device and
+on many.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cxr_jax.ops import pcm
+from cxr_jax.ops import boxes, pcm
 from cxr_jax.ops.resize import resize_aligned
 
 Array = jax.Array
@@ -288,3 +291,115 @@ def unit_vectors(x: Array) -> Array:
     # Scaled first, so that the squares neither overflow nor vanish.
     x = x / jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True)), 1e-12)
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def fixed_box_losses(
+    boxes_cxcywh: Array, targets_cxcywh: Array, present: Array
+) -> dict[str, Array]:
+    """DETR's box losses with a fixed assignment: prediction i is of target i (ADPD, Sec. 3.3).
+
+    Sums over the targets that are there, divided by their number in the whole batch. That number is
+    of what the caller sees: under jit of the global batch, under pmap of the device's part.
+
+    Args:
+        boxes_cxcywh: [B, A, 4] predictions, 0..1.
+        targets_cxcywh: [B, A, 4]; anything where absent, NaN included.
+        present: [B, A] bool or 0/1; the target is there.
+
+    Returns:
+        'l1', the summed absolute differences of the four numbers, and 'giou', 1 - generalised IoU,
+        each [B] float32. An example has its share: the MEAN over B is the batch's sum divided by
+        the batch's number of targets. All 0 where the batch has none.
+    """
+    present = jnp.asarray(present, bool)
+    predicted = jnp.asarray(boxes_cxcywh, jnp.float32)
+    # Filled first: a NaN that is only masked out afterwards makes the gradient NaN.
+    targets = jnp.where(present[..., None], jnp.asarray(targets_cxcywh, jnp.float32), 0.0)
+    l1 = jnp.sum(jnp.abs(predicted - targets), axis=-1)
+    giou = 1.0 - boxes.generalized_iou(boxes.to_corners(predicted), boxes.to_corners(targets))
+    scale = len(present) / jnp.maximum(jnp.sum(present), 1)
+    both = {"l1": l1, "giou": giou}
+    return {k: scale * jnp.sum(jnp.where(present, v, 0.0), axis=-1) for k, v in both.items()}
+
+
+def presence_loss(logits: Array, present: Array, *, balanced: bool = False) -> Array:
+    """Binary cross-entropy of whether a region is there (ADPD).
+
+    Args:
+        logits: [B, A] before the sigmoid.
+        present: [B, A] 0 or 1, or bool; NaN where nobody knows.
+        balanced: weighs each region by how often the batch has it: (N + 1) / (n + 1) where it is
+            there and (N + 1) / (N - n + 1) where not, for n of N known ones. The released code
+            means to, but its weights cancel, so that it is plain there.
+
+    Returns:
+        [B] float32, nats averaged over the example's known regions; 0 where none is known.
+    """
+    labels = jnp.asarray(present, jnp.float32)
+    if not balanced:
+        return masked_bce(logits, labels)
+    known = ~jnp.isnan(labels)
+    labels = jnp.where(known, labels, 0.0)
+    count, positive = jnp.sum(known, axis=0), jnp.sum(labels, axis=0)
+    weights = jnp.where(labels > 0, 1.0 / (positive + 1.0), 1.0 / (count - positive + 1.0))
+    bce = optax.sigmoid_binary_cross_entropy(jnp.asarray(logits, jnp.float32), labels)
+    bce = jnp.where(known, (count + 1.0) * weights * bce, 0.0)
+    return jnp.sum(bce, axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+
+
+def asymmetric_loss(
+    logits: Array,
+    labels: Array,
+    *,
+    reduction: Literal["mean", "sum"],
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+) -> Array:
+    """ASL, for many labels of which few are positive (Ridnik et al., ICCV 2021).
+
+    p = sigmoid(logit), q = min(1 - p + clip, 1). A positive costs -(1 - p)^gamma_pos log p, a
+    negative -(1 - q)^gamma_neg log q; the gradient goes through the weights too. As in timm neither
+    p nor q falls below 1e-8 in the logarithm: a positive whose logit is under -18 hardly pulls.
+
+    Args:
+        logits: [B, ...] before the sigmoid.
+        labels: [B, ...] 0 or 1; NaN where unknown.
+        reduction: over the known labels of an example. ADPD's paper averages over regions and
+            pathologies: 'mean'. Its code sums over those and over the batch: B times the mean over
+            B of 'sum'. Its weight of 0.01 belongs to that sum.
+        gamma_neg, gamma_pos: exponents, 0 or at least 1.
+        clip: negatives with p below it cost nothing.
+
+    Returns:
+        [B] float32, nats; 0 where no label is known.
+
+    Raises:
+        ValueError: another reduction, or an exponent between 0 and 1: its gradient is infinite.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction={reduction!r}; expected 'mean' or 'sum'.")
+    for gamma in (gamma_neg, gamma_pos):
+        if gamma != 0 and gamma < 1:
+            raise ValueError(f"an exponent of {gamma}; expected 0, or at least 1.")
+    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.float32)
+    known = ~jnp.isnan(labels)
+    absent = jax.nn.sigmoid(-logits)  # 1 - p, without cancellation
+    positive = -_power(absent, gamma_pos) * _floored(jax.nn.log_sigmoid(logits))
+    # 1 - q: what p has above the clip.
+    excess = jnp.maximum(jax.nn.sigmoid(logits) - clip, 0.0)
+    log_q = jnp.log1p(-excess) if clip > 0 else jax.nn.log_sigmoid(-logits)
+    negative = -_power(excess, gamma_neg) * _floored(log_q)
+    axes = tuple(range(1, logits.ndim))
+    total = jnp.sum(jnp.where(known, jnp.where(labels > 0, positive, negative), 0.0), axis=axes)
+    return total / jnp.maximum(jnp.sum(known, axis=axes), 1) if reduction == "mean" else total
+
+
+def _power(x: Array, exponent: float) -> Array:
+    """x^exponent of x >= 0; an exponent of 0 has no gradient, at x = 0 neither."""
+    return x**exponent if exponent else jnp.ones_like(x)
+
+
+def _floored(log_prob: Array) -> Array:
+    """max(log p, log 1e-8)."""
+    return jnp.maximum(log_prob, jnp.log(jnp.float32(1e-8)))

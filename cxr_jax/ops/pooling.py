@@ -1,4 +1,4 @@
-"""From maps to vectors: PCAM, log-sum-exp and other pooling, and the six lung zones."""
+"""From maps to vectors: PCAM, log-sum-exp and other pooling, the six lung zones, regions."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 ZoneMode = Literal["max", "mean"]
+Over = Literal["present", "all"]
 
 NUM_ZONES = 6
 # Below every logit, yet finite: -inf would turn the cross-entropy of an empty zone into NaN.
@@ -164,3 +165,46 @@ def linear_pool(x: Array) -> Array:
     """sum(x x) / (sum(x) + 1e-7) over the pixels, for x >= 0: [B, h, w, C] -> [B, C]."""
     x = x.astype(jnp.float32)
     return jnp.sum(x * x, axis=(1, 2)) / (jnp.sum(x, axis=(1, 2)) + 1e-7)
+
+
+def region_lse(logits: Array, present: Array, *, over: Over, r: float = 5.0) -> tuple[Array, Array]:
+    """A film's probabilities out of its regions' by log-sum-exp, a smooth maximum (ADPD, Sec. 3.3).
+
+    v = (1/r) log(1/A sum over present regions of exp(r p)), p = sigmoid(logit); its logit is
+    log v - log(1 - v), both clipped to 1e-7 .. 1 - 1e-7. v and 1 - v are each summed from their own
+    small terms, p and 1 - p: neither is lost where the other is near 1.
+
+    Args:
+        logits: [B, A, K] of the regions, before the sigmoid; anything where absent, NaN included.
+        present: [B, A] bool or 0/1.
+        over: what A counts. 'present', the regions that are there, as the paper says, or 'all', as
+            in its released code: then few regions can give a v below 0, which the clip catches.
+        r: sharpness, above 0 and at most 10: beyond, float32 loses 1 - v of small probabilities.
+
+    Returns:
+        v and its logit, both float32 [B, K]; both 0, without a gradient, where a film has no
+        region: it has no probability then and takes no part.
+
+    Raises:
+        ValueError: another `over`, or r out of range.
+    """
+    if over not in ("present", "all"):
+        raise ValueError(f"over={over!r}; expected 'present' or 'all'.")
+    if not 0 < r <= 10:
+        raise ValueError(f"r={r}; expected above 0 and at most 10.")
+    present = jnp.asarray(present, bool)[..., None]
+    count = jnp.sum(present, axis=1, dtype=jnp.float32)  # [B, 1]
+    some, count = count > 0, jnp.maximum(count, 1.0)
+    # Filled first: a NaN that is only masked out afterwards makes the gradient NaN.
+    logits = jnp.where(present, jnp.asarray(logits, jnp.float32), 0.0)
+
+    def log_mean(exponent: Array) -> Array:
+        """log of the mean of exp over the present regions, exact near exponents of 0."""
+        terms = jnp.where(present, jnp.expm1(exponent), 0.0)
+        return jnp.log1p(jnp.sum(terms, axis=1) / count)
+
+    shift = jnp.log(count / present.shape[1]) / r if over == "all" else 0.0
+    value = log_mean(r * jax.nn.sigmoid(logits)) / r + shift
+    rest = -log_mean(-r * jax.nn.sigmoid(-logits)) / r - shift
+    logit = jnp.log(jnp.clip(value, 1e-7, 1 - 1e-7)) - jnp.log(jnp.clip(rest, 1e-7, 1 - 1e-7))
+    return jnp.where(some, value, 0.0), jnp.where(some, logit, 0.0)
