@@ -18,7 +18,12 @@ from cxr_jax.data.sources.prepared.layout import (
     film_columns,
     slice_columns,
 )
-from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open_folded
+from cxr_jax.data.sources.prepared.reading import (
+    Prepared,
+    PreparedSlices,
+    open_folded,
+    open_whole,
+)
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
 
 __all__ = [
@@ -32,5 +37,6 @@ __all__ = [
     "film_columns",
     "fingerprint",
     "open_folded",
+    "open_whole",
     "slice_columns",
 ]
