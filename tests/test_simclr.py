@@ -233,6 +233,8 @@ def test_patients_in_two_sets_are_left_out_of_both(data_dir):
         ("", "data.sets is empty; .*: brixia_cohen, cxr_3class$"),
         ("imagenet", "data.sets='imagenet'; expected one of"),
         ("cxr_3class,nih_cxr14", "cxr_3class and nih_cxr14, which hold the same films"),
+        ("nih_cxr8,nih_cxr14", "nih_cxr14 and nih_cxr8, which hold the same films"),
+        ("nih_cxr8,cxr_3class", "cxr_3class and nih_cxr8, which hold the same films"),
         ("chexpert", "data set 'chexpert' is not prepared in .*; run: "),
         ("phantom_ct", "'phantom_ct' is of CT"),
         ("cxr_3class,cxr_3class", "has 'cxr_3class' where it cannot be"),

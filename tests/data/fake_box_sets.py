@@ -7,10 +7,10 @@ import json
 import pathlib
 from typing import Any
 
-from fake_sets import draw_film
+from fake_sets import draw_chest, draw_film, write_csv, write_dicom
 
 from cxr_jax.data.records import REGIONS
-from cxr_jax.data.sources import scene_graphs
+from cxr_jax.data.sources import scene_graphs, vindr_cxr
 
 SHAPE = (60, 80)  # of a drawn film
 
@@ -130,3 +130,54 @@ def edit_gz(path: pathlib.Path, line: int, column: str, value: str) -> None:
     rows = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
     rows[line - 1][rows[0].index(column)] = value
     write_gz(path, rows)
+
+
+VINDR_FINDINGS = [name.capitalize() for name in vindr_cxr.FINDINGS[:-2]]
+
+
+def vindr_name(number: int) -> str:
+    return f"{number:032x}"
+
+
+def vindr_votes(*findings: str) -> list[int]:
+    names = [*vindr_cxr.FINDINGS[:-1], "no finding"]
+    chosen = findings or ("no finding",)
+    return [int(name in chosen) for name in names]
+
+
+# Film -> what each of its three readers draws.
+VINDR_READERS: dict[int, list[list[tuple[str, list[float]]]]] = {
+    0: [
+        [("cardiomegaly", [10, 20, 30, 40]), ("nodule/mass", [1, 1, 5, 5])],
+        [("cardiomegaly", [12, 20, 32, 40])],
+        [("cardiomegaly", [14, 20, 34, 40]), ("edema", [3, 3, 8, 8])],
+    ],
+    1: [[("edema", [1, 1, 9, 9])], [("edema", [20, 20, 29, 29])], []],
+}
+
+
+def make_vindr(root: pathlib.Path) -> pathlib.Path:
+    """Ten training films of three readers each and three test films; 40 x 48 px."""
+    labels = [["image_id", "rad_id", *VINDR_FINDINGS, "Other diseases", "No finding"]]
+    boxes = [["image_id", "rad_id", "class_name", *("x_min", "y_min", "x_max", "y_max")]]
+    for i in range(10):
+        for reader, drawn in enumerate(VINDR_READERS.get(i, [[]] * 3)):
+            who = [vindr_name(i), f"R{reader + 1}"]
+            labels.append([*who, *vindr_votes(*(name for name, _ in drawn))])
+            boxes += [[*who, name.capitalize(), *box] for name, box in drawn]
+            boxes += [] if drawn else [[*who, "No finding", "", "", "", ""]]
+    write_csv(root / "annotations" / "image_labels_train.csv", labels)
+    write_csv(root / "annotations" / "annotations_train.csv", boxes)
+    labels = [["image_id", *VINDR_FINDINGS, "Other disease", "No finding"]]
+    boxes = [["image_id", "class_name", *("x_min", "y_min", "x_max", "y_max")]]
+    for i in range(10, 13):
+        drawn = [("ild", [1, 2, 30, 40]), ("ild", [2, 2, 30, 50.5])] if i == 10 else []
+        labels.append([vindr_name(i), *vindr_votes(*(name for name, _ in drawn))])
+        boxes += [[vindr_name(i), "ILD", *box] for _, box in drawn]
+        boxes += [] if drawn else [[vindr_name(i), "No finding", "", "", "", ""]]
+    write_csv(root / "annotations" / "image_labels_test.csv", labels)
+    write_csv(root / "annotations" / "annotations_test.csv", boxes)
+    for i in range(13):
+        film, _ = draw_chest(48, 40, i)
+        write_dicom(root / ("train" if i < 10 else "test") / f"{vindr_name(i)}.dicom", film)
+    return root

@@ -206,7 +206,15 @@ def _listed(
             left_out["that are not there"] += 1
         else:
             view, shape = frontal[dicom]
-            yield Film(str(path), str(graph), dicom, patient, split, view, shape)
+            yield Film(
+                path=str(path),
+                graph=str(graph),
+                id=dicom,
+                patient=patient,
+                split=split,
+                view=view,
+                shape=shape,
+            )
 
 
 def _graph_faults(film: Film, faults: Counter, first: dict[str, str]) -> str:
