@@ -55,7 +55,7 @@ class ClassMapping:
         """Findings by the evaluating set's number [M] (-1: none) -> int32 [M] by the number in
         `names`; -1 where the table does not have one."""
         numbers = np.asarray(numbers)[:, None]
-        found = (numbers == self.columns) & (numbers >= 0)  # [M, E]
+        found = numbers == self.columns  # [M, E]
         return np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int32)
 
 

@@ -24,6 +24,9 @@ def test_scores_are_means_and_any_member_is_enough():
     np.testing.assert_allclose(made.scores(probs), [[[0.125, 0.5, 0.5]]], rtol=1e-6)
     found = probs > 0.7
     np.testing.assert_array_equal(made.positive(found), [[[False, False, True]]])
+    # A finding with fewer members than others has no further ones.
+    opacity = np.array([True, False, False, False])
+    assert made.positive(opacity).tolist() == [False, True, False]
     # The mean may lie below a threshold that one member is above: both are told.
     assert made.scores(probs)[0, 0, 2] < 0.7
 

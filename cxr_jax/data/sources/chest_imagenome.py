@@ -222,8 +222,8 @@ def _graph_faults(film: Film, faults: Counter, first: dict[str, str]) -> str:
     graph = scene_graphs.read_graph(pathlib.Path(film.graph), film.shape)
     if graph.patient != film.patient:
         raise InputError(
-            f"{film.graph} is of patient {graph.patient[:40]}, but the split table gives the film "
-            f"to {film.patient}; unpack both again"
+            f"{film.graph} is of patient {graph.patient[:40]!r}, but the split table gives the "
+            f"film to {film.patient}; unpack both again"
         )
     for kind, texts in graph.faults.items():
         faults[kind] += len(texts)
