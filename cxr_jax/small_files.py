@@ -83,7 +83,7 @@ def _stat(path: str | os.PathLike) -> os.stat_result | None:
 
 def _short(path: str | os.PathLike) -> str:
     text = str(path)
-    text = text if len(text) <= 120 else f"{text[:60]}...{text[-40:]}"
+    text = text if len(text) <= 160 else f"{text[:60]}...{text[-80:]}"  # a DICOM's name has 60
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

@@ -28,7 +28,7 @@ from pydicom.encaps import encapsulate
 
 from cxr_jax import evaluate, report, weight_files, weights, workdir, writers
 from cxr_jax.data import readers, volumes
-from cxr_jax.data.sources import ct_volume, manifest
+from cxr_jax.data.sources import ct_volume, manifest, nih_cxr14, scene_graphs
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.errors import InputError
 from cxr_jax.figures import charts
@@ -236,6 +236,24 @@ def volume_table(path):
     ct_volume.read_index(path)
 
 
+GRAPH = {
+    **{"image_id": "a", "patient_id": 7, "study_id": 8, "viewpoint": "PA"},
+    "objects": [
+        {
+            "bbox_name": name,
+            **dict(zip(("original_x1", "original_y1", "original_x2", "original_y2"), box)),
+        }
+        for name, box in (("spine", (1, 2, 30, 40)), ("svc", (-5, 2, 9, 99)), ("left arm", [0] * 4))
+    ],
+    "attributes": [
+        {"bbox_name": "spine", "attributes": [["disease|yes|goiter", "nlp|no|normal"], []]}
+    ],
+}
+NIH_BOXES = (
+    b"Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Mass,1,2,3.5,4\nb.png,Edema,0,0,9,9\n"
+)
+
+
 def metadata():
     columns = {"fold": [0, 1, -1], "label": [1, 0, -1]}
     return {"fingerprint": "0123", "max_side": 8, "columns": {"train": columns}}
@@ -306,6 +324,15 @@ KINDS = {
     "csv": ("t.csv", PLAIN_CSV, table, mutated),
     "csv, semicolons": ("t.csv", PLAIN_CSV.replace(b",", b";"), table, mutated),
     "csv of volumes": ("t.csv", VOLUMES_CSV, volume_table, mutated),
+    "csv of boxes": ("t.csv", NIH_BOXES, nih_cxr14.read_boxes, mutated),
+    "csv in gzip": ("t.csv.gz", NIH_BOXES, nih_cxr14.read_boxes, inside_gzip),
+    "csv, gzip": ("t.csv.gz", gzip.compress(NIH_BOXES), nih_cxr14.read_boxes, mutated),
+    "scene graph": (
+        f"a{scene_graphs.SUFFIX}",
+        GRAPH,
+        lambda p: scene_graphs.read_graph(p, (60, 80)),
+        json_mutated,
+    ),
     "config.json": ("config.json", RUN, config, json_mutated),
     "data.json": (
         "data.json",

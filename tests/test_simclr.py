@@ -255,6 +255,8 @@ def test_a_validation_fold_is_not_trained_on(data_dir, tmp_path, capsys):
         ("", "data.sets is empty; .*: brixia_cohen, cxr_3class$"),
         ("imagenet", "data.sets='imagenet'; expected one of"),
         ("cxr_3class,nih_cxr14", "cxr_3class and nih_cxr14, which hold the same films"),
+        ("nih_cxr8,nih_cxr14", "nih_cxr14 and nih_cxr8, which hold the same films"),
+        ("nih_cxr8,cxr_3class", "cxr_3class and nih_cxr8, which hold the same films"),
         ("chexpert", "data set 'chexpert' is not prepared in .*; run: "),
         ("phantom_ct", "'phantom_ct' is of CT"),
         ("cxr_3class,cxr_3class", "has 'cxr_3class' where it cannot be"),

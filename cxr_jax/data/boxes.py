@@ -58,6 +58,27 @@ def warp(boxes: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.nd
     return np.where(inside, moved, np.float32(np.nan))
 
 
+def clip(boxes: np.ndarray, shape: tuple[float, float]) -> np.ndarray:
+    """Boxes as a table gives them, kept to the film: the one rule of what is a box.
+
+    Tables have boxes that leave their film by some pixels: what is outside is cut off. A box of
+    which no area is left, with its corners the wrong way round or with a corner that is no number
+    is none.
+
+    Args:
+      boxes: [M, 4].
+      shape: height and width of the film.
+
+    Returns:
+      float64 [M, 4]; NaN where there is none.
+    """
+    boxes = _rows(boxes).astype(np.float64)
+    height, width = shape
+    inside = np.clip(boxes, 0, [width, height, width, height])
+    there = (inside[:, :2] < inside[:, 2:]).all(axis=1, keepdims=True)  # False for NaN
+    return np.where(there & np.isfinite(boxes).all(axis=1, keepdims=True), inside, np.nan)
+
+
 def pad(
     boxes: np.ndarray, labels: np.ndarray, *, length: int, film: str
 ) -> tuple[np.ndarray, np.ndarray]:

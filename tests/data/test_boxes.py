@@ -273,3 +273,24 @@ def test_too_many_boxes_name_the_film_and_the_way_out():
         "film 'a' has 4 boxes of findings; at most 3 can be scored: merge some, or leave the film "
         "out"
     )
+
+
+# --- clipped to their film
+
+
+def test_boxes_are_kept_to_the_film_or_are_none():
+    """The one rule of the sources: on a film of 80x60."""
+    given = [
+        [-5, -3, 10, 20],
+        [70, 50, 95, 61],
+        [0, 0, 80, 60],
+        [80, 1, 90, 9],
+        [5, 5, 5, 9],
+        [9, 1, 5, 9],
+        [np.nan, 1, 5, 9],
+        [1, 1, np.inf, 9],
+    ]
+    nothing = [np.nan] * 4
+    want = [[0, 0, 10, 20], [70, 50, 80, 60], [0, 0, 80, 60], *[nothing] * 5]
+    np.testing.assert_array_equal(boxes.clip(given, (60, 80)), want)
+    assert boxes.clip([], (60, 80)).shape == (0, 4)

@@ -80,6 +80,11 @@ DATASETS = {
     "manifest": Entry("manifest", "your CSV file of films", by_path=True),
     "chexpert": Entry("chexpert", "the folder CheXpert-v1.0-small, or CheXpert-v1.0"),
     "nih_cxr14": Entry("nih_cxr14", "the folder with Data_Entry_2017_v2020.csv and the films"),
+    "nih_cxr8": Entry("nih_cxr8", "the same folder"),
+    "vindr_cxr": Entry("vindr_cxr", "the folder with train/, test/ and annotations/"),
+    "chest_imagenome": Entry(
+        "chest_imagenome", "the folder above chest-imagenome/ and mimic-cxr-jpg/, as downloaded"
+    ),
     "cxr_3class": Entry("cxr_3class", "the folder with labels.csv, boxes.csv and images/"),
     "brixia": Entry("brixia", "the download of brixia.github.io"),
     "padchest": Entry("padchest", "the folder with PADCHEST_chest_x_ray_images_labels_*.csv"),

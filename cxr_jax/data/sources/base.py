@@ -71,15 +71,24 @@ class SliceSource(Source, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldedOptions:
-    """Of a prepared set whose training films are dealt to folds.
+class PreparedOptions:
+    """Of a prepared set whose three splits are given.
 
     Attributes:
       data_dir: where it was prepared; empty: $CXR_DATA_DIR, else ~/cxr_jax_data
-      fold: 0, 1, ...: this fold of the training films validates; -1: none does
     """
 
     data_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedOptions(PreparedOptions):
+    """Of a prepared set whose training films are dealt to folds.
+
+    Attributes:
+      fold: 0, 1, ...: this fold of the training films validates; -1: none does
+    """
+
     fold: int = -1
 
 

@@ -7,7 +7,7 @@ Overlaps):
 
 - `cxr_3class` comes without the patients it shares with `brixia_cohen`, and where both are joined
   so does `brixia_cohen`: whichever is tested later, these patients were not seen.
-- `cxr_3class` beside `nih_cxr14`, whose films it has, is refused.
+- two of `nih_cxr14`, `nih_cxr8` and `cxr_3class`, which hold the same films, are refused.
 """
 
 import bisect
@@ -24,7 +24,11 @@ from cxr_jax.errors import InputError
 
 FIELDS = frozenset({"image", "id", "group", "view"})
 OPTIONS = {"cxr_3class": {"leave_out_overlap": True}}  # other than the set's default
-SAME_FILMS = ({"cxr_3class", "nih_cxr14"},)
+SAME_FILMS = (
+    {"cxr_3class", "nih_cxr14"},
+    {"cxr_3class", "nih_cxr8"},
+    {"nih_cxr14", "nih_cxr8"},
+)
 
 
 @dataclasses.dataclass(frozen=True)

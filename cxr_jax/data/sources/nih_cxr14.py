@@ -126,7 +126,7 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
     """
     index, notes = read_index(source)
     films = {split: [f for f in index if f.split == split] for split in LISTS}
-    table, others = _table(source), [source / name for name in (BOXES, *LISTS.values())]
+    table, others = table_of(source), [source / name for name in (BOXES, *LISTS.values())]
     by_patient = dict(zip((f.id for f in index), _patient_folds(index)))
     train = films["train"]
     folds = splits.folds_by_findings([f.group for f in train], [f.labels for f in train])
@@ -187,13 +187,13 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
         twice, in both lists or in none; a patient in both; a box outside the film.
     """
     folder = pathlib.Path(folder)
-    table = _table(folder)
+    table = table_of(folder)
     _, rows = tables.scan_table(
         table, ("Image Index", "Finding Labels", "Patient ID", "View Position")
     )
     split_of = _read_lists(folder)
-    paths = _find_films(folder)
-    boxes, lesions = _read_boxes(folder / BOXES)
+    paths = find_films(folder)
+    boxes, lesions = _without_lesions(read_boxes(folder / BOXES))
     films = [_film(row, paths, split_of, boxes) for row in rows]
     if twice := splits.repeated(film.id for film in films):
         raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
@@ -214,8 +214,8 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
     return films, ["every film has known findings", note, normal]
 
 
-def findings_of(row: tables.Row, column: str) -> np.ndarray:
-    """The NIH findings of a cell, joined by '|', as float32 [10]: 0, 1 or NaN (see the module).
+def names_of(row: tables.Row, column: str) -> list[str]:
+    """The NIH findings of a cell, joined by '|', under their own names.
 
     Raises:
       InputError: an empty cell, an unknown finding, `No Finding` beside another.
@@ -227,6 +227,16 @@ def findings_of(row: tables.Row, column: str) -> np.ndarray:
             raise row.error(column, f"{name!r} is no NIH finding; expected {', '.join(known)}")
     if NO_FINDING in names and len(set(names)) > 1:
         raise row.error(column, f"{NO_FINDING!r} cannot stand beside another finding")
+    return names
+
+
+def findings_of(row: tables.Row, column: str) -> np.ndarray:
+    """The NIH findings of a cell, joined by '|', as float32 [10]: 0, 1 or NaN (see the module).
+
+    Raises:
+      InputError: as `names_of`.
+    """
+    names = names_of(row, column)
     ours = {NIH_FINDINGS[name] for name in names if name in NIH_FINDINGS}
     labels = np.array([finding in ours for finding in FINDINGS], np.float32)
     labels[FINDINGS.index("support devices")] = np.nan
@@ -244,6 +254,16 @@ def box_of(row: tables.Row, column: str, size: float) -> tuple[int, tuple[float,
       The finding's number and the box xyxy; None for a mass or nodule.
 
     Raises:
+      InputError: as `named_box`.
+    """
+    name, box = named_box(row, column, size)
+    return None if name in LUNG_LESIONS else (FINDINGS.index(NIH_FINDINGS[name]), box)
+
+
+def named_box(row: tables.Row, column: str, size: float) -> tuple[str, tuple[float, ...]]:
+    """As `box_of`, under NIH's name of the finding, of masses and nodules too.
+
+    Raises:
       InputError: an unknown finding, a number that is none, an empty box, one outside the film.
     """
     name = "Infiltration" if row[column] == "Infiltrate" else row[column]
@@ -254,19 +274,48 @@ def box_of(row: tables.Row, column: str, size: float) -> tuple[int, tuple[float,
     for key, end in (("w", x + w), ("h", y + h)):
         if end > size + 1:
             raise row.error(key, f"the box ends at {end:g}, outside the film of {size:g} px")
-    if name in LUNG_LESIONS:
-        return None
-    if name not in NIH_FINDINGS or name == NO_FINDING:
-        known = [*(n for n in NIH_FINDINGS if n != NO_FINDING), *LUNG_LESIONS]
+    known = [*(n for n in NIH_FINDINGS if n != NO_FINDING), *LUNG_LESIONS]
+    if name not in known:
         raise row.error(column, f"no finding that has boxes; expected {', '.join(known)}")
-    return FINDINGS.index(NIH_FINDINGS[name]), (x, y, x + w, y + h)
+    return name, (x, y, x + w, y + h)
 
 
-def _table(folder: pathlib.Path) -> pathlib.Path:
+def table_of(folder: pathlib.Path) -> pathlib.Path:
+    """The table of films in a folder.
+
+    Raises:
+      InputError: there is none.
+    """
     for name in TABLES:
         if (folder / name).is_file():
             return folder / name
     raise InputError(f"{folder}: found none of {', '.join(TABLES)}; --source is {SOURCE}")
+
+
+def film_ids(row: tables.Row, paths: Mapping[str, str]) -> dict[str, str]:
+    """`path`, `id`, `group` and `view` of a row's film.
+
+    Args:
+      row: of the table of films.
+      paths: of `find_films`.
+
+    Raises:
+      InputError: a film that is not there, a patient that is no number, an unknown view.
+    """
+    name = row.text("image index")
+    if name not in paths:
+        raise row.error(
+            "image index", "there is no such film in images/ or images_*/images/; download it too"
+        )
+    patient = row.number("patient id", 0, 10**8 - 1)
+    if patient is None:
+        raise row.error("patient id", "this column must not be empty")
+    return {
+        "path": paths[name],
+        "id": pathlib.PurePath(name).stem,
+        "group": f"nih-{patient:08d}",
+        "view": row.choice("view position", ("PA", "AP", "")),
+    }
 
 
 def _film(
@@ -276,28 +325,23 @@ def _film(
     boxes: Mapping[str, list],
 ) -> Film:
     name = row.text("image index")
-    if name not in paths:
-        raise row.error(
-            "image index", "there is no such film in images/ or images_*/images/; download it too"
-        )
+    ids = film_ids(row, paths)
     if name not in split_of:
         raise row.error("image index", f"the film is in neither of {', '.join(LISTS.values())}")
-    patient = row.number("patient id", 0, 10**8 - 1)
-    if patient is None:
-        raise row.error("patient id", "this column must not be empty")
     return Film(
-        path=paths[name],
-        id=pathlib.PurePath(name).stem,
-        group=f"nih-{patient:08d}",
-        view=row.choice("view position", ("PA", "AP", "")),
+        **ids,
         split=split_of[name],
         labels=tuple(findings_of(row, "finding labels").tolist()),
         boxes=tuple(boxes.get(name, ())),
     )
 
 
-def _find_films(folder: pathlib.Path) -> dict[str, str]:
-    """File name -> path of every film of the folder."""
+def find_films(folder: pathlib.Path) -> dict[str, str]:
+    """File name -> path of every film of the folder.
+
+    Raises:
+      InputError: there is none.
+    """
     found = {}
     for place in sorted(folder.glob("images*")):
         for inner in (place / "images", place):
@@ -323,13 +367,16 @@ def _read_list(path: pathlib.Path) -> Iterator[str]:
     return (cells[0] for _, cells in tables.scan_lines(path) if cells and cells[0])
 
 
-def _read_boxes(path: pathlib.Path) -> tuple[dict[str, list], int]:
-    """File name -> its boxes, and how many boxes of masses and nodules were left out.
+def read_boxes(path: pathlib.Path) -> dict[str, list[tuple[str, tuple[float, ...]]]]:
+    """File name -> NIH's name of the finding and xyxy in pixels of `FRAME`, of each of its boxes.
 
     The header is `Image Index,Finding Label,Bbox [x,y,w,h],,,`: nine cells over rows of six. Some
     copies have cells to spare in the rows too.
+
+    Raises:
+      InputError: no such table, or a row as in `named_box`.
     """
-    boxes, left_out = {}, 0
+    boxes = {}
     lines = tables.scan_lines(path)
     _, header = next(lines, (0, []))
     if [cell.casefold() for cell in header[:2]] != list(_BOX_COLUMNS[:2]):
@@ -345,12 +392,18 @@ def _read_boxes(path: pathlib.Path) -> tuple[dict[str, list], int]:
                 f"{path}: row {line} has {len(cells)} cells; expected {', '.join(_BOX_COLUMNS)}"
             )
         row = tables.Row(path, line, dict(zip(_BOX_COLUMNS, cells)))
-        box = box_of(row, "finding label", FRAME[0])
-        if box is None:
-            left_out += 1
-        else:
-            boxes.setdefault(row["image index"], []).append(box)
-    return boxes, left_out
+        box = named_box(row, "finding label", FRAME[0])
+        boxes.setdefault(row["image index"], []).append(box)
+    return boxes
+
+
+def _without_lesions(named: Mapping[str, list]) -> tuple[dict[str, list], int]:
+    """The boxes by our findings, and how many of masses and nodules were left out."""
+    boxes = {
+        film: [(FINDINGS.index(NIH_FINDINGS[n]), box) for n, box in drawn if n not in LUNG_LESIONS]
+        for film, drawn in named.items()
+    }
+    return boxes, sum(map(len, named.values())) - sum(map(len, boxes.values()))
 
 
 def _patient_folds(films: list[Film]) -> list[int]:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import io
 import os
 import pathlib
 import re
@@ -15,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from cxr_jax import small_files
-from cxr_jax.data.file_errors import kind_of
+from cxr_jax.data.file_errors import BadFile, kind_of
+from cxr_jax.data.volumes.inflate import Inflated
 from cxr_jax.errors import InputError
 
 MAX_BYTES = 2**29  # of a table; CheXpert's has 2^25
@@ -185,7 +187,7 @@ def read_table(
     """Reads a CSV file (UTF-8, with or without byte order mark) with a header.
 
     Args:
-      path: the file.
+      path: the file; one whose name ends in .gz is inflated as it is read.
       required: columns that must be there. Case counts in none of the names.
       separators: what may stand between cells; of several, the one most often in the header. With
         `SPREADSHEET` a file that is no UTF-8 is read as cp1252, and a word says what was done.
@@ -300,10 +302,11 @@ def _form(path: pathlib.Path, separators: str) -> _Form:
     with _reading(path):
         if os.stat(path).st_size > MAX_BYTES:
             raise InputError(f"{path}: over {MAX_BYTES >> 20} MiB; no table here is so large")
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             first = file.readline(csv.field_size_limit() * 8)
             encoding = "utf-8-sig"
-            if separators == SPREADSHEET and not _is_utf8(file):
+            plain = path.suffix == ".gz"  # no spreadsheet writes one, and it cannot be read twice
+            if separators == SPREADSHEET and not plain and not _is_utf8(file):
                 encoding = "cp1252"
     separator = max(separators, key=lambda s: first.count(s.encode()))
     if separators == SPREADSHEET and (encoding == "cp1252" or separator != ","):
@@ -324,10 +327,17 @@ def _is_utf8(file: BinaryIO) -> bool:
 
 
 def _scan(path: pathlib.Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
-    with _reading(path), open(path, encoding=form.encoding, newline="") as file:
-        reader = csv.reader(file, strict=True, delimiter=form.separator)
+    with _reading(path), _opened(path) as file:
+        text = io.TextIOWrapper(file, encoding=form.encoding, newline="")
+        reader = csv.reader(text, strict=True, delimiter=form.separator)
         for cells in reader:
+            if file.tell() > MAX_BYTES:  # of a .gz, which may hold any number of blank lines
+                raise BadFile(f"over {MAX_BYTES >> 20} MiB; no table here is so large")
             yield reader.line_num, [cell.strip() for cell in cells]
+
+
+def _opened(path: pathlib.Path) -> io.BufferedReader:
+    return io.BufferedReader(Inflated(path) if path.suffix == ".gz" else io.FileIO(path))
 
 
 @contextlib.contextmanager
@@ -337,6 +347,8 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
+    except BadFile as error:
+        raise InputError(f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

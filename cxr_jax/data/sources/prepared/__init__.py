@@ -24,7 +24,12 @@ from cxr_jax.data.sources.prepared.layout import (
     film_columns,
     slice_columns,
 )
-from cxr_jax.data.sources.prepared.reading import Prepared, PreparedSlices, open_folded
+from cxr_jax.data.sources.prepared.reading import (
+    Prepared,
+    PreparedSlices,
+    open_folded,
+    open_whole,
+)
 from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
 
 __all__ = [
@@ -42,5 +47,6 @@ __all__ = [
     "fingerprint",
     "open_dealt",
     "open_folded",
+    "open_whole",
     "slice_columns",
 ]

@@ -69,13 +69,41 @@ def open_folded(
     chosen = {"train": trained, "val": {fold}, "test": {tested}}[split]
     if tested != folds:
         stored = "train+test"
+    return open_whole(
+        data_dir,
+        name,
+        split,
+        source=source,
+        kind=kind,
+        stored=stored or ("test" if split == "test" else "train"),
+        where={**(where or {}), column: {-1 if k == folds else k for k in chosen}},
+        **options,
+    )
+
+
+def open_whole(
+    data_dir: str,
+    name: str,
+    split: str,
+    *,
+    source: str,
+    kind: type["Prepared"] | None = None,
+    **options: Any,
+) -> "Prepared":
+    """Opens a split of a prepared set as it is stored.
+
+    Args:
+      data_dir, name, split, source, kind: as of `open_folded`.
+      options: of `Prepared`, besides these.
+
+    Raises:
+      InputError: not prepared (with the command), or what `Prepared` raises.
+    """
     at = f" --data_dir={data_dir}" if data_dir else ""
     return (kind or Prepared)(
         layout.data_folder(data_dir) / name / VERSION,
         name=name,
         split=split,
-        stored=stored or ("test" if split == "test" else "train"),
-        where={**(where or {}), column: {-1 if k == folds else k for k in chosen}},
         prepare=f"python -m cxr_jax.data.prepare {name} --source=FOLDER{at} (FOLDER: {source})",
         **options,
     )
