@@ -4,12 +4,13 @@
     python -m cxr_jax.main --config=configs/diagnosis.py --config.init_from=DIR --workdir=DIR
 
 where DIR is a run of `configs/findings.py` with the same variant, the low-level feature corpus.
+For `cxr3` it is one of phantoms, which has seen no film of any fold: `findings.py:quick,side=224`.
 
 | variant | what |
 | --- | --- |
 | (none) | the paper's model and training, 512 px, on three classes of a `manifest` |
 | quick | a small model on phantoms, minutes on two cores |
-| cxr3 | on the real films of `cxr_3class`, 224 px, from a run of `findings.py:cxr3,side=224` |
+| cxr3 | on the real films of `cxr_3class`, 224 px |
 | smoke | two tiny steps |
 
 Options, e.g. `configs/diagnosis.py:quick,size=2x4` (Tables 7 and 9 of the paper):
@@ -138,9 +139,9 @@ def cxr3(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
     if config.model.backbone.name == "densenet" and options["vit"]:
         config.model.backbone.update(block_sizes=(2, 4, 6, 4))
     config.augment.update(rotate_deg=10.0, shift=0.06, scale=0.15, brightness=0.05, contrast=0.1)
-    config.total_steps = 1000
+    config.total_steps = 800
     config.checkpoint_every = 100
-    config.eval_steps = (800, 900, 1000)
+    config.eval_steps = (600, 700, 800)
     config.optimizer.update(weight_decay=0.05)
 
 

@@ -33,7 +33,7 @@ WITH_OPTIONS = {
         *("cxr3,hide=lungs", "cxr3,hide=outside", "cxr3,crop=lungs"),
     ],
     "findings": [
-        "cxr3,side=224",
+        *("quick,side=224", "cxr3,side=224"),
         *(f"pool={pool}" for pool in ("avg", "max", "lse", "exp", "linear")),
         "quick,pool=lse",
         "paper=severity",

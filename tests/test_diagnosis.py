@@ -68,7 +68,9 @@ def test_twice_the_pixels_are_as_many_cells(pixels):
 
 
 @pytest.mark.parametrize("options", ["", ",corpus=10"])
-@pytest.mark.parametrize("theirs, ours", [("quick", "quick"), ("cxr3,side=224", "cxr3")])
+@pytest.mark.parametrize(
+    "theirs, ours", [("quick", "quick"), ("cxr3,side=224", "cxr3"), ("quick,side=224", "cxr3")]
+)
 def test_it_starts_from_the_findings(theirs, ours, options):
     """Every array of the corpus, and of what weighs it, is there under its name and shape."""
     config = config_of("findings", theirs)
