@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import pathlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -109,6 +110,16 @@ def folds_by_class(
     numbers = [-1 if diagnosis is None else diagnosis for diagnosis in diagnoses]
     edges = range(max(numbers, default=0) + 1)
     return balanced_folds(groups, numbers, folds=folds, edges=edges)
+
+
+def check_unique(names: Iterable[str], *, where: pathlib.Path, what: str = "film") -> None:
+    """Refuses a table that lists something twice.
+
+    Raises:
+      InputError: it does, naming `where`, what is listed, and the first name that comes twice.
+    """
+    if twice := repeated(names):
+        raise InputError(f"{where}: {what} {twice!r} is listed twice; leave one row")
 
 
 def repeated(names: Iterable[str]) -> str | None:

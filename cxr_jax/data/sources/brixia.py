@@ -26,7 +26,6 @@ as in Park et al. 2021 (1,929 PA films in its Table 1, 2,384 AP films in Table 2
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 
@@ -86,34 +85,25 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> Brixia:
     films, left_out = read_index(source)
     by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
     views = {film.id: readers.read_view(film.path) for film in films}
-    return Brixia(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        Brixia,
+        by_split,
+        read=lambda film, side: read_film_record(film, side, view=views[film.id]),
         fields=FIELDS,
         partial=frozenset({"severity_second"}),
-        films={
-            split: [
-                functools.partial(read_film_record, film, max_side, view=views[film.id])
-                for film in films
-            ]
-            for split, films in by_split.items()
-        },
-        film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
-        columns={
-            split: prepared.film_columns(
-                views=(views[film.id] for film in films), diagnoses=[COVID] * len(films)
-            )
-            for split, films in by_split.items()
-        },
-        metadata={
-            # 'view', 'diagnosis': a set prepared before it had these fields is another one.
-            "fingerprint": prepared.fingerprint(
-                table,
-                [film.path for film in films],
-                consensus.read_bytes(),
-                (max_side, "view", "diagnosis"),
-            ),
-            "max_side": max_side,
-        },
+        folds={split: [film.fold for film in part] for split, part in by_split.items()},
+        columns=lambda part: prepared.film_columns(
+            views=(views[film.id] for film in part), diagnoses=[COVID] * len(part)
+        ),
+        # 'view', 'diagnosis': a set prepared before it had these fields is another one.
+        fingerprint=prepared.fingerprint(
+            table,
+            [film.path for film in films],
+            consensus.read_bytes(),
+            (max_side, "view", "diagnosis"),
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=[f"left out: {left_out} films of patients of the test split"],
     )
 
@@ -158,8 +148,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], int]:
     columns, rows = tables.read_table(
         table, ["Filename", "BrixiaScore", "Subject"], separators=_SEPARATORS
     )
-    if twice := splits.repeated(pathlib.PurePath(row.text("filename")).stem for row in rows):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((pathlib.PurePath(row.text("filename")).stem for row in rows), where=table)
     listed = {row["filename"] for row in rows}
     if unknown := [name for name in modes if name not in listed]:
         raise InputError(f"{consensus}: film {unknown[0]!r} is not in {table.name}; take it out")
@@ -201,8 +190,7 @@ def _tables(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 def _read_consensus(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The modes int8 [3, 2] of each consensus film, by file name."""
     _, rows = tables.read_table(path, ["Filename", *_MODES], separators=_SEPARATORS)
-    if twice := splits.repeated(row.text("filename") for row in rows):
-        raise InputError(f"{path}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((row.text("filename") for row in rows), where=path)
     modes = {}
     for row in rows:
         scores = [row.number(column, 0, 3) for column in _MODES if row.text(column)]

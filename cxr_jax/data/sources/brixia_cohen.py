@@ -23,7 +23,6 @@ validation split and for cross-validation.
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 
@@ -83,19 +82,16 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> BrixiaCohe
     films = read_index(source)
     by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
     files = [path for film in films for path in (film.path, film.lungs) if path]
-    return BrixiaCohen(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        BrixiaCohen,
+        by_split,
+        read=read_film_record,
         fields=FIELDS,
         partial=frozenset({"lungs"}),
-        films={
-            split: [functools.partial(read_film_record, film, max_side) for film in films]
-            for split, films in by_split.items()
-        },
-        film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
-        metadata={
-            "fingerprint": prepared.fingerprint(_table(source), files, max_side),
-            "max_side": max_side,
-        },
+        folds={split: [film.fold for film in part] for split, part in by_split.items()},
+        fingerprint=prepared.fingerprint(_table(source), files, max_side),
+        data_dir=data_dir,
+        max_side=max_side,
     )
 
 
@@ -161,8 +157,7 @@ def read_index(folder: pathlib.Path) -> list[Film]:
     """
     table = _table(folder)
     films = _read_prepared(table) if table.name == "annotations.csv" else _read_public(table)
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=table)
     splits.check_disjoint(
         {s: [f.group for f in films if f.split == s] for s in ("train", "test")}, where=str(table)
     )

@@ -26,7 +26,6 @@ published and as users of the set read it.
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections import Counter
@@ -94,23 +93,15 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ChestImaGe
     _, table = _places(pathlib.Path(source))
     by_split = {ours: [f for f in films if f.split == ours] for ours in SPLITS.values()}
     files = (pathlib.Path(path) for film in films for path in (film.path, film.graph))
-    return ChestImaGenome(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        ChestImaGenome,
+        by_split,
+        read=_read_film,
         fields=FIELDS,
-        partial=frozenset(),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film in part]
-            for split, part in by_split.items()
-        },
-        film_fold={split: [-1] * len(part) for split, part in by_split.items()},
-        columns={
-            split: prepared.film_columns(views=(film.view for film in part))
-            for split, part in by_split.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(table, files, max_side),
-            "max_side": max_side,
-        },
+        columns=lambda part: prepared.film_columns(views=(film.view for film in part)),
+        fingerprint=prepared.fingerprint(table, files, max_side),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
@@ -142,8 +133,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
             left_out[shown] += 1
         else:
             films.append(film)
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=table)
     groups = {ours: [f.patient for f in films if f.split == ours] for ours in SPLITS.values()}
     splits.check_disjoint(groups, where=str(table))
     if empty := [ours for ours, part in groups.items() if not part]:

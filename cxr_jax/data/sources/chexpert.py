@@ -137,30 +137,25 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> CheXpert:
     films = {split: index.films[split] for split in TABLES}
     train, valid = (index.folder / table for table, _ in TABLES.values())
     files = (index.folder / film.file for part in films.values() for film in part)
-    folds = {"train": _folds(films["train"]), "test": [-1] * len(films["test"])}
-    return CheXpert(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        CheXpert,
+        films,
+        read=functools.partial(_read_film, index.folder),
         fields=FIELDS,
         partial=frozenset({"diagnosis"}),
-        films={
-            split: [functools.partial(_read_film, index.folder, f, max_side) for f in part]
-            for split, part in films.items()
-        },
-        film_fold=folds,
-        columns={
-            split: _label_counts(part)
+        folds={"train": _folds(films["train"])},
+        columns=lambda part: (
+            _label_counts(part)
             | prepared.film_columns(
                 views=(film.view for film in part), diagnoses=(film.diagnosis for film in part)
             )
-            for split, part in films.items()
-        },
-        metadata={
-            # 'diagnosis': a set prepared before it had this field is another one.
-            "fingerprint": prepared.fingerprint(
-                train, files, prepared.fingerprint(valid, ()), (max_side, "diagnosis")
-            ),
-            "max_side": max_side,
-        },
+        ),
+        # 'diagnosis': a set prepared before it had this field is another one.
+        fingerprint=prepared.fingerprint(
+            train, files, prepared.fingerprint(valid, ()), (max_side, "diagnosis")
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=_notes(index),
     )
 
@@ -233,8 +228,7 @@ def read_index(folder: pathlib.Path) -> Index:
         lateral[split] = len(found) - len(films[split])
         if not films[split]:
             raise InputError(f"{folder / name}: every row is a lateral film; frontal ones are read")
-        if twice := splits.repeated(film.id for film in films[split]):
-            raise InputError(f"{folder / name}: film {twice!r} is listed twice; leave one row")
+        splits.check_unique((film.id for film in films[split]), where=folder / name)
     splits.check_disjoint(
         {TABLES[split][0]: [f.group for f in films[split]] for split in TABLES}, where=str(folder)
     )

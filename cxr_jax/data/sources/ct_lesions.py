@@ -261,8 +261,7 @@ def read_index(folder: pathlib.Path) -> list[Slice]:
         raise InputError(f"{folder}: there is no slices.csv in it; --source is {SOURCE}")
     table = folder / "volumes.csv"
     _, rows = tables.read_table(table, ("volume", "patient", "spine_at", "split"))
-    if twice := splits.repeated(row["volume"] for row in rows):
-        raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
+    splits.check_unique((row["volume"] for row in rows), where=table, what="volume")
     listed = {row.text("volume"): (number, row) for number, row in enumerate(rows)}
     patients = {split: set() for split in ("train", "test")}
     for row in rows:
@@ -271,8 +270,7 @@ def read_index(folder: pathlib.Path) -> list[Slice]:
     table = folder / "slices.csv"
     columns = ("slice", "volume", "index_in_volume", "lesion_pixels", "lesion_fraction_of_lung")
     _, rows = tables.read_table(table, (*columns, "split"))
-    if twice := splits.repeated(row["slice"] for row in rows):
-        raise InputError(f"{table}: slice {twice!r} is listed twice; leave one row")
+    splits.check_unique((row["slice"] for row in rows), where=table, what="slice")
     index = [_slice(row, listed) for row in rows]
     halves = _read_halves(_halves(folder), {row["slice"]: row["volume"] for row in rows})
     for k, row in enumerate(rows):

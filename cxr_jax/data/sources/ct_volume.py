@@ -171,8 +171,7 @@ def read_index(table: pathlib.Path) -> tuple[list[Scan], list[str]]:
         groups[row.choice("split", SPLITS)].add(row.text("group"))
     if not mistakes.found:
         splits.check_disjoint(groups, where=str(table))
-        if twice := splits.repeated(_name(row.text("volume")) for row in rows):
-            raise InputError(f"{table}: volume {twice!r} is listed twice; leave one row")
+        splits.check_unique((_name(row.text("volume")) for row in rows), where=table, what="volume")
     scans = []
     for number, row in enumerate(rows):
         with mistakes.collecting():  # what is wrong with the volume's own files too

@@ -24,7 +24,6 @@ sets (76 films).
 
 import collections
 import dataclasses
-import functools
 import pathlib
 
 import numpy as np
@@ -96,32 +95,26 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> ThreeClass
         "train": [film for film in index if film.fold != TEST_FOLD],
         "test": [film for film in index if film.fold == TEST_FOLD],
     }
-    return ThreeClasses(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        ThreeClasses,
+        films,
+        read=_read_film,
         fields=FIELDS,
         partial=frozenset({"boxes", "box_label"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film in part]
-            for split, part in films.items()
+        folds={"train": [film.fold for film in films["train"]]},
+        columns=lambda part: {
+            "known": [int((~np.isnan(film.labels)).sum()) for film in part],
+            "overlap": [int(film.group in overlapping) for film in part],
+            **prepared.film_columns(diagnoses=(film.diagnosis for film in part)),
         },
-        film_fold={"train": [f.fold for f in films["train"]], "test": [-1] * len(films["test"])},
-        columns={
-            split: {
-                "known": [int((~np.isnan(film.labels)).sum()) for film in part],
-                "overlap": [int(film.group in overlapping) for film in part],
-                **prepared.film_columns(diagnoses=(film.diagnosis for film in part)),
-            }
-            for split, part in films.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                source / "labels.csv",
-                (film.path for film in index),
-                prepared.fingerprint(source / "boxes.csv", ()),
-                max_side,
-            ),
-            "max_side": max_side,
-        },
+        fingerprint=prepared.fingerprint(
+            source / "labels.csv",
+            (film.path for film in index),
+            prepared.fingerprint(source / "boxes.csv", ()),
+            max_side,
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
@@ -173,8 +166,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
     _, rows = tables.read_table(table, columns)
     boxes, lesions = _read_boxes(folder / "boxes.csv", {row["image"] for row in rows})
     films = [_film(row, boxes) for row in rows]
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=table)
     splits.check_disjoint(
         {f"fold {k}": [f.group for f in films if f.fold == k] for k in range(prepared.FOLDS)},
         where=str(table),

@@ -30,7 +30,6 @@ The training films are dealt to five folds by patient, balanced by disease and b
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -215,17 +214,16 @@ class LungSet:
         films = self.films(source)
         by_split = {name: [f for f in films if f.split == name] for name in ("train", "test")}
         files = [path for film in films for path in (film.path, *film.masks)]
-        fingerprint = prepared.fingerprint(None, files, max_side)
-        return self.kind(
-            data_dir=prepared.data_folder(data_dir),
+        return prepared.film_builder(
+            self.kind,
+            by_split,
+            read=read_film_record,
             fields=FIELDS,
             partial=frozenset() if all(film.masks for film in films) else frozenset({"lungs"}),
-            films={
-                split: [functools.partial(read_film_record, film, max_side) for film in films]
-                for split, films in by_split.items()
-            },
-            film_fold={split: [f.fold for f in films] for split, films in by_split.items()},
-            metadata={"fingerprint": fingerprint, "max_side": max_side},
+            folds={split: [film.fold for film in part] for split, part in by_split.items()},
+            fingerprint=prepared.fingerprint(None, files, max_side),
+            data_dir=data_dir,
+            max_side=max_side,
         )
 
 

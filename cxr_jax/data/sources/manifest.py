@@ -94,8 +94,7 @@ class Manifest:
         )
         labels = [self._labels(row) for row in rows]
         mistakes.tell()
-        if twice := splits.repeated(label["id"] for label in labels):
-            raise InputError(f"{path}: film {twice!r} is listed twice; leave one row")
+        splits.check_unique((label["id"] for label in labels), where=path)
         by_split = {s: [x for x in labels if x["split"] == s] for s in SPLITS}
         splits.check_disjoint(
             {s: [x["group"] for x in by_split[s]] for s in SPLITS}, where=str(path)

@@ -32,7 +32,6 @@ split and 0..3 are for training and validation. Both are balanced by the number 
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -130,31 +129,27 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
     by_patient = dict(zip((f.id for f in index), _patient_folds(index)))
     train = films["train"]
     folds = splits.folds_by_findings([f.group for f in train], [f.labels for f in train])
-    return NIHChestXray14(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        NIHChestXray14,
+        films,
+        read=_read_film,
         fields=FIELDS,
         partial=frozenset({"boxes", "box_label", "diagnosis"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film in part]
-            for split, part in films.items()
-        },
-        film_fold={"train": folds.tolist(), "test": [-1] * len(films["test"])},
-        columns={
-            split: {"patient_fold": [by_patient[film.id] for film in part]}
+        folds={"train": folds.tolist()},
+        columns=lambda part: (
+            {"patient_fold": [by_patient[film.id] for film in part]}
             | prepared.film_columns(
                 views=(film.view for film in part), diagnoses=(film.diagnosis for film in part)
             )
-            for split, part in films.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                table,
-                (pathlib.Path(film.path) for film in index),
-                *(prepared.fingerprint(path, ()) for path in others),
-                (max_side, "diagnosis"),  # a set prepared before it had this is another one
-            ),
-            "max_side": max_side,
-        },
+        ),
+        fingerprint=prepared.fingerprint(
+            table,
+            (pathlib.Path(film.path) for film in index),
+            *(prepared.fingerprint(path, ()) for path in others),
+            (max_side, "diagnosis"),  # a set prepared before it had this is another one
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
@@ -195,8 +190,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[Film], list[str]]:
     paths = find_films(folder)
     boxes, lesions = _without_lesions(read_boxes(folder / BOXES))
     films = [_film(row, paths, split_of, boxes) for row in rows]
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=table)
     splits.check_disjoint(
         {name: [f.group for f in films if f.split == split] for split, name in LISTS.items()},
         where=str(table),

@@ -19,7 +19,6 @@ patient names: the sets are no test of each other.
 """
 
 import dataclasses
-import functools
 import pathlib
 
 import numpy as np
@@ -72,28 +71,21 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> NIHChestXr
     """
     by_split, notes = read_index(source)
     films = [film for part in by_split.values() for film in part]
-    return NIHChestXray8(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        NIHChestXray8,
+        by_split,
+        read=_read_film,
         fields=FIELDS,
         partial=frozenset({"boxes", "box_label"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film in part]
-            for split, part in by_split.items()
-        },
-        film_fold={split: [-1] * len(part) for split, part in by_split.items()},
-        columns={
-            split: prepared.film_columns(views=(film.view for film in part))
-            for split, part in by_split.items()
-        },
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                nih_cxr14.table_of(source),
-                (pathlib.Path(film.path) for film in films),
-                prepared.fingerprint(source / nih_cxr14.BOXES, ()),
-                max_side,
-            ),
-            "max_side": max_side,
-        },
+        columns=lambda part: prepared.film_columns(views=(film.view for film in part)),
+        fingerprint=prepared.fingerprint(
+            nih_cxr14.table_of(source),
+            (pathlib.Path(film.path) for film in films),
+            prepared.fingerprint(source / nih_cxr14.BOXES, ()),
+            max_side,
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 
@@ -122,8 +114,7 @@ def read_index(folder: pathlib.Path) -> tuple[dict[str, list[Film]], list[str]]:
         table, ("Image Index", "Finding Labels", "Patient ID", "View Position")
     )
     films = [_film(row, paths, boxes) for row in rows]
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{table}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=table)
     boxed = [film for film in films if film.boxes]
     patients = {film.group for film in boxed}
     by_split = {"train": [film for film in films if film.group not in patients], **_halves(boxed)}

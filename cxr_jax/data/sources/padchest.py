@@ -106,8 +106,7 @@ def read_index(folder: pathlib.Path) -> tuple[list[prepared.DealtFilm], list[str
     if not films:
         why = f"the first one, {missing}, is missing" if missing else "no row is of a frontal film"
         raise InputError(f"{folder}: no film of {TABLE} can be read: {why}; --source is {SOURCE}")
-    if twice := splits.repeated(film.id for film in films):
-        raise InputError(f"{folder / TABLE}: film {twice!r} is listed twice; leave one row")
+    splits.check_unique((film.id for film in films), where=folder / TABLE)
     normal = sum(film.diagnosis is not None for film in films)
     notes = [f"{normal} of {len(films)} films are of diagnosis normal, the others have none"]
     notes += [f"left out: {count} films that are {why}" for why, count in left_out.items()]

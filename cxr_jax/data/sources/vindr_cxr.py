@@ -24,7 +24,6 @@ No real film was at hand, and of the tables only the challenge's form.
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections import Counter, defaultdict
@@ -105,24 +104,21 @@ def builder(source: pathlib.Path, *, data_dir: str, max_side: int) -> VinDrCXR:
     )
     kinds = [f"{kind}_{part}.csv" for kind in ("annotations", "image_labels") for part in PARTS]
     others = [pathlib.Path(source) / "annotations" / name for name in kinds]
-    return VinDrCXR(
-        data_dir=prepared.data_folder(data_dir),
+    return prepared.film_builder(
+        VinDrCXR,
+        by_part,
+        read=_read_film,
         fields=FIELDS,
         partial=frozenset({"boxes", "box_label"}),
-        films={
-            split: [functools.partial(_read_film, film, max_side) for film in part]
-            for split, part in by_part.items()
-        },
-        film_fold={"train": folds.tolist(), "test": [-1] * len(by_part["test"])},
-        metadata={
-            "fingerprint": prepared.fingerprint(
-                others[0],
-                (pathlib.Path(film.path) for film in films),
-                *(prepared.fingerprint(path, ()) for path in others[1:]),
-                max_side,
-            ),
-            "max_side": max_side,
-        },
+        folds={"train": folds.tolist()},
+        fingerprint=prepared.fingerprint(
+            others[0],
+            (pathlib.Path(film.path) for film in films),
+            *(prepared.fingerprint(path, ()) for path in others[1:]),
+            max_side,
+        ),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 

@@ -30,7 +30,12 @@ from cxr_jax.data.sources.prepared.reading import (
     open_folded,
     open_whole,
 )
-from cxr_jax.data.sources.prepared.writing import RecordBuilder, build, fingerprint
+from cxr_jax.data.sources.prepared.writing import (
+    RecordBuilder,
+    build,
+    film_builder,
+    fingerprint,
+)
 
 __all__ = [
     "DEALT_FIELDS",
@@ -43,6 +48,7 @@ __all__ = [
     "build",
     "data_folder",
     "dealt_builder",
+    "film_builder",
     "film_columns",
     "fingerprint",
     "open_dealt",

@@ -58,33 +58,24 @@ def dealt_builder(
       notes: for the user.
     """
     folds = splits.folds_by_class([f.group for f in films], [f.diagnosis for f in films])
-    by_split = {
-        "train": [(f, int(k)) for f, k in zip(films, folds) if k != TEST_FOLD],
-        "test": [(f, -1) for f, k in zip(films, folds) if k == TEST_FOLD],
+    parts = {
+        "train": [film for film, fold in zip(films, folds) if fold != TEST_FOLD],
+        "test": [film for film, fold in zip(films, folds) if fold == TEST_FOLD],
     }
-
-    def reader(film: F) -> Callable[[], Record]:
-        return lambda: preprocess.shrink(_record(film, read_image(film)), max_side)
-
-    return kind(
-        data_dir=layout.data_folder(data_dir),
+    files = [*(film.path for film in films), *others]
+    return writing.film_builder(
+        kind,
+        parts,
+        read=lambda film, side: preprocess.shrink(_record(film, read_image(film)), side),
         fields=DEALT_FIELDS,
         partial=frozenset({"diagnosis"}),
-        films={split: [reader(film) for film, _ in part] for split, part in by_split.items()},
-        film_fold={split: [fold for _, fold in part] for split, part in by_split.items()},
-        columns={
-            split: layout.film_columns(
-                views=(film.view for film, _ in part),
-                diagnoses=(film.diagnosis for film, _ in part),
-            )
-            for split, part in by_split.items()
-        },
-        metadata={
-            "fingerprint": writing.fingerprint(
-                table, [*(film.path for film in films), *others], max_side
-            ),
-            "max_side": max_side,
-        },
+        folds={"train": [int(fold) for fold in folds if fold != TEST_FOLD]},
+        columns=lambda part: layout.film_columns(
+            views=(film.view for film in part), diagnoses=(film.diagnosis for film in part)
+        ),
+        fingerprint=writing.fingerprint(table, files, max_side),
+        data_dir=data_dir,
+        max_side=max_side,
         notes=notes,
     )
 

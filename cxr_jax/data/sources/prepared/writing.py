@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -9,7 +10,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,6 +31,53 @@ def fingerprint(table: pathlib.Path | None, files: Iterable[pathlib.Path], *opti
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
     digest.update(repr(options).encode())
     return digest.hexdigest()[:8]
+
+
+F = TypeVar("F")
+B = TypeVar("B", bound="RecordBuilder")
+
+
+def film_builder(
+    kind: type[B],
+    parts: Mapping[str, Sequence[F]],
+    *,
+    read: Callable[[F, int], Record],
+    fields: frozenset[str],
+    partial: frozenset[str] = frozenset(),
+    folds: Mapping[str, Sequence[int]] | None = None,
+    columns: Callable[[Sequence[F]], Mapping[str, Sequence[int]]] = lambda part: {},
+    fingerprint: str,
+    data_dir: str,
+    max_side: int,
+    notes: Sequence[str] = (),
+) -> B:
+    """The builder of a set from what its tables say of every film; reads no film yet.
+
+    Args:
+      kind: the set's own builder.
+      parts: split -> its films.
+      read: (a film, `max_side`) -> its record, of at most that side.
+      fields, partial: as of `RecordBuilder`.
+      folds: split -> the fold of each of its films; a split that is not there has none.
+      columns: the films of a split -> name -> a number of each.
+      fingerprint: of `fingerprint`.
+      data_dir, max_side: as the `prepare` command has them.
+      notes: for the user.
+    """
+    folds = folds or {}
+    return kind(
+        data_dir=layout.data_folder(data_dir),
+        fields=fields,
+        partial=partial,
+        films={
+            split: [functools.partial(read, film, max_side) for film in part]
+            for split, part in parts.items()
+        },
+        film_fold={split: folds.get(split, [-1] * len(part)) for split, part in parts.items()},
+        columns={split: columns(part) for split, part in parts.items()},
+        metadata={"fingerprint": fingerprint, "max_side": max_side},
+        notes=notes,
+    )
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
