@@ -14,7 +14,8 @@ from cxr_jax.tasks import make_task
 
 @pytest.fixture(scope="module", params=["max", "mean"])
 def measured(request):
-    """A small task with a map that is far from flat, eight phantoms, their prediction and rows."""
+    """A small task with a map that is far from flat, eight phantoms, their prediction, the rows
+    that were measured, and the variables."""
     config = importlib.import_module("configs.severity").get_config("smoke")
     config.pool = request.param
     task = make_task(config)
@@ -26,11 +27,11 @@ def measured(request):
     head = jax.tree.map(lambda x: jax.random.normal(jax.random.PRNGKey(x.size), x.shape) / 2, head)
     variables = {**variables, "params": {**variables["params"], "head": head}}
     outputs = jax.jit(task.predict)(variables, batch)
-    return task, batch, outputs, jax.jit(task.measure)(variables, batch)
+    return task, batch, outputs, jax.jit(task.measure)(variables, batch), variables
 
 
 def test_the_own_map_points_where_it_is_highest(measured):
-    _, batch, outputs, rows = measured
+    _, batch, outputs, rows, _ = measured
     heat, lesion = np.asarray(outputs["map"]), np.asarray(batch["lesion"]) > 0
     step = lesion.shape[1] // heat.shape[1]
     middles = lesion[:, step // 2 :: step, step // 2 :: step]
@@ -43,7 +44,7 @@ def test_the_own_map_points_where_it_is_highest(measured):
 
 
 def test_controls_know_the_lungs_and_no_lesion(measured):
-    _, batch, outputs, rows = measured
+    _, batch, outputs, rows, _ = measured
     lesion = np.asarray(batch["lesion"]) > 0
     side = np.asarray(outputs["map"]).shape[1]
     step = lesion.shape[1] // side
@@ -54,8 +55,17 @@ def test_controls_know_the_lungs_and_no_lesion(measured):
     assert (rows["lungs_hit"] > rows["lungs_chance"])[rows["lungs_valid"]].all()
 
 
+def test_a_film_is_measured_by_itself(measured):
+    task, batch, _, rows, variables = measured
+    darker = {**batch, "image": np.concatenate([batch["image"][:4], batch["image"][4:] - 3])}
+    beside = jax.jit(task.measure)(variables, darker)
+    for name, row in rows.items():
+        np.testing.assert_allclose(row[:4], beside[name][:4], atol=1e-5, err_msg=name)
+    assert not np.allclose(rows["map_insertion"], beside["map_insertion"])
+
+
 def test_they_stand_in_the_report_where_they_were_measured(measured):
-    task, batch, outputs, rows = measured
+    task, batch, outputs, rows, _ = measured
     report = severity_report(jax.device_get(task.score({**outputs, **rows}, batch)))
     plain = severity_report(jax.device_get(task.score(outputs, batch)))
     for name in ("map", "gradcam", "brightness", "lungs"):

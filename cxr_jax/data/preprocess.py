@@ -74,6 +74,10 @@ class Preprocess:
         _check_plane(mask)
         return resize_mask(mask, (self.size, self.size))
 
+    def mask_or_empty(self, mask: np.ndarray | None) -> np.ndarray:
+        """As `mask`; all 0 where there is none."""
+        return np.zeros((self.size, self.size), np.uint8) if mask is None else self.mask(mask)
+
     def boxes(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Boxes [M, 4] on a film of `shape` (height, width) -> float32 [M, 4] on the square."""
         boxes = np.asarray(boxes, np.float32)

@@ -128,8 +128,7 @@ class Diagnosis(Task):
         seen = self.visible(record)
         example = {"image": self.preprocess.film(seen["image"])}
         example["diagnosis"] = np.int32(record.get("diagnosis", 0))
-        lesion = seen.get("lesion", np.zeros(seen["image"].shape, np.uint8))
-        example["lesion"] = self.preprocess.mask(lesion)
+        example["lesion"] = self.preprocess.mask_or_empty(seen.get("lesion"))
         return example
 
     def _finish(self, example, rng):

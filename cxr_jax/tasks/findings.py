@@ -124,8 +124,7 @@ class Findings(Task):
         known = np.asarray(record.get("findings", unknown), np.float32)
         example["findings"] = np.where(self._trained, known, np.float32(np.nan))
         example["boxes"], example["box_label"] = self._boxes(record)
-        lesion = record.get("lesion", np.zeros(record["image"].shape, np.uint8))
-        return example | {"lesion": self.preprocess.mask(lesion)}
+        return example | {"lesion": self.preprocess.mask_or_empty(record.get("lesion"))}
 
     def _boxes(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """float32 [M, 4] in pixels of the square, and labels int32 [M]; -1 where not trained."""
@@ -175,8 +174,9 @@ class Findings(Task):
     def measure(self, variables, batch):
         """How good the maps of `OPACITY` are: `heat`, the network's own logits, and Grad-CAM of its
         last map; beside them `brightness`, the film itself, and a `blind`, flat map."""
-        out = self.model.apply(variables, self._input(batch), train=False)
-        images, cells = self._input(batch)[..., 0], out["final"]
+        films = self._input(batch)
+        out = self.model.apply(variables, films, train=False)
+        images, cells = films[..., 0], out["final"]
         heads = {"params": variables["params"]["heads"]}
 
         def logits(cells):

@@ -150,9 +150,8 @@ class _Shared(VolumeTask):
             return example
         truth = _truth(record)
         shrunk = record["image"].size / self.preprocess.size**2
-        blank = np.zeros(record["image"].shape, np.uint8)
         return example | {
-            "lesion": self.preprocess.mask(blank if truth is None else truth),
+            "lesion": self.preprocess.mask_or_empty(truth),
             # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
             "label": np.float32(
                 record.get("slice_label", np.nan) if truth is None else truth.any()

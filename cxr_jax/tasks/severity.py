@@ -182,13 +182,8 @@ class Severity(Task):
         if "severity_second" in record:
             example["severity_second"] = np.asarray(record["severity_second"], np.int8)
         # Some films of a data set may have a lesion mask and others not; a batch has one shape.
-        has_lesion = "lesion" in record
-        example["has_lesion"] = np.array(has_lesion)
-        example["lesion"] = (
-            self.preprocess.mask(record["lesion"])
-            if has_lesion
-            else np.zeros_like(example["lungs"])
-        )
+        example["has_lesion"] = np.array("lesion" in record)
+        example["lesion"] = self.preprocess.mask_or_empty(record.get("lesion"))
         return example
 
     def _masks(self, record: Record) -> dict[str, np.ndarray]:
@@ -327,7 +322,7 @@ class Severity(Task):
         bright = measured.resized(images, own.shape[1:])
         maps = {
             "map": own,
-            "brightness": jnp.where(lungs, bright - jnp.min(bright), 0),
+            "brightness": jnp.where(lungs, bright - jnp.min(bright, axis=(1, 2), keepdims=True), 0),
             "lungs": lungs.astype(jnp.float32),
         }
         if self.model.backbone is not None:
