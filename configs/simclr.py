@@ -18,8 +18,10 @@ arrays of `backbone` and `vit`. The second command without `init_from` is the co
 | --- | --- |
 | `backbone=none`, `backbone=resnet50_hybrid` | the paper's other two: ViT and hybrid ViT |
 
-The paper gives the loss's temperature, 0.5, and the kinds of augmentation; batch, steps and
-optimizer are ours (Chen et al. have LARS and batches of thousands, which no single device holds).
+The paper names SimCLR and no number of it. The temperature, 0.5, is one of those that Chen et al.
+try; the augmentation is theirs; batch, steps and optimizer are ours (they have LARS and batches of
+thousands, which no single device holds). The paper's own model has a corpus that knows findings
+before: then this run starts there, `--config.init_from` a run of `configs/findings.py`.
 """
 
 import ml_collections

@@ -1,5 +1,6 @@
 """SimCLR: its loss, its two views, the joined set, and a run that a diagnosis starts from."""
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -166,6 +167,23 @@ def test_each_part_of_the_augmentation_does_what_it_says(ramp):
     assert min(blurred) < 0.2
 
 
+def test_windows_are_of_every_area_aspect_and_place():
+    """A film whose grey tells the place: column + row."""
+    side = 121
+    places = np.arange(side)[:, None] + np.arange(side)
+    windows = many(TwoViews(**NOTHING | {"crop": 0.25}), places.astype(np.uint8), 2000)
+    corners = np.array([[v[0, 0], v[0, -1], v[-1, 0]] for v in windows], float)
+    wide, high = (corners[:, 1:] - corners[:, :1]).T / (side - 1)
+    area, aspect = wide * high, wide / high
+    np.testing.assert_allclose(np.quantile(area, [0, 0.5, 1]), [0.25, 0.625, 1], atol=0.03)
+    np.testing.assert_allclose([aspect.min(), aspect.max()], [3 / 4, 4 / 3], rtol=0.03)
+    assert abs(np.log(aspect).mean()) < 0.02
+    # The first corner's grey is its column and row together: between none and all that is left.
+    left = (2 - wide - high) * (side - 1)
+    share = corners[:, 0][left > 40] / left[left > 40]
+    np.testing.assert_allclose(np.quantile(share, [0, 0.5, 1]), [0, 0.5, 1], atol=0.07)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [("crop", 0.0), ("crop", 1.1), ("brightness", 1.0), ("contrast", -0.1), ("blur", 0.01)],
@@ -312,6 +330,15 @@ def test_a_diagnosis_takes_every_array_of_the_corpus_and_the_transformer(base, o
     assert has == ({"vit"} if options == "backbone=none" else {"backbone", "vit"})
 
 
+def test_the_loss_and_the_augmentation_are_those_of_the_config():
+    config = config_of("simclr", "smoke")
+    config.temperature = 0.3
+    config.augment.update(crop=0.6, flip=False, brightness=0.1, contrast=0.2, blur=0.5)
+    task = make_task(config)
+    assert task.temperature == 0.3
+    assert task.augment == TwoViews(0.6, False, 0.1, 0.2, 0.5)
+
+
 @pytest.fixture(scope="module")
 def films():
     return [PhantomCXR(split="test", count=4, seed=0, size=128)[i] for i in range(4)]
@@ -343,12 +370,29 @@ def test_training_views_depend_on_the_generator_alone(films, started):
     same = [transforms.finish(example, np.random.default_rng(5)) for example in examples]
     assert same[0].keys() == {"first", "second"}
     np.testing.assert_array_equal(same[0]["first"], same[1]["first"])
+    assert not np.array_equal(same[0]["first"], same[0]["second"])
     other = transforms.finish(examples[0], np.random.default_rng(6))
     assert not np.array_equal(same[0]["first"], other["first"])
 
 
-def test_the_loss_is_nt_xent_of_the_projections_and_trains_every_part(started):
+def test_the_projection_is_two_layers_with_a_relu_between(started):
+    task, variables, _ = started
+    params = variables["params"]["projection"]
+    shapes = jax.tree.map(np.shape, params)
+    assert shapes["fc1"] == {"kernel": (32, 16), "bias": (16,)}  # hidden, size of the config
+    assert shapes["fc2"] == {"kernel": (16, 8), "bias": (8,)}
+    x = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
+    hidden = x @ params["fc1"]["kernel"] + params["fc1"]["bias"]
+    assert (hidden < 0).any()
+    want = np.maximum(hidden, 0) @ params["fc2"]["kernel"] + params["fc2"]["bias"]
+    got = task.model.projection.apply({"params": params}, x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1])
+def test_the_loss_is_nt_xent_of_the_projections_and_trains_every_part(started, temperature):
     task, variables, batch = started
+    task = dataclasses.replace(task, temperature=temperature)
 
     def loss(params):
         rng = jax.random.PRNGKey(1)
@@ -360,9 +404,11 @@ def test_the_loss_is_nt_xent_of_the_projections_and_trains_every_part(started):
     together = np.concatenate([batch["first"], batch["second"]])
     apply = functools.partial(task.model.apply, train=True, mutable=["batch_stats"])
     vectors, _ = jax.jit(apply)(variables, together)
-    want = slow_nt_xent(np.asarray(vectors[:4]), np.asarray(vectors[4:]), 0.5).mean()
+    want = slow_nt_xent(np.asarray(vectors[:4]), np.asarray(vectors[4:]), temperature).mean()
     np.testing.assert_allclose(value, want, rtol=1e-4)
     assert state.keys() == {"batch_stats"}
+    old, new = (jax.tree.leaves(stats["batch_stats"]) for stats in (variables, state))
+    assert any(not np.array_equal(a, b) for a, b in zip(old, new))
     assert -1 <= terms["agreement"] <= 1
     assert terms["found_in_batch"] in (0, 0.25, 0.5, 0.75, 1)
     for part, tree in grads.items():

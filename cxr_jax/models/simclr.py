@@ -1,7 +1,8 @@
 """Contrastive pre-training of a corpus and its transformer (Chen et al. 2020, SimCLR).
 
 h = f(x): the [class] token of Park et al. 2021, as their classifier reads it; without a ViT the
-mean of the last map. z = g(h) = W2 relu(W1 h), on which the loss is; h is what is kept.
+mean of the last map. z = g(h) = W2 relu(W1 h), on which the loss is; h is what is kept. Differs:
+the layers have biases.
 """
 
 import flax.linen as nn
