@@ -17,6 +17,7 @@ from cxr_jax.data.boxes import MOST as MAX_BOXES
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.errors import InputError
+from cxr_jax.metrics.findings import findings_report
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.findings import POOLS
 
@@ -146,7 +147,7 @@ def test_boxes_follow_the_stretch_of_the_film(smoke):
     np.testing.assert_allclose(bright.max(0) + 1, [38.4, 48], atol=1.5)
 
 
-def test_training_has_no_boxes(smoke):
+def test_training_has_no_boxes_and_no_lesions(smoke):
     task, _ = smoke
     source = PhantomCXR(split="train", count=2, seed=0, size=128)
     example = task.data.transforms.finish(
@@ -201,6 +202,26 @@ def test_score_reads_the_truth(smoke, predicted):
     positive = batch["findings"].astype(bool)
     positive[:, 0] = False  # 'no finding' has no box
     np.testing.assert_array_equal(rows["pointing_valid"], positive)
+
+
+def test_explanations_are_measured_of_the_opacity(smoke, predicted):
+    task, batch = smoke
+    rows = jax.device_get(jax.jit(task.measure)(predicted[0], batch))
+    heat = predicted[1]["heat"][..., FINDINGS.index("lung opacity")]
+    lesion = np.asarray(batch["lesion"]) > 0
+    step = lesion.shape[1] // heat.shape[1]
+    middles = lesion[:, step // 2 :: step, step // 2 :: step]
+    assert lesion.any(axis=(1, 2)).any()
+    np.testing.assert_array_equal(rows["heat_valid"], lesion.any(axis=(1, 2)))
+    for b in np.flatnonzero(rows["heat_valid"]):
+        np.testing.assert_allclose(rows["heat_hit"][b], middles[b][heat[b] == heat[b].max()].mean())
+    np.testing.assert_allclose(rows["blind_hit"], middles.mean(axis=(1, 2)), atol=1e-6)
+    scored = jax.jit(task.score)(predicted[1] | rows, batch)
+    report = findings_report(jax.device_get(scored))
+    for name in ("heat", "gradcam", "brightness", "blind"):
+        assert report[f"{name}_hit"].count == rows["heat_valid"].sum()
+        assert report[f"{name}_deletion"].count == 4
+    assert not any("heat" in name for name in findings_report(task.score(predicted[1], batch)))
 
 
 def test_a_pcam_probability_lies_within_its_map(predicted):

@@ -10,9 +10,8 @@
 | `temperature` | [N] | likewise |
 | `NAME_hit`, `_chance`, `_share`, `_valid`, `_deletion`, `_insertion` | [N] | of an explanation |
 
-The last are there where explanations were measured (`metrics.explanations`,
-`explain.faithfulness`). Without `threshold` and `temperature` what needs them is undefined. Other
-rows are ignored.
+The last are there where explanations were measured (`explain.measured`). Without `threshold` and
+`temperature` what needs them is undefined. Other rows are ignored.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cxr_jax.metrics import calibration, classification, regression
+from cxr_jax.metrics import calibration, classification, explanations, regression
 from cxr_jax.metrics.bootstrap import Value
 
 Rows = Mapping[str, np.ndarray]
@@ -60,7 +59,7 @@ class DiagnosisReport:
         report = self._discrimination(probs, labels) | self._confusion(probs, labels)
         report |= _calibration(probs, labels, rows.get("temperature"))
         report |= self._operating_points(probs, labels, rows.get("threshold"))
-        return report | explanation_values(rows)
+        return report | explanations.means(rows)
 
     def _discrimination(self, probs: np.ndarray, labels: np.ndarray) -> dict[str, Value]:
         aucs = {}
@@ -140,22 +139,6 @@ def _calibration(
         "scaled_ece": Value(ece, count, reason),
         "temperature": Value(chosen, count, told),
     }
-
-
-def explanation_values(rows: Rows) -> dict[str, Value]:
-    """Means of what was measured of each explanation: over films that have something to point at
-    (`_hit`, `_chance`, `_share`), over all films (`_deletion`, `_insertion`)."""
-    report = {}
-    for name in (row.removesuffix("_hit") for row in rows if row.endswith("_hit")):
-        valid = np.asarray(rows[f"{name}_valid"]).astype(bool)
-        reason = "" if valid.any() else "no film has a lesion to point at"
-        for what in ("hit", "chance", "share"):
-            found = np.asarray(rows[f"{name}_{what}"], np.float64)[valid]
-            report[f"{name}_{what}"] = Value(regression.mean(found), int(valid.sum()), reason)
-        for what in ("deletion", "insertion"):
-            found = np.asarray(rows[f"{name}_{what}"], np.float64)
-            report[f"{name}_{what}"] = Value(regression.mean(found), len(found))
-    return report
 
 
 def choose(probs: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:

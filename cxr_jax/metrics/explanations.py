@@ -1,13 +1,20 @@
-"""Does a heat map find a lesion that is known? Rows, one an example; nothing is averaged.
+"""Does a heat map find a lesion that is known? Rows, one an example, and their means.
 
 `share_of_highest` is the pointing game that `lesion_hits` and `findings` play too, each with its
 own idea of where the map may point and of what is a hit.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax.metrics import regression
+from cxr_jax.metrics.bootstrap import Value
 
 Array = jax.Array
+Rows = Mapping[str, np.ndarray]
 
 
 def share_of_highest(heat: Array, target: Array, *, inside: Array | None = None) -> Array:
@@ -87,6 +94,23 @@ def energy(heat: Array, lesion: Array) -> dict[str, Array]:
         "energy_chance": chance,
         "energy_valid": chance > 0,
     }
+
+
+def means(rows: Rows) -> dict[str, Value]:
+    """Means of what `explain.measured` made of each map, if anything: over films that have
+    something to point at (`_hit`, `_chance`, `_share`), over all films (`_deletion`,
+    `_insertion`)."""
+    report = {}
+    for name in (row.removesuffix("_deletion") for row in rows if row.endswith("_deletion")):
+        valid = np.asarray(rows[f"{name}_valid"]).astype(bool)
+        reason = "" if valid.any() else "no film has a lesion to point at"
+        for what in ("hit", "chance", "share"):
+            found = np.asarray(rows[f"{name}_{what}"], np.float64)[valid]
+            report[f"{name}_{what}"] = Value(regression.mean(found), int(valid.sum()), reason)
+        for what in ("deletion", "insertion"):
+            found = np.asarray(rows[f"{name}_{what}"], np.float64)
+            report[f"{name}_{what}"] = Value(regression.mean(found), len(found))
+    return report
 
 
 def _cells_of(lesion: Array, shape: tuple[int, ...]) -> Array:

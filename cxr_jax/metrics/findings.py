@@ -9,6 +9,7 @@
 | `probs` | [N, K] | predicted probability |
 | `labels` | [N, K] | 0, 1 or NaN (unknown) |
 | `pointing_hit`, `pointing_chance`, `pointing_valid` | [N, K] | `pointing`, below |
+| `NAME_hit`, ... | [N] | of an explanation, where they were measured: `explanations.means` |
 
 Other rows are ignored.
 """
@@ -20,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.data.records import FINDINGS
-from cxr_jax.metrics import classification, regression
+from cxr_jax.metrics import classification, explanations, regression
 from cxr_jax.metrics.bootstrap import Value
-from cxr_jax.metrics.explanations import share_of_highest
 
 Array = jax.Array
 Rows = Mapping[str, np.ndarray]
@@ -54,7 +54,7 @@ def pointing(heat: Array, boxes: Array, box_label: Array) -> dict[str, Array]:
     of_finding = box_label[..., None] == jnp.arange(num)  # [B, M, K]
     covered = jnp.einsum("bmhw,bmk->bhwk", inside.astype(jnp.int32), of_finding.astype(jnp.int32))
     covered = covered > 0
-    hit = share_of_highest(heat, covered)
+    hit = explanations.share_of_highest(heat, covered)
     valid = jnp.any(of_finding & ~jnp.isnan(boxes).any(-1, keepdims=True), axis=1)
     return {
         "pointing_hit": jnp.where(valid, hit, 0.0),
@@ -98,7 +98,8 @@ def findings_report(rows: Rows) -> dict[str, Value]:
         "findings_with_auc": Value(float(sum(not np.isnan(auc) for auc in defined)), known),
         **aucs,
     }
-    return report | (_pointing_report(rows) if "pointing_hit" in rows else {})
+    report |= _pointing_report(rows) if "pointing_hit" in rows else {}
+    return report | explanations.means(rows)
 
 
 def _pointing_report(rows: Rows) -> dict[str, Value]:

@@ -13,6 +13,7 @@
 | `lesion_dice`, `lesion_iou`, `lesion_precision`, `lesion_recall`, `lesion_false_area`, \
 `lesion_nonempty` | [N] | optional: `segmentation.overlap_rows`, NaN where a film has no mask |
 | `pointing_hit`, `pointing_valid` | [N, 3, 2] | optional: `lesion_hits.pointing` |
+| `NAME_hit`, ... | [N] | optional: of an explanation, `explanations.means` |
 | `lung_dice`, `lung_dice_right`, `lung_dice_left` | [N] | optional: `segmentation.lung_rows` |
 
 Other rows are ignored.
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cxr_jax.data.records import ZONE_NAMES
-from cxr_jax.metrics import classification, regression
+from cxr_jax.metrics import classification, explanations, regression
 from cxr_jax.metrics.bootstrap import Value
 
 Rows = Mapping[str, np.ndarray]
@@ -85,7 +86,8 @@ def severity_report(rows: Rows) -> dict[str, Value]:
         positive = np.asarray(rows["pointing_valid"]).astype(bool)
         hits = regression.mean(rows["pointing_hit"][positive])
         report["pointing"] = Value(hits, int(np.asarray(rows["pointing_valid"]).sum()))
-    return report | {name: regression.mean_of_known(rows[name]) for name in _LUNGS if name in rows}
+    report |= {name: regression.mean_of_known(rows[name]) for name in _LUNGS if name in rows}
+    return report | explanations.means(rows)
 
 
 def _truth(rows: Rows, valid: np.ndarray) -> np.ndarray:

@@ -37,8 +37,8 @@ from cxr_jax.data.sources.base import (
 )
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
-from cxr_jax.explain import faithfulness, gradcam, relevance
-from cxr_jax.metrics import diagnosis, explanations
+from cxr_jax.explain import gradcam, measured, relevance
+from cxr_jax.metrics import diagnosis
 from cxr_jax.models import corpus_vit
 from cxr_jax.models.diagnosis import DiagnosisNet
 from cxr_jax.models.pcam import PCAMHeads
@@ -51,9 +51,6 @@ MAPS = {
     "attention": "attention, last layer, of any class",
     "gradcam": "Grad-CAM, for {}",
 }
-MEASURED = ("_hit", "_chance", "_share", "_valid", "_deletion", "_insertion")
-_STEPS = 8  # of a deletion: as many forward passes, and one more
-_BLURRED = 8  # cells of a film of which nothing but the exposure is left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,14 +177,15 @@ class Diagnosis(Task):
         labels = batch["diagnosis"]
         maps = self._maps(variables, self._cells(variables, batch), labels)
         side = next(iter(maps.values())).shape[1:]
-        maps["brightness"] = _resized(batch["image"], side)
+        maps["brightness"] = measured.resized(batch["image"], side)
         maps["blind"] = jnp.zeros_like(maps["brightness"])
 
         def probability(images):
             logits = self.model.apply(variables, images, train=False)
             return jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=1)[:, 0]
 
-        return _measured(maps, probability, batch)
+        images, lesion = batch["image"], batch["lesion"]
+        return measured.measured(maps, probability, images=images, lesion=lesion)
 
     def _cells(self, variables, batch):
         return self.model.apply(variables, batch["image"], train=False, method="corpus")
@@ -213,8 +211,8 @@ class Diagnosis(Task):
 
     def score(self, outputs, batch):
         """Rows for `metrics.diagnosis`."""
-        measured = {k: v for k, v in outputs.items() if k.endswith(MEASURED)}
-        return {"probs": outputs["probs"], "label": batch["diagnosis"]} | measured
+        rows = {"probs": outputs["probs"], "label": batch["diagnosis"]}
+        return rows | measured.rows_of(outputs)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -347,26 +345,6 @@ def _over_maximum(heat):
     heat = jnp.maximum(heat, 0)
     top = jnp.max(heat, axis=(-2, -1), keepdims=True)
     return heat / jnp.where(top > 0, top, 1.0)
-
-
-def _measured(maps, probability, batch) -> dict:
-    """Rows [B] of each map: does it point at the lesion, does the network need what it shows?"""
-    images = batch["image"]
-    blurred = _resized(_resized(images, (_BLURRED, _BLURRED)), images.shape[1:])
-    rows = {}
-    for name, heat in maps.items():
-        hits = explanations.pointing(heat, batch["lesion"])
-        rows |= {f"{name}_{what}": hits[f"pointing_{what}"] for what in ("hit", "chance", "valid")}
-        rows[f"{name}_share"] = explanations.energy(heat, batch["lesion"])["energy_inside"]
-        for curve in (faithfulness.deletion, faithfulness.insertion):
-            found = curve(probability, images, blurred, heat=heat, steps=_STEPS)
-            rows[f"{name}_{curve.__name__}"] = found["score"]
-    return rows
-
-
-def _resized(images, side: tuple[int, int]):
-    """[B, H, W] -> [B, h, w]: means where it shrinks, else bilinear."""
-    return jax.image.resize(images, (len(images), *side), "linear", antialias=True)
 
 
 def _make_model(config: ml_collections.ConfigDict) -> DiagnosisNet:

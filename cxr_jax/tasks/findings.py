@@ -5,7 +5,8 @@ frontal films; the features before the pooling are the corpus that severity and 
 Binary cross-entropy per finding, averaged over the findings that are known of a film.
 
 The network's parts are `backbone` and `heads`, so that `init_from` of a severity run finds the
-backbone under its own name. Boxes of findings are never trained on: `score` alone reads them.
+backbone under its own name. Boxes and lesion masks are never trained on: `score` and `measure`
+alone read them.
 """
 
 import dataclasses
@@ -25,12 +26,14 @@ from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
 from cxr_jax.data.sources.base import Source, only_with, peek
 from cxr_jax.errors import InputError
+from cxr_jax.explain import gradcam, measured
 from cxr_jax.metrics import findings
 from cxr_jax.metrics.bootstrap import bootstrap
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.pcam import PCAMHeads, PCAMNet
 from cxr_jax.tasks.base import Data, Evaluation, Task
 
+OPACITY = FINDINGS.index("lung opacity")  # what lesion masks show
 POOLS = ("pcam", "avg", "max", "lse", "exp", "linear")
 _FIGURE_RESAMPLES = 200  # enough for the bars of a picture; results.json has config.bootstrap
 
@@ -121,7 +124,8 @@ class Findings(Task):
         known = np.asarray(record.get("findings", unknown), np.float32)
         example["findings"] = np.where(self._trained, known, np.float32(np.nan))
         example["boxes"], example["box_label"] = self._boxes(record)
-        return example
+        lesion = record.get("lesion", np.zeros(record["image"].shape, np.uint8))
+        return example | {"lesion": self.preprocess.mask(lesion)}
 
     def _boxes(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """float32 [M, 4] in pixels of the square, and labels int32 [M]; -1 where not trained."""
@@ -134,8 +138,9 @@ class Findings(Task):
 
     def _finish(self, example, rng):
         if rng is not None:
-            # Not trained on, and `augment` does not move them.
-            example = {k: v for k, v in example.items() if k not in ("boxes", "box_label")}
+            # Not trained on, and `augment` does not move boxes.
+            unused = ("boxes", "box_label", "lesion")
+            example = {k: v for k, v in example.items() if k not in unused}
             example = self.augment(example, rng)
         return {**example, "image": self.preprocess.normalize(example["image"])}
 
@@ -167,11 +172,33 @@ class Findings(Task):
             "heat": jax.nn.sigmoid(out["logit_maps"]),
         }
 
+    def measure(self, variables, batch):
+        """How good the maps of `OPACITY` are: `heat`, the network's own logits, and Grad-CAM of its
+        last map; beside them `brightness`, the film itself, and a `blind`, flat map."""
+        out = self.model.apply(variables, self._input(batch), train=False)
+        images, cells = self._input(batch)[..., 0], out["final"]
+        heads = {"params": variables["params"]["heads"]}
+
+        def logits(cells):
+            return self.model.heads.apply(heads, cells)["logits"]
+
+        def probability(images):
+            return self.predict(variables, batch | {"image": images})["probs"][:, OPACITY]
+
+        maps = {
+            "heat": out["logit_maps"][..., OPACITY],
+            "gradcam": gradcam.grad_cam(logits, cells, jnp.full(len(images), OPACITY)),
+            "brightness": measured.resized(images, cells.shape[1:3]),
+            "blind": jnp.zeros(cells.shape[:3]),
+        }
+        return measured.measured(maps, probability, images=images, lesion=batch["lesion"])
+
     def score(self, outputs, batch):
-        """Rows for `metrics.findings`. Boxes, where there are any, are read here only."""
+        """Rows for `metrics.findings`."""
         rows = {"probs": outputs["probs"], "labels": batch["findings"]}
         shares = batch["boxes"] / self.preprocess.size
-        return rows | findings.pointing(outputs["heat"], shares, batch["box_label"])
+        rows |= findings.pointing(outputs["heat"], shares, batch["box_label"])
+        return rows | measured.rows_of(outputs)
 
     @property
     def evaluation(self) -> Evaluation:

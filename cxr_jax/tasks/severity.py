@@ -6,7 +6,7 @@ Eq. 8: y = MAPHEAD(z) * m, the lesion probability map.
 Eq. 9: a = RMP(y, m), the 3x2 severity array, the largest probability of each lung zone; binary
 cross-entropy against the zone labels.
 
-No map is ever trained on: lesion masks are read by `score` alone.
+No map is ever trained on: lesion masks are read by `score` and `measure` alone.
 
 Progressive self-training (Sec. 2.3, Fig. 2; Table 3): films of a second set without labels join in
 stages; at the start of each a frozen copy of the network becomes the teacher, whose answer on the
@@ -31,6 +31,7 @@ from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources.base import Source, peek
 from cxr_jax.errors import InputError
+from cxr_jax.explain import gradcam, measured
 from cxr_jax.metrics import lesion_hits, regression, segmentation, severity
 from cxr_jax.models import corpus_vit
 from cxr_jax.models.map_head import SeverityMapHead
@@ -49,7 +50,12 @@ class SeverityNet(corpus_vit.CorpusViT):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalised films times lung masks [B, H, W] -> logits [B, h, w, levels] of the map."""
-        cells = self.encode(x, train=train)["map"]
+        return self.read(self.features(x, train=train), train=train)
+
+    def read(self, cells: Array, *, train: bool) -> Array:
+        """The corpus [B, h, w, C] -> logits [B, h, w, levels] of the map."""
+        if self.vit is not None:
+            cells = self.vit(cells, train=train)["map"]
         return self.head(cells, train=self.trains_norms(train))
 
 
@@ -294,8 +300,43 @@ class Severity(Task):
         }
         return outputs | ({"score": sum(levels)} if self.levels > 1 else {})
 
+    def measure(self, variables, batch):
+        """How good the maps are: `map`, the network's own, y of Eq. 8, and Grad-CAM of the corpus,
+        for the log-odds of the zones together; beside them `brightness`, the film in the lungs, and
+        `lungs`, which are blind to what is in them. The probability that is deleted is the zones'
+        mean."""
+        images = batch["image"] * (batch["lungs"] > 0)
+
+        def predicted(images):
+            return self.predict(variables, batch | {"image": images})
+
+        def probability(images):
+            out = predicted(images)
+            count = jnp.maximum(jnp.sum(out["zone_valid"], axis=(1, 2)), 1)
+            return jnp.sum(out["probs"] * out["zone_valid"], axis=(1, 2)) / count
+
+        def log_odds(cells):
+            logits = self.model.apply(variables, cells, train=False, method="read")[..., 0]
+            zone_map = _at_size(batch["zones"], logits.shape[1])
+            log_p, log_1mp = pooling.zone_log_probs(logits, zone_map, mode=self.pool)
+            return jnp.sum(log_p - log_1mp, axis=(1, 2))[:, None]
+
+        cells = self.model.apply(variables, images, train=False, method="features")
+        own = predicted(images)["map"]
+        lungs = _at_size(batch["zones"], own.shape[1]) > 0
+        bright = measured.resized(images, own.shape[1:])
+        maps = {
+            "map": own,
+            "brightness": jnp.where(lungs, bright - jnp.min(bright), 0),
+            "lungs": lungs.astype(jnp.float32),
+        }
+        if self.model.backbone is not None:
+            zeros = jnp.zeros(len(images), int)
+            maps["gradcam"] = gradcam.grad_cam(log_odds, cells, zeros)
+        return measured.measured(maps, probability, images=images, lesion=batch["lesion"])
+
     def score(self, outputs, batch):
-        """Rows for `metrics.severity`. Lesion masks, where there are any, are read here only."""
+        """Rows for `metrics.severity`. Lesion masks are read here and in `measure` only."""
         rows = {
             "probs": outputs["probs"],
             "labels": (batch["severity"] > 0).astype(jnp.float32),
@@ -320,7 +361,7 @@ class Severity(Task):
             severity=positive,
         )
         rows["lesion_nonempty"] = nonempty
-        return rows
+        return rows | measured.rows_of(outputs)
 
     @property
     def evaluation(self) -> Evaluation:

@@ -2,11 +2,13 @@
 
     python -m cxr_jax.data.audit cxr_3class [--data_dir=DIR] [--output=DIR]
     python -m cxr_jax.data.audit manifest --path=FILMS.csv --output=DIR
+    python -m cxr_jax.data.audit cxr_3class --seen=224
 
 A random forest, cross-validated by patient, is given trivial features alone: size, brightness,
-borders, text marks, file. Beside that: films that look like copies across splits or patients, and
-how classes lie over splits, views, sizes and patients. The options of the data set are given as
---OPTION=VALUE. The main numbers are kept beside a prepared set, and go into results.json.
+borders, text marks, file, texture of the edges. Beside that: films that look like copies across
+splits or patients, and how classes lie over splits, views, sizes and patients. The options of the
+data set are given as --OPTION=VALUE. The main numbers are kept beside a prepared set, and go into
+results.json.
 """
 
 import argparse
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = _parser().parse_known_args(argv)
     if args.films < 1:
         raise InputError(f"--films={args.films}; expected at least 1")
+    if args.seen and not 64 <= args.seen <= 2048:
+        raise InputError(f"--seen={args.seen}; expected 64 to 2048 px")
     sources.find(args.name, "NAME")
     data = sources.block(args.name, **sources.read_options(args.name, rest))
     # Imported here so that --help answers at once.
@@ -41,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output:
         safe_write.make_folder(args.output, "--output")
     opened, notes = collected.open_splits(data)
-    films = collected.collect(opened, most=args.films, notes=notes, bar=True)
+    seen = collected.Seen(args.seen) if args.seen else None
+    films = collected.collect(opened, most=args.films, seen=seen, notes=notes, bar=True)
     found = report.audit(films)
     print(report.text(found))
     if args.output:
         _write(args.output, films, found)
-    _keep(data, opened[0], report.headline(found))
+    if seen is None:
+        _keep(data, opened[0], report.headline(found))
 
 
 def _write(folder: pathlib.Path, films: Any, found: dict[str, Any]) -> None:
@@ -91,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=pathlib.Path, help="folder for audit.json and copies.png")
     parser.add_argument(
         "--films", type=int, default=20_000, help="at most so many are looked at (default: 20000)"
+    )
+    parser.add_argument(
+        "--seen",
+        type=int,
+        default=0,
+        help="of the middle square at so many px, blurred and equalised, as a model sees it; such "
+        "numbers are not kept beside the set (default: of the films as they are)",
     )
     return parser
 

@@ -1,18 +1,23 @@
 """Trivial features of a film: what a model could go by instead of the lungs.
 
-Five groups, each a fixed row of numbers. All are of the film as it is stored: a prepared set's
+Six groups, each a fixed row of numbers. All are of the film as it is stored: a prepared set's
 films are shrunk and encoded anew, so that size and file are no longer those of the download; only a
 table of film files (`manifest`) still has its originals.
 """
 
+import functools
+
 import cv2
 import numpy as np
+from skimage.feature import local_binary_pattern
 
 FLAT = 24  # grey levels between which a row counts as border: JPEG's noise is below
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _MARK_SIDE = 384  # px, longest side on which text marks are looked for
 _MARK_AREA = (4, 400)  # px there: a letter
 _TEXTURE_SIDE = 256  # px
+_PATTERN_RADII = (1, 2, 4)  # px at _TEXTURE_SIDE
+_PATTERNS = 10  # uniform patterns of eight neighbours, and one for all others
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 _SIDES = ("top", "bottom", "left", "right")
 
@@ -30,6 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("is_png", "is_jpeg", "is_dicom", "bytes_per_pixel"),
         *("jpeg_bytes_per_pixel", "jpeg_bytes_small"),
     ),
+    "texture": tuple(f"pattern_{r}_{code}" for r in _PATTERN_RADII for code in range(_PATTERNS)),
 }
 NAMES = tuple(name for names in GROUPS.values() for name in names)
 
@@ -48,11 +54,15 @@ def measure(film: np.ndarray, stored: bytes = b"") -> np.ndarray:
       stored: its file, or b'' where there is none.
 
     Returns:
-      float32 [len(NAMES)], finite. The last two are bytes of the film encoded anew as JPEG, per
-      pixel, and shrunk to 256 x 256: measures of texture, whatever the file was.
+      float32 [len(NAMES)], finite. The last two of 'file' are bytes of the film encoded anew as
+      JPEG, per pixel, and shrunk to 256 x 256: measures of texture, whatever the file was.
     """
-    row = [*_size(film), *_brightness(film), *_borders(film), *_marks(film), *_file(film, stored)]
-    return np.array(row, np.float32)
+    small = cv2.resize(film, (_TEXTURE_SIDE, _TEXTURE_SIDE), interpolation=cv2.INTER_AREA)
+    groups = (
+        *(_size(film), _brightness(film), _borders(film), _marks(film)),
+        *(_file(film, small, stored), _texture(small)),
+    )
+    return np.concatenate(groups).astype(np.float32)
 
 
 def _size(film: np.ndarray) -> list[float]:
@@ -127,8 +137,27 @@ def _marks(film: np.ndarray) -> list[float]:
     ]
 
 
-def _file(film: np.ndarray, stored: bytes) -> list[float]:
+def _file(film: np.ndarray, small: np.ndarray, stored: bytes) -> list[float]:
     kinds = (stored[:4] == b"\x89PNG", stored[:2] == b"\xff\xd8", stored[128:132] == b"DICM")
-    small = cv2.resize(film, (_TEXTURE_SIDE, _TEXTURE_SIDE), interpolation=cv2.INTER_AREA)
     own, fixed = (len(cv2.imencode(".jpg", picture, _JPEG)[1]) for picture in (film, small))
     return [*kinds, len(stored) / film.size, own / film.size, fixed]
+
+
+def _texture(small: np.ndarray) -> np.ndarray:
+    """How sharp and how noisy the film is where no lung is: shares of the uniform local binary
+    patterns (Ojala et al. 2002) in the outer fifth, of equalised brightness."""
+    small = cv2.equalizeHist(small)
+    shares = []
+    for radius in _PATTERN_RADII:
+        codes = local_binary_pattern(small, 8, radius, "uniform")[_outer_fifth()]
+        shares.append(np.bincount(codes.astype(int), minlength=_PATTERNS) / codes.size)
+    return np.concatenate(shares)
+
+
+@functools.cache
+def _outer_fifth() -> np.ndarray:
+    """bool [256, 256]: nearer to an edge than a fifth of the side."""
+    inside = slice(_TEXTURE_SIDE // 5, -(_TEXTURE_SIDE // 5))
+    outer = np.ones((_TEXTURE_SIDE, _TEXTURE_SIDE), bool)
+    outer[inside, inside] = False
+    return outer

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,13 +11,16 @@ import tqdm
 
 from cxr_jax.data import sources
 from cxr_jax.data.audit import duplicates, features
+from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
+from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 
-ORIGINAL, STORED, NO_FILE = (
+ORIGINAL, STORED, NO_FILE, SEEN = (
     "the films' own files",
     "as prepared: shrunk and encoded anew",
     "there are no files",
+    "of the middle square, shrunk, blurred and equalised",
 )
 
 
@@ -68,6 +71,22 @@ class Films:
     notes: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The middle square of a film as `configs/diagnosis.py:cxr3` shows it to a network.
+
+    Attributes:
+      size: px of its sides.
+    """
+
+    size: int
+
+    def __call__(self, film: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] -> uint8 [size, size], blurred and equalised."""
+        square = Visible(crop="square")({"image": film})["image"]
+        return Preprocess(self.size, order=("resize", "blur", "equalize")).film(square)
+
+
 def open_splits(data: Any) -> tuple[list[sources.Source], list[str]]:
     """Every split of a data set that there is.
 
@@ -100,6 +119,7 @@ def collect(
     *,
     most: int,
     prints: bool = True,
+    seen: Callable[[np.ndarray], np.ndarray] | None = None,
     notes: Sequence[str] = (),
     bar: bool = False,
 ) -> Films:
@@ -109,6 +129,7 @@ def collect(
       opened: splits of one data set.
       most: of more films, so many are drawn (always the same ones).
       prints: also for copies.
+      seen: what is left of a film, whose features are measured; None: all of it, and its file.
       notes: passed on.
       bar: shows the progress on a terminal.
 
@@ -122,34 +143,43 @@ def collect(
         places = [places[i] for i in np.sort(drawn)]
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        looks = pool.map(lambda place: _look(*place, prints=prints), places)
+        looks = pool.map(lambda place: _look(*place, prints=prints, seen=seen), places)
         # disable=None: a bar on a terminal only.
         looks = tqdm.tqdm(
             looks, total=len(places), unit="film", desc="audit", disable=None if bar else True
         )
-        seen = list(looks)
+        looks = list(looks)
     first = opened[0]
     return Films(
         name=first.name,
         total=total,
         places=places,
-        ids=[look["id"] for look in seen],
-        groups=[look["group"] for look in seen],
+        ids=[look["id"] for look in looks],
+        groups=[look["group"] for look in looks],
         splits=[source.split for source, _ in places],
-        views=[look["view"] for look in seen],
-        shapes=np.array([look["shape"] for look in seen]).reshape(-1, 2),
-        features=np.stack([look["features"] for look in seen]),
-        labels=dict(_labels(seen, first)),
-        prints=[look["print"] for look in seen] if prints else [],
-        files=_files(first),
+        views=[look["view"] for look in looks],
+        shapes=np.array([look["shape"] for look in looks]).reshape(-1, 2),
+        features=np.stack([look["features"] for look in looks]),
+        labels=dict(_labels(looks, first)),
+        prints=[look["print"] for look in looks] if prints else [],
+        files=_files(first) if seen is None else SEEN,
         notes=list(notes),
     )
 
 
-def _look(source: sources.Source, index: int, *, prints: bool) -> dict[str, Any]:
+def _look(
+    source: sources.Source,
+    index: int,
+    *,
+    prints: bool,
+    seen: Callable[[np.ndarray], np.ndarray] | None,
+) -> dict[str, Any]:
     record = source[index]
-    film = record["image"]
-    stored = source.stored(index) if hasattr(source, "stored") else b""
+    film, stored = record["image"], b""
+    if seen is not None:
+        film = seen(film)
+    elif hasattr(source, "stored"):
+        stored = source.stored(index)
     return {
         "id": str(record["id"]),
         "group": str(record["group"]),

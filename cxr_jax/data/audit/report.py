@@ -122,7 +122,7 @@ def _told_warnings(labels: dict[str, Any]) -> Iterable[str]:
         together = clear.pop("all", None)
         best, *others = sorted(clear, key=lambda by: -clear[by]) or ["all"]
         value = clear.get(best, together)
-        source = "size, brightness, borders, text and file" if best == "all" else f"{best} alone"
+        source = "all features together" if best == "all" else f"{best} alone"
         more = "".join(f", {by} {clear[by]:.2f}" for by in others)
         yield one_line(
             f"{name}: classes can be told apart from {source}: balanced accuracy {value:.2f} "
