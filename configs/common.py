@@ -89,7 +89,7 @@ MEANINGS = {
     "keep_last": "how many of the last checkpoints are kept",
     "keep_every": "steps; 0: none is kept beside the last and eval_steps",
     "eval_every": "steps between validations; 0: never",
-    "eval_steps": "checkpoints whose predictions the final evaluation averages; (): one",
+    "eval_steps": "checkpoints that the final evaluation combines; (): the last, or the best",
     "early_stopping.metric": "of a validation, by which the best checkpoint is kept and evaluated",
     "early_stopping.patience": "steps without a better one that end the run; 0: none do",
     "early_stopping.highest": "whether higher is better",
