@@ -47,7 +47,7 @@ METHODS = {
     "mil": (256, 1e-4, 1e-4),
     "loc+mil": (512, 3e-5, 1e-5),
 }
-# 0.01 of a sum over a batch of 128 as a part of a mean over films  [released code, PAPERS 4]
+# 0.01 of a sum over a batch of 128 as a part of a mean over films  [PAPERS, 4]
 FILM_SUM_WEIGHT = 0.01 * 128
 CLASSES = FINDINGS[1:]  # 'no finding' has no place
 STEPS_AN_UPDATE = 8  # 8 x 16 films

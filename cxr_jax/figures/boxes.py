@@ -29,6 +29,8 @@ COLORS = (
 )
 _ROWS = 13  # of the list, as many as the film is high
 _LIST_WIDTH = 3.1  # inches
+_DASH, _SPACE = 3.0, 1.5  # of true boxes, in line widths
+_TAG_LINE, _TAG_WIDTH = 0.13, 9  # inches; a tag's usual width in its height
 
 
 class DrawnBoxes(NamedTuple):
@@ -125,19 +127,44 @@ def _scaled(boxes: DrawnBoxes, scale: float) -> DrawnBoxes:
 def _draw_findings(
     ax: Axes, predicted: DrawnBoxes, true: DrawnBoxes | None, names: Sequence[str]
 ) -> None:
-    for boxes, style in ((true, "--"), (predicted, "-")):
-        for box, label in zip(*boxes[:2]) if boxes else ():
-            color, width = color_of(label), 1.8 if style == "-" else 1.4
-            draw_boxes(ax, box[None], edgecolor=color, linestyle=style, linewidth=width)
-    for box, label, score in zip(*predicted):
-        text = f"{names[label]} {number(score)}"
-        draw_tag(ax, max(box[0], 0), max(box[1], 0), text, color=color_of(label))
+    if true is not None:
+        _draw_true(ax, true)
+    for box, label in zip(*predicted[:2]):
+        draw_boxes(ax, box[None], edgecolor=color_of(label), linewidth=1.8)
+    _draw_tags(ax, predicted, names)
     lines = [("-", "predicted" if len(predicted.xyxy) else "predicted: none")]
     if true is not None:
         lines.append(("--", "truth" if len(true.xyxy) else "truth: none"))
     draw_legend(
         ax, [Line2D([], [], color=INK, linestyle=style, label=text) for style, text in lines]
     )
+
+
+def _draw_true(ax: Axes, true: DrawnBoxes) -> None:
+    """Dashed; the colours of findings that share a box take turns along it."""
+    places: dict[tuple, list[int]] = {}
+    for box, label in zip(true.xyxy.tolist(), true.labels.tolist()):
+        places.setdefault(tuple(box), []).append(label)
+    for box, labels in places.items():
+        turn = _DASH + _SPACE
+        for k, label in enumerate(labels):
+            style = (turn * (len(labels) - k), (_DASH, turn * len(labels) - _DASH))
+            draw_boxes(
+                ax, np.array([box]), edgecolor=color_of(label), linestyle=style, linewidth=1.4
+            )
+
+
+def _draw_tags(ax: Axes, predicted: DrawnBoxes, names: Sequence[str]) -> None:
+    """Names with scores at the boxes' corners, each below those that it would hide."""
+    line = _TAG_LINE / SMALL_HEIGHT * (ax.get_ylim()[0] + 0.5)
+    placed: list[tuple[float, float]] = []
+    for box, label, score in zip(*predicted):
+        x, y = np.maximum(box[:2], 0)
+        for left, top in sorted(placed, key=lambda at: at[1]):
+            if abs(x - left) < _TAG_WIDTH * line and abs(y - top) < line:
+                y = top + line
+        placed.append((x, y))
+        draw_tag(ax, x, y, f"{names[label]} {number(score)}", color=color_of(label))
 
 
 def _draw_chosen(ax: Axes, chosen: Region, scale: float) -> None:
