@@ -421,6 +421,11 @@ def test_a_film_without_regions_or_boxes_is_scored_by_what_it_has(oracle):
     report = task.evaluation.report(scored(task, some, outputs))
     assert report["region_iou"].count == report["presence_recall"].count == 0
     assert report["map"].count == len(record["boxes"])
+    # Nobody drew: what is predicted there is neither right nor wrong.
+    undrawn = {k: v for k, v in record.items() if k not in ("boxes", "box_label")}
+    rows = scored(task, undrawn, outputs)
+    assert not rows["known"].any()
+    assert np.isnan(rows["scores"]).all()
     bare = {name: record[name] for name in ("image", "id", "group")}
     report = task.evaluation.report(scored(task, bare, outputs))
     assert not any(value.count for value in report.values())
