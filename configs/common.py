@@ -41,6 +41,7 @@ WATCH = dict(
     cache_mb=1024,
     hang_warning_s=1800,
 )
+EARLY_STOPPING = dict(metric="", patience=0, highest=True)  # none
 PREPROCESS = dict(
     size=256,
     order=("resize", "blur", "equalize"),
@@ -88,7 +89,10 @@ MEANINGS = {
     "keep_last": "how many of the last checkpoints are kept",
     "keep_every": "steps; 0: none is kept beside the last and eval_steps",
     "eval_every": "steps between validations; 0: never",
-    "eval_steps": "checkpoints whose predictions the final evaluation averages; (): the last one",
+    "eval_steps": "checkpoints that the final evaluation combines; (): the last, or the best",
+    "early_stopping.metric": "of a validation, by which the best checkpoint is kept and evaluated",
+    "early_stopping.patience": "steps without a better one that end the run; 0: none do",
+    "early_stopping.highest": "whether higher is better",
     "bootstrap": "resamples of the intervals",
     "figures": "films drawn in an evaluation",
     "measure_explanations": "an evaluation explains every film, and scores the explanations",
@@ -130,6 +134,7 @@ BACKBONE_MEANINGS = {
 def get_config() -> ml_collections.ConfigDict:
     """Defaults of every field that the loops read."""
     config = ml_collections.ConfigDict(RUN | WATCH)
+    config.early_stopping = dict(EARLY_STOPPING)
     config.data = sources.block("phantom_cxr")
     config.second = sources.second_block()
     config.preprocess = dict(PREPROCESS)

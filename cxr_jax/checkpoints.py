@@ -54,6 +54,17 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
         return None
 
 
+class _Kept(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps one step, which may become another one."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Of each checkpoint, whether it is that step's."""
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one work directory. Use as a context manager: closing waits for writes."""
 
@@ -67,7 +78,8 @@ class Checkpoints:
     ):
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         policy = ocp.checkpoint_managers
-        keep = [policy.LatestN(max(keep_last, 1))]
+        self._kept = _Kept()
+        keep = [policy.LatestN(max(keep_last, 1)), self._kept]
         if keep_every:
             keep.append(policy.EveryNSteps(keep_every))
         if keep_steps:
@@ -92,6 +104,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last step with a complete checkpoint."""
         return self._manager.latest_step()
+
+    def keep(self, step: int | None) -> None:
+        """From now on this step is kept, and no longer the one before."""
+        self._kept.step = step
 
     def save(self, state: TrainState, data: grain.DatasetIterator, *, wait: bool = False) -> None:
         """Starts to write; a step that is already there is left alone.

@@ -128,8 +128,7 @@ def evaluate(
     rows and figures are then called DATA-SPLIT, see `inputs.external`.
 
     Args:
-      steps: checkpoints whose predictions are combined; () takes `config.eval_steps`, and the
-        latest checkpoint where that is empty too.
+      steps: checkpoints whose predictions are combined; () takes those of `TrainedRun.load`.
       stop: of the command; None listens here.
       allow_seen: an external test may hold patients that were trained on.
 

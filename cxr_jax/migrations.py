@@ -18,7 +18,10 @@ RENAMED = {
 }
 
 # Path of a field that runs of before did not have -> what they did.
-ADDED: dict[str, Any] = {"measure_explanations": False}
+ADDED: dict[str, Any] = {
+    "measure_explanations": False,
+    "early_stopping": {"metric": "", "patience": 0, "highest": True},
+}
 
 # The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
 ADDED_OPTIONS: dict[tuple[str, str], Any] = {
@@ -63,7 +66,7 @@ def _add(config: dict[str, Any], path: list[str], value: Any) -> None:
     *blocks, name = path
     for block in blocks:
         config = config.get(block, {})
-    config.setdefault(name, value)
+    config.setdefault(name, copy.deepcopy(value))
 
 
 def _reduced(block: dict[str, Any]) -> dict[str, Any]:

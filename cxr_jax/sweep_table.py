@@ -13,6 +13,7 @@ import numpy as np
 from cxr_jax import manifests, results, safe_write, small_files, tables, writers
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import FOLDER, complete_steps
+from cxr_jax.early_stopping import EarlyStopping
 from cxr_jax.errors import InputError, tell_once
 from cxr_jax.sweep_rows import Run
 
@@ -45,14 +46,15 @@ def finished(run: Run, split: str) -> Finished | None:
     """
     workdirs.check_config(run.config, run.folder, longer=True)
     path, rows = run.folder / results.RESULTS, results.rows_path(run.folder, split)
-    trained = complete_steps(run.folder)[-1:] == [run.config.total_steps]
-    if not (trained and small_files.is_file(path) and small_files.is_file(rows)):
+    newest = (complete_steps(run.folder) or [0])[-1]
+    stopping = EarlyStopping.read(run.config, run.folder, until=newest)
+    if not (stopping.complete(newest) and small_files.is_file(path) and small_files.is_file(rows)):
         return None
     try:
         results.check(run.folder, split)
         found = small_files.read_fields(path, "it is evaluated again")
         evaluation = found.fields("evaluations").fields(split)
-        expected = sorted(run.config.eval_steps) or [run.config.total_steps]
+        expected = sorted(run.config.eval_steps) or [stopping.best or newest]
         if evaluation.get("changed", dict, {}) or sorted(evaluation.get("steps", list)) != expected:
             return None
         return Finished(

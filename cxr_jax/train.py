@@ -16,10 +16,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import optimizers, state
+from cxr_jax import early_stopping, optimizers, state
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
+from cxr_jax.early_stopping import EarlyStopping
 from cxr_jax.errors import InputError
 from cxr_jax.evaluate import Scorer
 from cxr_jax.figures import save, training_curves
@@ -40,7 +41,8 @@ def train(
     final_split: str = "test",
     stop: StopSignal | None = None,
 ) -> bool:
-    """Trains to `config.total_steps`, from the last checkpoint of `workdir` if there is one.
+    """Trains to `config.total_steps`, or to where `config.early_stopping` ends it, from the last
+    checkpoint of `workdir` if there is one.
 
     Everything that can be wrong with the config, the data and the model is looked at before the
     work directory is written and before anything is compiled.
@@ -55,9 +57,10 @@ def train(
     """
     check_numbers(config)
     with workdirs.only_writer(workdir):
-        workdirs.check_config(config, workdir, longer=True)
-        if newest_whole(workdir) == config.total_steps:
-            print(f"{workdir} is trained already, to step {config.total_steps}")
+        workdirs.check_config(config, workdir, _free(config), longer=True)
+        newest = newest_whole(workdir) or 0
+        if EarlyStopping.read(config, workdir, until=newest).complete(newest):
+            print(f"{workdir} is trained already, to step {newest}")
             return True
         run = open_run(config, workdir, final_split)
         batches = run.batches()
@@ -67,6 +70,12 @@ def train(
         finally:
             batches.close()
             faulthandler.cancel_dump_traceback_later()
+
+
+def _free(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """What may change where a run is resumed: where validations end it, not when they are."""
+    fixed = ("eval_every",) if config.early_stopping.metric else ()
+    return tuple(name for name in workdirs.FREE if name not in fixed)
 
 
 def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, final_split: str) -> "Run":
@@ -188,6 +197,7 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         workdirs.claim(config, run.workdir, run.source, unlabelled=run.unlabelled)
         first = int(train_state.step)
         with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
+            stopping = EarlyStopping.read(config, run.workdir, until=first)
             loop = _Loop(
                 run,
                 program,
@@ -195,14 +205,17 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
                 checkpoints=checkpoints,
                 writer=writer,
                 stop=stop,
+                stopping=stopping,
             )
             train_state = loop(train_state)
             if int(train_state.step):  # a run that was stopped before its first step has nothing
                 checkpoints.save(train_state, batches, wait=True)
     step = int(train_state.step)
-    if step < config.total_steps:
+    if not stopping.complete(step):
         print(f"stopped by {stop.name} at step {step}, saved; the same command resumes from there")
         return False
+    if told := stopping.told(step):
+        print(told, flush=True)
     curves = training_curves(run.workdir / "metrics.jsonl")
     save(curves, run.workdir / "figures" / "training.png")
     return True
@@ -246,18 +259,23 @@ class _Loop:
         checkpoints: Checkpoints,
         writer: Writer,
         stop: StopSignal,
+        stopping: EarlyStopping,
     ):
         self._run, self._config, self._program = run, run.config, program
         self._batches, self._checkpoints = batches, checkpoints
-        self._writer, self._stop = writer, stop
+        self._writer, self._stop, self._stopping = writer, stop, stopping
+        checkpoints.keep(stopping.best)
         self._validate = run.scorer()
         self._steps = Steps(run.source, checkpoints)
 
     def __call__(self, train_state: state.TrainState) -> state.TrainState:
-        """Runs to `total_steps` or a signal; every save but the last one."""
+        """Runs to `total_steps`, to where validations end it, or a signal; every save but the
+        last one."""
         config, step = self._config, int(train_state.step)
         _watch(config.hang_warning_s)
-        while step < config.total_steps and not self._stop.received:
+        if self._stopping.lacks(step):
+            self._log_validation(step, train_state)
+        while not (self._stopping.complete(step) or self._stop.received):
             batch = next(self._batches)
             train_state, scalars = self._program.step(
                 train_state, self._run.parallel.shard_batch(batch)
@@ -272,7 +290,7 @@ class _Loop:
                 self._steps.finish()
             self._writer.advance(step)
             if config.eval_every and (step % config.eval_every == 0 or last):
-                self._log_validation(step, train_state)
+                saves |= self._log_validation(step, train_state)
             # After the validation: a run that is killed between the two repeats both.
             if saves:
                 self._checkpoints.save(train_state, self._batches)
@@ -286,13 +304,19 @@ class _Loop:
         self._writer.scalars(step, values | {"lr": rate})
         _watch(self._config.hang_warning_s)
 
-    def _log_validation(self, step: int, train_state: state.TrainState) -> None:
+    def _log_validation(self, step: int, train_state: state.TrainState) -> bool:
+        """True where this is the best so far by `early_stopping`, so that it is to be kept."""
+        self._steps.finish()
         rows = self._validate([train_state.variables], stop=self._stop).rows
         if self._stop.received:
-            return
+            return False
         evaluation = self._run.task.evaluation
         values = numbers(evaluation.report(evaluation.units(rows)))
         self._writer.scalars(step, {f"val/{k}": v for k, v in values.items()})
+        best = self._stopping.add(step, values)
+        if best:
+            self._checkpoints.keep(step)
+        return best
 
 
 def _check_stages(task: Task, config: ml_collections.ConfigDict) -> None:
@@ -332,6 +356,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
             f"config.optimizer.accumulate={config.optimizer.accumulate}; it must lie in "
             f"1..config.total_steps={config.total_steps}"
         )
+    early_stopping.check(config)
     if config.precision not in ("float32", "bfloat16"):
         raise InputError(f"config.precision={config.precision!r}; expected float32 or bfloat16")
 

@@ -13,6 +13,7 @@ import numpy as np
 from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import records
 from cxr_jax.data.records import Record
+from cxr_jax.early_stopping import best_steps
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.tasks.base import Outputs, Variables
@@ -50,8 +51,8 @@ class TrainedRun:
 
         Args:
           workdir: of the run.
-          steps: checkpoints whose outputs are combined; () takes `config.eval_steps`, and the
-            latest checkpoint where that is empty too.
+          steps: checkpoints whose outputs are combined; () takes `config.eval_steps`; where that
+            is empty too, the one that early stopping chose; without it the latest.
           config: in place of the work directory's own, e.g. with another threshold.
           sharding: where the arrays go; None is the first device.
 
@@ -64,10 +65,9 @@ class TrainedRun:
         task = make_task(config)
         # What is wrong with the model is said before a record is read.
         shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
+        steps = steps or tuple(config.eval_steps) or best_steps(config, workdir)
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        steps, ensemble = restore_variables(
-            workdir, shapes, sharding=sharding, steps=steps or tuple(config.eval_steps)
-        )
+        steps, ensemble = restore_variables(workdir, shapes, sharding=sharding, steps=steps)
         return cls(workdir=workdir, config=config, task=task, steps=steps, ensemble=ensemble)
 
     def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Outputs]:

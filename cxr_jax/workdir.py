@@ -46,8 +46,9 @@ _KINDS = {
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "image_size"), int),
     **dict.fromkeys(("keep_every", "keep_last", "bootstrap", "figures", "devices"), int),
     **dict.fromkeys(("eval_steps", "init_include", "init_exclude", "init_rename"), list),
-    "optimizer": dict,
+    **dict.fromkeys(("optimizer", "early_stopping"), dict),
 }
+_RULE = {"metric": str, "patience": int, "highest": bool}  # of early_stopping
 _REMEDY = "take the file from a copy of the run, or train it again"
 # What every evaluation may change beside: other data (an external test), and where it runs. A task
 # adds what becomes of its outputs (`Evaluation.settings`).
@@ -115,6 +116,8 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         config.get(name, kind, *(() if name == "task" else (None,)))
     if any(type(step) is not int for step in config.get("eval_steps", list, [])):
         raise InputError(f"{path}: eval_steps are no list of whole numbers; {_REMEDY}")
+    for name, kind in _RULE.items():
+        config.fields("early_stopping").get(name, kind)
     try:
         return ml_collections.ConfigDict(_tuples(config.values)).lock()
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -17,6 +17,15 @@ FOLDER = ROOT / "tests" / "golden" / "configs"
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
 # What the files' docstrings offer beside the variants of their tables.
 WITH_OPTIONS = {
+    "adpd": [
+        *("method=mil", "method=loc+mil", "fusion=0", "asl=sum", "method=mil,asl=sum"),
+        *(
+            "quick,method=mil",
+            "quick,method=loc+mil",
+            "quick,cells=16",
+            "quick,method=mil,cells=16",
+        ),
+    ],
     "diagnosis": [
         *(f"{base}size={size}" for base in ("", "quick,") for size in ("4x8", "2x4")),
         *(f"{base}corpus={corpus}" for base in ("", "quick,") for corpus in ("1", "3", "10")),

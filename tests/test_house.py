@@ -25,7 +25,7 @@ from tests.exercise import heart
 FILES = sorted([*(ROOT / "cxr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
 HALL = ("train", "evaluate", "report", "predict", "initialise", "workdir", "trained", "state")
 HALL += ("checkpoints", "parallel", "optimizers", "writers", "tables")
-HALL += ("sweep", "sweep_rows", "sweep_table")
+HALL += ("sweep", "sweep_rows", "sweep_table", "early_stopping")
 ORGANS = ("lung", "lesion", "heart", "cardiac", "chest", "rib", "zone")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import jax
 import nibabel
 import numpy as np
@@ -20,11 +21,12 @@ import pytest
 
 from cxr_jax import checkpoints, config_files, evaluate, predict, state, train, trained
 from cxr_jax import workdir as workdirs
+from cxr_jax.data.phantoms import phantom
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.base import VolumeTask
+from cxr_jax.tasks.base import Task, VolumeTask
 from tests.conftest import ROOT, UNOPTIMISED
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
@@ -79,7 +81,7 @@ def smoke_run(request, tmp_path_factory):
 
 
 def test_there_are_configs():
-    assert {p.stem for p in CONFIGS} >= {"severity", "lungs", "findings", "seam"}
+    assert {p.stem for p in CONFIGS} >= {"adpd", "severity", "lungs", "findings", "seam"}
 
 
 def test_every_config_trains_and_reports(smoke_run):
@@ -135,6 +137,21 @@ def test_a_volume_is_predicted_where_it_lies(smoke_run, tmp_path):
     assert line["lesion_ml"] <= scan["lesion_ml"]
     with pytest.raises(InputError, match=r"config\.threshold=1\.5"):
         predict.predict(inputs[:1], workdir, higher, threshold=1.5)
+
+
+@pytest.mark.parametrize("smoke_run", [ROOT / "configs" / "adpd.py"], ids=["adpd"], indirect=True)
+def test_boxes_of_a_film_are_predicted_in_its_own_pixels(smoke_run, tmp_path):
+    _, workdir, _ = smoke_run
+    cv2.imwrite(str(tmp_path / "film.png"), phantom(5, 0, 256)["image"][:, :200])
+    out = tmp_path / "out"
+    assert predict.predict([tmp_path / "film.png"], workdir, out, threshold=0.0) == 0
+    (line,) = [json.loads(text) for text in (out / "predictions.jsonl").open()]
+    assert len(line["findings"]) == 9
+    for place in (*line["boxes"], *line["regions"].values()):
+        x0, y0, x1, y1 = place["xyxy_px"]
+        assert 0 <= x0 <= x1 <= 200 and 0 <= y0 <= y1 <= 256  # noqa: PT018
+    assert bool(line["boxes"]) == bool(line["regions"])  # every finding is above the threshold
+    assert (out / line["picture"]).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("smoke_run", [ROOT / "configs" / "seam.py"], ids=["seam"], indirect=True)
@@ -318,7 +335,8 @@ def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
             assert again[name].value == pytest.approx(metric.value, abs=1e-4), name
 
 
-def test_ensemble_is_the_mean_of_its_members(smoke_run):
+def test_an_ensemble_is_what_the_task_makes_of_its_members(smoke_run):
+    """The mean, unless the task says otherwise; each alone and then together is the same."""
     config, workdir, _ = smoke_run
     task, parallel = make_task(config), Parallel.create("jit", 1)
     source = splits.open_split(task, config, "test", workdir=workdir)
@@ -330,8 +348,12 @@ def test_ensemble_is_the_mean_of_its_members(smoke_run):
     both = score(members, keep_outputs=films).outputs
     assert both.keys() == films
     for film, name in itertools.product(films, both[0]):
-        mean = (single[0][film][name] + single[1][film][name]) / 2
-        np.testing.assert_allclose(both[film][name], mean, atol=1e-6, err_msg=name)
+        alone = [{k: v[None] for k, v in outputs[film].items()} for outputs in single]
+        together = task.combine(alone)[name][0]
+        np.testing.assert_allclose(both[film][name], together, atol=1e-6, err_msg=name)
+        if type(task).combine is Task.combine:
+            mean = (single[0][film][name] + single[1][film][name]) / 2
+            np.testing.assert_allclose(together, mean, atol=1e-6, err_msg=name)
     assert any(not np.array_equal(single[0][0][name], single[1][0][name]) for name in both[0])
 
 

@@ -1,4 +1,4 @@
-"""Random changes of a film in training: one affine warp, brightness and contrast.
+"""Random changes of a film in training: one affine warp, brightness and contrast, a blur.
 
 Flip is OFF by default and belongs off for radiographs: left and right matter (the heart, the side
 of a lesion), although with it on the sides of every label are exchanged too.
@@ -40,6 +40,8 @@ EXAMPLE_FIELDS = {
 FIELDS = SCHEMA | EXAMPLE_FIELDS
 
 
+_LATER = ("crop", "shrink", "gain", "blur")  # draw numbers of their own
+_LEAST_BLUR, _MOST_BLUR = 0.1, 1.0  # px, as the released code of ADPD has it
 _SIDES = {"right": "left", "left": "right"}
 
 
@@ -65,6 +67,11 @@ class Augment:
         brightness: added grey, uniform in +-brightness of the full range (255).
         contrast: factor about the film's mean grey, uniform in 1 +- contrast.
         flip: mirror left and right with probability 1/2; sides of labels are exchanged too.
+        crop: a window of the film's aspect and of 1 - crop .. 1 of its area becomes the film; as
+            large and placed so that it holds every box there is.
+        shrink: a further magnification, uniform in 1 - shrink .. 1.
+        gain: factor on the grey levels, before contrast, uniform in 1 +- gain.
+        blur: probability of a Gaussian blur, of a deviation uniform in 0.1 .. 1 pixels.
     """
 
     rotate_deg: float = 0.0
@@ -73,15 +80,21 @@ class Augment:
     brightness: float = 0.0
     contrast: float = 0.0
     flip: bool = False
+    crop: float = 0.0
+    shrink: float = 0.0
+    gain: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self):
-        for name in ("rotate_deg", "shift", "scale", "brightness", "contrast"):
+        for name in ("rotate_deg", "shift", "scale", "brightness", "contrast", *_LATER):
             value = getattr(self, name)
             if not 0 <= value < np.inf:
                 raise InputError(f"augment.{name}={value}; it must be a number of at least 0")
-        for name in ("scale", "contrast"):
+        for name in ("scale", "contrast", "crop", "shrink", "gain"):
             if getattr(self, name) >= 1:
                 raise InputError(f"augment.{name}={getattr(self, name)}; it must be below 1")
+        if self.blur > 1:
+            raise InputError(f"augment.blur={self.blur}; it is a probability, at most 1")
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Changes one example; the input is left as it is.
@@ -90,7 +103,8 @@ class Augment:
             example: `image` uint8 [H, W], or slices [S, H, W] that move together; of the fields of
                 `FIELDS` those there are: masks are uint8 [H, W] of the same size, boxes are in its
                 pixels and may be padded (NaN, label -1); anything else is passed on.
-            rng: the numbers drawn depend on it alone, and as many are drawn for every setting.
+            rng: the numbers drawn depend on it alone, and as many are drawn for every setting; some
+                more where crop, shrink, gain or blur are asked for.
 
         Returns:
             A new dict with the same keys, types and shapes. What comes in from outside the film is
@@ -104,21 +118,31 @@ class Augment:
         """
         draws = rng.uniform(-1.0, 1.0, size=6)
         mirror = bool(rng.random() < 0.5) and self.flip
+        # Drawn by those alone who ask for it: what others draw stays what it was.
+        later = any(getattr(self, name) for name in _LATER)
+        more = rng.random(7) if later else np.zeros(7)
         out = dict(example)
         _check_planes(out)
         if mirror:
             _mirror(out)
-        if self.rotate_deg or self.shift or self.scale:
-            _warp(out, self._matrix(draws[:4], out["image"].shape[-2:]))
-        if self.brightness or self.contrast:
-            out["image"] = self._expose(out["image"], draws[4], draws[5])
+        if self.rotate_deg or self.shift or self.scale or self.crop or self.shrink:
+            matrix = self._matrix(draws[:4], more[0], out["image"].shape[-2:])
+            if self.crop:
+                matrix = matrix @ _enlarged(_window(out, self.crop, more[1:4]))
+            _warp(out, matrix)
+        if self.brightness or self.contrast or self.gain:
+            factor = 1.0 + self.gain * (2 * more[4] - 1)
+            out["image"] = self._expose(out["image"], *draws[4:], factor=factor)
+        if more[5] < self.blur:
+            sigma = _LEAST_BLUR + more[6] * (_MOST_BLUR - _LEAST_BLUR)
+            out["image"] = _each(out["image"], lambda x: cv2.GaussianBlur(x, (0, 0), sigma))
         return out
 
-    def _matrix(self, draws: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    def _matrix(self, draws: np.ndarray, more: float, shape: tuple[int, int]) -> np.ndarray:
         """float64 [2, 3], the map from source to target pixels (x, y)."""
         height, width = shape
         angle = np.deg2rad(self.rotate_deg * draws[0])
-        factor = 1.0 + self.scale * draws[1]
+        factor = (1.0 + self.scale * draws[1]) * (1.0 - self.shrink * more)
         linear = factor * np.array(
             [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         )
@@ -127,14 +151,42 @@ class Augment:
         moved = centre + self.shift * np.array([width * draws[2], height * draws[3]])
         return np.concatenate([linear, (moved - linear @ centre)[:, None]], axis=1)
 
-    def _expose(self, image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-        """Contrast about the mean grey, then brightness, clipped and rounded; by a table."""
-        mean = cv2.mean(image.reshape(-1, image.shape[-1]))[0]
-        levels = np.arange(256, dtype=np.float64)
+    def _expose(
+        self, image: np.ndarray, brightness: float, contrast: float, *, factor: float
+    ) -> np.ndarray:
+        """The factor, contrast about the mean grey, then brightness, clipped and rounded; by a
+        table."""
+        mean = cv2.mean(image.reshape(-1, image.shape[-1]))[0] * factor
+        levels = np.arange(256, dtype=np.float64) * factor
         levels = (levels - mean) * (1.0 + self.contrast * contrast) + mean
         levels += 255.0 * self.brightness * brightness
         table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
         return _each(image, lambda x: cv2.LUT(x, table))
+
+
+def _window(out: Mapping[str, Any], crop: float, draws: np.ndarray) -> tuple[float, float, float]:
+    """A window that holds every box: its left and top edge, and its share of the film's sides;
+    `draws` of 0..1 are for the area and the two edges."""
+    sides = np.array(out["image"].shape[-2:][::-1], np.float64)  # x, y
+    found = [np.asarray(out[name], np.float64) for name in _named(out, BOXES)]
+    kept = np.concatenate([*found, np.empty((0, 4))])
+    kept = kept[~np.isnan(kept).any(axis=1)]
+    # Without a box its two ends are such that the window may lie anywhere.
+    low = np.clip(kept[:, :2], 0, sides).min(axis=0, initial=np.inf)
+    high = np.clip(kept[:, 2:], 0, sides).max(axis=0, initial=-np.inf)
+    needed = np.where(len(kept), (high - low) / sides, 0.0).max()
+    share = max(np.sqrt(1.0 - crop * draws[0]), needed)
+    first = np.maximum(high - share * sides, 0.0)
+    last = np.minimum(low, (1.0 - share) * sides)
+    left, top = first + draws[1:] * np.maximum(last - first, 0.0)
+    return left, top, share
+
+
+def _enlarged(window: tuple[float, float, float]) -> np.ndarray:
+    """float64 [3, 3], the map that makes a film of its window; of pixel centres, as all of them."""
+    left, top, share = window
+    shift = np.array([0.5 - left, 0.5 - top]) / share - 0.5
+    return np.array([[1 / share, 0, shift[0]], [0, 1 / share, shift[1]], [0, 0, 1]])
 
 
 def _named(out: Mapping[str, Any], kind: str) -> list[str]:

@@ -4,6 +4,7 @@
 A new panel is put together from `overlays`, in the colours of `style`.
 """
 
+from cxr_jax.figures.boxes import DrawnBoxes, Region, boxes_panel
 from cxr_jax.figures.charts import (
     auc_chart,
     scatter_scores,
@@ -27,7 +28,10 @@ from cxr_jax.figures.views import views_panel
 __all__ = [
     "PREDICTION",
     "TRUTH",
+    "DrawnBoxes",
+    "Region",
     "auc_chart",
+    "boxes_panel",
     "confusion_chart",
     "contact_sheet",
     "diagnosis_panel",

@@ -243,11 +243,11 @@ def draw_named_boxes(
             draw_tag(ax, max(x1, 0), max(y1, 0), ", ".join(names[k] for k in sorted(found)))
 
 
-def draw_tag(ax: Axes, x: float, y: float, text: str) -> None:
-    """A small green name, its upper left corner on pixel (x, y)."""
+def draw_tag(ax: Axes, x: float, y: float, text: str, *, color: str = TRUTH) -> None:
+    """A small name, green unless said otherwise, its upper left corner on pixel (x, y)."""
     ax.annotate(
         text, (x, y), (1, -1),
-        textcoords="offset points", va="top", color=TRUTH, fontsize=6.5, family=FONT,
+        textcoords="offset points", va="top", color=color, fontsize=6.5, family=FONT,
         zorder=6, bbox=dict(facecolor="black", alpha=0.45, linewidth=0, pad=0.6),
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Detection of findings: AP, mAP, localisation accuracy, FROC; and how regions are placed.
 
-`detection_report` and `region_report` take the rows of a whole split (`metrics.box_matches` makes
-them) and go into `bootstrap.bootstrap`. Rows that they know, K findings, up to M boxes each:
+`detection_report`, `region_report` and `label_report` take the rows of a whole split
+(`metrics.box_matches` makes those of boxes) and go into `bootstrap.bootstrap`. Rows that they know,
+K findings, up to M boxes each:
 
 | row | shape | meaning |
 | --- | --- | --- |
@@ -11,6 +12,8 @@ them) and go into `bootstrap.bootstrap`. Rows that they know, K findings, up to 
 | `known` | [N, K] | the true boxes of the finding are known |
 | `called`, `located` | [N, K], [N, K, 7] | for localisation accuracy |
 | `region_iou`, `region_called`, `region_present` | [N, A] | of the regions |
+| `probs`, `labels` | [N, K] | of a film: a finding's probability; 1, 0 or NaN (unknown) |
+| `region_probs`, `region_labels` | [N, A, K] | the same of its regions |
 
 Other rows are ignored.
 """
@@ -21,6 +24,7 @@ import numpy as np
 
 from cxr_jax.metrics.bootstrap import Value
 from cxr_jax.metrics.box_matches import COCO_THRESHOLDS, THRESHOLDS
+from cxr_jax.metrics.classification import auroc
 from cxr_jax.metrics.regression import mean
 
 Rows = Mapping[str, np.ndarray]
@@ -204,6 +208,26 @@ def region_report(rows: Rows, regions: Sequence[str]) -> dict[str, Value]:
         "presence_recall": Value(mean(called[present]), int(present.sum())),
         **each,
     }
+
+
+def label_report(rows: Rows) -> dict[str, Value]:
+    """How well findings are told, without their places, and of how many films or regions that is.
+
+    Args:
+        rows: see the module's table.
+
+    Returns:
+        `mean_auc` of films and `region_auc` of regions, of all places together: means over the
+        findings of which there are both kinds.
+    """
+    report = {}
+    for name, prefix in (("mean_auc", ""), ("region_auc", "region_")):
+        probs, labels = rows[f"{prefix}probs"], np.asarray(rows[f"{prefix}labels"], np.float64)
+        probs, labels = (x.reshape(-1, labels.shape[-1]) for x in (probs, labels))
+        known = ~np.isnan(labels)
+        aucs = [auroc(probs[known[:, k], k], labels[known[:, k], k]) for k in range(known.shape[1])]
+        report[name] = Value(mean(aucs), int(known.any(axis=1).sum()))
+    return report
 
 
 def _key(name: str) -> str:

@@ -1,5 +1,6 @@
 import copy
 
+import cv2
 import numpy as np
 import pytest
 
@@ -229,4 +230,116 @@ def test_brightness_and_contrast_leave_boxes_where_they_are():
 @pytest.mark.parametrize("fields", [dict(scale=-0.1), dict(scale=1.0), dict(rotate_deg=np.nan)])
 def test_a_wrong_config_is_refused(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
+        Augment(**fields)
+
+
+# Crop, shrink, gain and blur, which draw further numbers.
+
+ADPD = Augment(rotate_deg=2, shift=0.02, shrink=0.05, gain=0.2, contrast=0.2, crop=0.1, blur=0.5)
+
+
+@pytest.mark.parametrize("augment", [Augment(), FULL], ids=["nothing", "all"])
+def test_who_asks_for_none_of_them_gets_what_there_was(augment):
+    """To the bit: the film, and the numbers that whoever shares the generator draws next."""
+    record = example()
+    for seed in range(6):
+        rng, plain = np.random.default_rng(seed), np.random.default_rng(seed)
+        out = augment(record, rng)["image"]
+        draws, mirror = plain.uniform(-1.0, 1.0, size=6), plain.random() < 0.5
+        assert rng.bit_generator.state == plain.bit_generator.state
+        film = record["image"]
+        if augment is FULL:
+            film = cv2.flip(film, 1) if mirror else film
+            height, width = film.shape
+            angle, factor = np.deg2rad(10 * draws[0]), 1.0 + 0.1 * draws[1]
+            turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            linear = factor * np.array(turn)
+            centre = np.array([(width - 1) / 2, (height - 1) / 2])
+            moved = centre + 0.05 * np.array([width * draws[2], height * draws[3]])
+            matrix = np.concatenate([linear, (moved - linear @ centre)[:, None]], axis=1)
+            film = cv2.warpAffine(film, matrix, (width, height), flags=cv2.INTER_LINEAR)
+            mean = cv2.mean(film)[0]
+            levels = (np.arange(256.0) - mean) * (1.0 + 0.2 * draws[5]) + mean
+            levels += 255.0 * 0.2 * draws[4]
+            film = cv2.LUT(film, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        np.testing.assert_array_equal(out, film)
+
+
+def test_a_crop_keeps_the_boxes_whole_and_makes_them_no_smaller():
+    record = example(100, 80) | {"regions": np.full((29, 4), np.nan, np.float32)}
+    record["regions"][[0, 24]] = [[8, 6, 40, 70], [30, 50, 76, 97]]
+    record["region_present"] = ~np.isnan(record["regions"][:, 0])
+    before = (record["regions"][:, 2:] - record["regions"][:, :2])[record["region_present"]]
+    factors = []
+    for seed in range(40):
+        out = Augment(crop=0.5)(record, np.random.default_rng(seed))
+        np.testing.assert_array_equal(out["region_present"], record["region_present"])
+        after = (out["regions"][:, 2:] - out["regions"][:, :2])[record["region_present"]]
+        factors.append(after / before)
+        np.testing.assert_allclose(factors[-1], factors[-1][0, 0], rtol=1e-4)  # nothing is cut
+    # The boxes take 91% of the height: at most so much is gained, whatever is asked for.
+    assert np.min(factors) > 1 - 1e-4
+    assert 1.05 < np.max(factors) < 1 / 0.91 + 1e-3
+
+
+def test_a_crop_without_boxes_lies_anywhere_and_has_the_area_that_is_asked_for():
+    image = np.zeros((90, 90), np.uint8)
+    image[::9, ::9] = 255
+    yy, xx = np.mgrid[:90, :90]
+    lefts, sides = [], []
+    for seed in range(60):
+        record = {"image": image, "boxes": np.array([[0, 0, 90, 90]], np.float32)}
+        whole = Augment(crop=0.36)(record, np.random.default_rng(seed))
+        np.testing.assert_array_equal(whole["image"], image)  # a box as large as the film
+        # Where a pixel goes tells the window: x' = (x - left) / share.
+        ramp = {"image": (xx * 2).astype(np.uint8), "lesion": (yy * 2).astype(np.uint8)}
+        out = Augment(crop=0.36)(ramp, np.random.default_rng(seed))
+        x = out["image"][45].astype(float) / 2
+        sides.append((x[80] - x[10]) / 70)
+        lefts.append(x[0])
+    assert 0.8 - 0.02 < np.min(sides) < 0.83
+    assert 0.97 < np.max(sides) < 1.02
+    assert np.min(lefts) < 3
+    assert np.max(lefts) > 12
+
+
+def test_shrink_makes_smaller_alone_and_gain_scales_the_grey_levels():
+    record = padded(example()) | {"image": np.full((64, 56), 100, np.uint8)}
+    widths, greys = [], []
+    for seed in range(40):
+        out = Augment(shrink=0.2)(record, np.random.default_rng(seed))
+        widths.append(out["boxes"][1, 2] - out["boxes"][1, 0])
+        grey = Augment(gain=0.2)(record, np.random.default_rng(seed))["image"]
+        assert grey.min() == grey.max()
+        greys.append(int(grey.max()))
+    assert 16 <= np.min(widths) < 17
+    assert 19.3 < np.max(widths) <= 20 + 1e-4
+    assert 80 <= np.min(greys) < 86
+    assert 114 < np.max(greys) <= 120
+
+
+def test_the_blur_comes_as_often_as_asked_for_and_moves_nothing():
+    record = padded(example())
+    hits = 0
+    for seed in range(100):
+        out = Augment(blur=0.5)(record, np.random.default_rng(seed))
+        hits += (out["image"] != record["image"]).any()
+        assert out["image"].std() <= record["image"].std() + 1e-9
+        np.testing.assert_array_equal(out["boxes"], record["boxes"])
+    # A deviation of 0.1 to 0.2 px changes no grey level: a ninth of the blurs.
+    assert 25 <= hits <= 65
+
+
+def test_as_many_further_draws_for_every_setting_of_them():
+    states = []
+    for augment in (ADPD, Augment(crop=0.1), Augment(blur=1.0), Augment(gain=0.1)):
+        rng = np.random.default_rng(3)
+        augment(example(), rng)
+        states.append(rng.random())
+    assert len(set(states)) == 1
+
+
+@pytest.mark.parametrize("fields", [dict(crop=1.0), dict(shrink=-0.1), dict(blur=1.5)])
+def test_a_wrong_setting_of_them_is_refused(fields):
+    with pytest.raises(InputError, match=f"augment.{next(iter(fields))}"):
         Augment(**fields)

@@ -1,0 +1,180 @@
+"""Boxes of pathologies from anatomical regions: Müller et al. 2023 ('adpd'), and smaller models.
+
+    python -m cxr_jax.main --config=configs/adpd.py:quick
+    python -m cxr_jax.main --config=configs/adpd.py --config.init_from=DIR --workdir=DIR
+
+| variant | what |
+| --- | --- |
+| (none) | the paper's Loc-ADPD, DenseNet-121 at 224 px; DIR: imported ImageNet weights |
+| quick | a small model on phantoms of 128 px, minutes on two cores |
+| smoke | two tiny steps |
+
+Options, e.g. `configs/adpd.py:quick,method=mil` (Table 1 of the paper):
+
+| option | what |
+| --- | --- |
+| `method=loc, mil, loc+mil` | labels of regions, of films, or both |
+| `fusion=0` | boxes are not fused; `--mode=eval --config.fusion=0` does so with a trained run |
+| `asl=mean, sum` | how ASL is reduced, see below |
+| `cells=8, 16` | of quick and smoke: cells on a side of the last map |
+
+ASL's weight. The paper averages ASL over regions and pathologies and weighs it by 0.01; its code
+weighs by 0.01 a sum over them and over the batch of 128, and that is where the number belongs. Here
+the loss is a mean over films, so 0.01 of the code's sum is 1.28 times a film's sum (`asl=sum`), or
+1.28 times the number of labels times a film's mean (`asl=mean`, the default): 29 x 53 labels of a
+film's regions make 1967, its 53 own make 67.8. The two differ only in films with fewer labels,
+whose mean counts as much as any.
+
+Reach. The paper's map has 7x7 cells, a seventh of the film each, and every cell sees the whole
+film. `quick` keeps that: three dense blocks give 8x8 cells of 16 px that see 335 px of 128.
+`cells=16` is one block less: cells of 8 px, which place small regions better and see 135 px.
+"""
+
+import ml_collections
+
+from configs import common
+from cxr_jax.data import sources
+from cxr_jax.data.records import FINDINGS, REGIONS
+from cxr_jax.errors import InputError
+from cxr_jax.meanings import described
+from cxr_jax.models.sizes import BACKBONES, LAST_TAP
+
+OPTIONS = {"method": "loc", "fusion": 0.03, "asl": "mean", "cells": 8}
+KNOWN = {"method": ("loc", "mil", "loc+mil"), "asl": ("mean", "sum"), "cells": (8, 16)}
+# Width, learning rate and decay of a method [paper, Sec. 3.3]; Loc with MIL is trained as Loc.
+METHODS = {
+    "loc": (512, 3e-5, 1e-5),
+    "mil": (256, 1e-4, 1e-4),
+    "loc+mil": (512, 3e-5, 1e-5),
+}
+# 0.01 of a sum over a batch of 128 as a part of a mean over films  [PAPERS, 4]
+FILM_SUM_WEIGHT = 0.01 * 128
+CLASSES = FINDINGS[1:]  # 'no finding' has no place
+STEPS_AN_UPDATE = 8  # 8 x 16 films
+MEANINGS = {
+    "method": "what pathologies are learned from: loc, labels of regions; mil, of films; loc+mil",
+    "classes": "the findings that are learned, by the names of the data set",
+    "untrained": "those of them that the training set does not label",
+    "regions": "those that the training set has; (): all 29",
+    "asl_reduction": "of ASL over the labels of a film: mean or sum",
+    "asl_weight.loc": "of ASL over regions; 1.28 times the labels for mean, 1.28 for sum",
+    "asl_weight.mil": "of ASL over films, likewise",
+    "mil_over": "log-sum-exp is the mean over the regions that are present, or over all",
+    "balanced_presence": "weighs presence by how often the batch has each region",
+    "threshold": "a region has a finding whose probability is above it",
+    "fusion": "IoU above which boxes of a finding are fused; 0: none are",
+    "most_boxes": "of a finding on a film, the best first",
+}
+
+
+def paper(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """Loc- or MIL-ADPD as in Sec. 3."""
+    width, lr, decay = METHODS[options["method"]]
+    config.task = "adpd"
+    config.method = options["method"]
+    # TODO(lead): sources.block("chest_imagenome") and its 53 findings as classes.
+    config.data = sources.block("manifest")
+    config.classes = CLASSES
+    config.untrained = ()
+    config.regions = ()
+    config.asl_reduction = options["asl"]
+    config.mil_over = "present"  # [paper, Sec. 3.3]; the released code takes all
+    config.balanced_presence = False  # [released code, whose weights cancel]
+    config.threshold = 0.5  # [released code]
+    config.fusion = options["fusion"]  # 0.03 [paper, Sec. 3.2]
+    config.most_boxes = 1  # [paper, Sec. 4.1]
+    config.preprocess.update(size=224, order=("resize",))  # [paper, Sec. 3.4]
+    config.preprocess.update(mean=0.505 * 255, std=0.248 * 255)  # [released code]
+    config.augment.update(rotate_deg=2.0, shift=0.02, scale=0.0, shrink=0.05)  # [released code]
+    config.augment.update(brightness=0.0, gain=0.2, contrast=0.2, blur=0.5)  # [released code]
+    config.augment.crop = 0.1  # 0.9 to 1 of the area, with all boxes  [PAPERS, 4]
+    config.batch_size = 16  # 128 [paper] by accumulation; batch norm sees 16
+    # At most 25 epochs of 234,307 films [released code], in updates of 128.
+    config.total_steps = STEPS_AN_UPDATE * 45_763
+    config.eval_every = STEPS_AN_UPDATE * 500  # [released code]
+    config.checkpoint_every = STEPS_AN_UPDATE * 500
+    # On the boxes of the validation split [released code]; 20,000 steps [paper, Sec. 3.3].
+    config.early_stopping.update(metric="map", patience=STEPS_AN_UPDATE * 20_000)
+    config.optimizer.update(name="adamw", lr=lr, weight_decay=decay, clip_norm=5.0)
+    config.optimizer.update(schedule="cosine", warmup_steps=STEPS_AN_UPDATE * 3000)
+    config.optimizer.accumulate = STEPS_AN_UPDATE
+    config.model = dict(
+        backbone=BACKBONES["densenet121"] | dict(tap=LAST_TAP["densenet"]),
+        width=width,
+        num_layers=1,  # [paper, Sec. 3.1]
+        num_heads=8,  # the rest of the decoder: [released code]
+        mlp_factor=4,
+        dropout=0.3,
+        drop_path=0.2,
+        layer_scale=0.1,
+        freeze_norms=False,
+    )
+
+
+def small(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """Phantoms, from random numbers: a quarter of the width, little dropout, as many cells."""
+    config.data = sources.block("phantom_cxr", train=1500, val=128, test=256)
+    config.preprocess.size = 128
+    config.model.backbone.update(growth_rate=12, block_sizes=(3, 6, 6), init_features=16)
+    if options["cells"] == 16:
+        config.model.backbone.block_sizes = (3, 6)
+    config.model.width //= 4
+    config.model.update(dropout=0.1, drop_path=0.0)
+    config.total_steps = 1500
+    config.batch_size = 16
+    config.eval_every = 0
+    config.checkpoint_every = 100
+    config.eval_steps = (1300, 1400, 1500)
+    config.early_stopping.update(metric="", patience=0)
+    common.small_optimizer(config, warmup_steps=100, lr=1e-3)
+    config.optimizer.update(clip_norm=5.0, accumulate=1)
+
+
+def smoke(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """Two tiny steps."""
+    del options
+    common.smoke(config)
+    config.model.backbone.update(growth_rate=4, block_sizes=(1, 1), init_features=8)
+    config.model.update(width=16, num_heads=2)
+    config.eval_steps = (1, 2)
+
+
+VARIANTS = {
+    "": (),
+    "quick": (small,),
+    "smoke": (small, smoke),
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant with its options; see the module.
+
+    Raises:
+      InputError: an unknown variant, option or value.
+    """
+    base, options = common.read_variant(variant, VARIANTS, OPTIONS)
+    common.check_options(options, KNOWN)
+    if options["cells"] != OPTIONS["cells"] and not base:
+        raise InputError(f"cells={options['cells']} is an option of quick and smoke")
+    config = common.get_config()
+    paper(config, options)
+    for change in VARIANTS[base]:
+        change(config, options)
+    config.asl_weight = weights_of(options["asl"], len(config.classes))
+    return config.lock()
+
+
+def weights_of(reduction: str, findings: int) -> dict[str, float]:
+    """The weights that give 0.01 of the sum over 128 films, see the module."""
+    labels = {"loc": len(REGIONS) * findings, "mil": findings}
+    return {
+        part: FILM_SUM_WEIGHT * (count if reduction == "mean" else 1)
+        for part, count in labels.items()
+    }
+
+
+def meanings() -> dict[str, str]:
+    """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
+    from cxr_jax.models.adpd import ADPD
+
+    return common.meanings() | common.BACKBONE_MEANINGS | described("model", ADPD) | MEANINGS
