@@ -7,16 +7,18 @@
 | --- | --- |
 | (none) | the paper's Loc-ADPD, DenseNet-121 at 224 px; DIR: imported ImageNet weights |
 | quick | a small model on phantoms of 128 px, minutes on two cores |
+| cohen | the same on the lungs and zones of `brixia_cohen`, whose scores label them |
+| cxr3 | the same on the lungs of `cxr_3class`, which a lungs run finds, by NIH's labels of films |
 | smoke | two tiny steps |
 
 Options, e.g. `configs/adpd.py:quick,method=mil` (Table 1 of the paper):
 
 | option | what |
 | --- | --- |
-| `method=loc, mil, loc+mil` | labels of regions, of films, or both |
+| `method=loc, mil, loc+mil` | labels of regions, of films, or both; `cohen` has loc, `cxr3` mil |
 | `fusion=0` | boxes are not fused; `--mode=eval --config.fusion=0` does so with a trained run |
 | `asl=mean, sum` | how ASL is reduced, see below |
-| `cells=8, 16` | of quick and smoke: cells on a side of the last map |
+| `cells=8, 16` | of all but the paper's: cells on a side of the last map |
 
 ASL's weight. The paper averages ASL over regions and pathologies and weighs it by 0.01; its code
 weighs by 0.01 a sum over them and over the batch of 128, and that is where the number belongs. Here
@@ -34,13 +36,16 @@ import ml_collections
 
 from configs import common
 from cxr_jax.data import sources
+from cxr_jax.data.class_mapping import NIH_BY_CHEST_IMAGENOME
 from cxr_jax.data.records import FINDINGS, REGIONS
+from cxr_jax.data.sources import chest_imagenome
+from cxr_jax.data.zone_regions import LUNG_ROWS
 from cxr_jax.errors import InputError
 from cxr_jax.meanings import described
 from cxr_jax.models.sizes import BACKBONES, LAST_TAP
 
-OPTIONS = {"method": "loc", "fusion": 0.03, "asl": "mean", "cells": 8}
-KNOWN = {"method": ("loc", "mil", "loc+mil"), "asl": ("mean", "sum"), "cells": (8, 16)}
+OPTIONS = {"method": "", "fusion": 0.03, "asl": "mean", "cells": 8}
+KNOWN = {"method": ("", "loc", "mil", "loc+mil"), "asl": ("mean", "sum"), "cells": (8, 16)}
 # Width, learning rate and decay of a method [paper, Sec. 3.3]; Loc with MIL is trained as Loc.
 METHODS = {
     "loc": (512, 3e-5, 1e-5),
@@ -49,13 +54,12 @@ METHODS = {
 }
 # 0.01 of a sum over a batch of 128 as a part of a mean over films  [PAPERS, 4]
 FILM_SUM_WEIGHT = 0.01 * 128
-CLASSES = FINDINGS[1:]  # 'no finding' has no place
+PLACED = FINDINGS[1:]  # 'no finding' has no place
 STEPS_AN_UPDATE = 8  # 8 x 16 films
 MEANINGS = {
     "method": "what pathologies are learned from: loc, labels of regions; mil, of films; loc+mil",
-    "classes": "the findings that are learned, by the names of the data set",
-    "untrained": "those of them that the training set does not label",
     "regions": "those that the training set has; (): all 29",
+    "regions_from": "boxes of regions: record, or lungs: the eight that lung masks give",
     "asl_reduction": "of ASL over the labels of a film: mean or sum",
     "asl_weight.loc": "of ASL over regions; 1.28 times the labels for mean, 1.28 for sum",
     "asl_weight.mil": "of ASL over films, likewise",
@@ -63,7 +67,6 @@ MEANINGS = {
     "balanced_presence": "weighs presence by how often the batch has each region",
     "threshold": "a region has a finding whose probability is above it",
     "fusion": "IoU above which boxes of a finding are fused; 0: none are",
-    "most_boxes": "of a finding on a film, the best first",
 }
 
 
@@ -72,17 +75,17 @@ def paper(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
     width, lr, decay = METHODS[options["method"]]
     config.task = "adpd"
     config.method = options["method"]
-    # TODO(lead): sources.block("chest_imagenome") and its 53 findings as classes.
-    config.data = sources.block("manifest")
-    config.classes = CLASSES
-    config.untrained = ()
+    config.data = sources.block("chest_imagenome_nih")  # [paper, Sec. 3.4]
+    config.update(common.detector(chest_imagenome.FINDINGS))
+    config.class_mapping = tuple(NIH_BY_CHEST_IMAGENOME.items())
     config.regions = ()
+    config.regions_from = "record"
+    config.lungs = dict(masks="record", workdir="")  # read if regions_from is lungs
     config.asl_reduction = options["asl"]
     config.mil_over = "present"  # [paper, Sec. 3.3]; the released code takes all
     config.balanced_presence = False  # [released code, whose weights cancel]
     config.threshold = 0.5  # [released code]
     config.fusion = options["fusion"]  # 0.03 [paper, Sec. 3.2]
-    config.most_boxes = 1  # [paper, Sec. 4.1]
     config.preprocess.update(size=224, order=("resize",))  # [paper, Sec. 3.4]
     config.preprocess.update(mean=0.505 * 255, std=0.248 * 255)  # [released code]
     config.augment.update(rotate_deg=2.0, shift=0.02, scale=0.0, shrink=0.05)  # [released code]
@@ -114,6 +117,8 @@ def paper(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
 def small(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
     """Phantoms, from random numbers: a quarter of the width, little dropout, as many cells."""
     config.data = sources.block("phantom_cxr", train=1500, val=128, test=256)
+    config.classes = PLACED
+    config.class_mapping = ()
     config.preprocess.size = 128
     config.model.backbone.update(growth_rate=12, block_sizes=(3, 6, 6), init_features=16)
     if options["cells"] == 16:
@@ -130,6 +135,31 @@ def small(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
     config.optimizer.update(clip_norm=5.0, accumulate=1)
 
 
+def real(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """Some hundred real films: regions of lungs, ten times fewer steps of the same schedule."""
+    del options
+    config.regions_from = "lungs"
+    common.strong_augmentation(config)
+    config.augment.update(scale=0.0, shrink=0.15)
+
+
+def cohen(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """Six zones with Brixia scores: opacity alone is learned."""
+    if options["method"] != "loc":
+        raise InputError(f"method={options['method']}: brixia_cohen labels zones, so loc alone")
+    config.data = sources.block("brixia_cohen")
+    config.classes = ("lung opacity",)
+    config.lungs.masks = "record_or_predicted"
+
+
+def cxr3(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
+    """NIH's labels of films; 120 of the films have a box of pneumonia."""
+    if options["method"] != "mil":
+        raise InputError(f"method={options['method']}: cxr_3class labels no regions, so mil alone")
+    config.data = sources.block("cxr_3class")
+    config.lungs.masks = "predicted"  # needs config.lungs.workdir
+
+
 def smoke(config: ml_collections.ConfigDict, options: dict[str, object]) -> None:
     """Two tiny steps."""
     del options
@@ -142,6 +172,8 @@ def smoke(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
 VARIANTS = {
     "": (),
     "quick": (small,),
+    "cohen": (small, real, cohen),
+    "cxr3": (small, real, cxr3),
     "smoke": (small, smoke),
 }
 
@@ -155,18 +187,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     base, options = common.read_variant(variant, VARIANTS, OPTIONS)
     common.check_options(options, KNOWN)
     if options["cells"] != OPTIONS["cells"] and not base:
-        raise InputError(f"cells={options['cells']} is an option of quick and smoke")
+        raise InputError(f"cells={options['cells']} is no option of the paper's network")
+    options["method"] = options["method"] or ("mil" if base == "cxr3" else "loc")
     config = common.get_config()
     paper(config, options)
     for change in VARIANTS[base]:
         change(config, options)
-    config.asl_weight = weights_of(options["asl"], len(config.classes))
+    regions = len(LUNG_ROWS) if config.regions_from == "lungs" else len(REGIONS)
+    config.asl_weight = weights_of(options["asl"], len(config.classes), regions)
     return config.lock()
 
 
-def weights_of(reduction: str, findings: int) -> dict[str, float]:
+def weights_of(reduction: str, findings: int, regions: int = len(REGIONS)) -> dict[str, float]:
     """The weights that give 0.01 of the sum over 128 films, see the module."""
-    labels = {"loc": len(REGIONS) * findings, "mil": findings}
+    labels = {"loc": regions * findings, "mil": findings}
     return {
         part: FILM_SUM_WEIGHT * (count if reduction == "mean" else 1)
         for part, count in labels.items()
@@ -175,6 +209,14 @@ def weights_of(reduction: str, findings: int) -> dict[str, float]:
 
 def meanings() -> dict[str, str]:
     """Path -> what the field means, of all fields but `data` and `second`. Imports JAX."""
+    from cxr_jax.data.lungs import LungMasks
     from cxr_jax.models.adpd import ADPD
 
-    return common.meanings() | common.BACKBONE_MEANINGS | described("model", ADPD) | MEANINGS
+    return (
+        common.meanings()
+        | common.BACKBONE_MEANINGS
+        | common.DETECTOR_MEANINGS
+        | described("model", ADPD)
+        | described("lungs", LungMasks)
+        | MEANINGS
+    )

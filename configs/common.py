@@ -130,6 +130,14 @@ BACKBONE_MEANINGS = {
     "model.backbone.stem_filters": "of NASNet: channels of the stem",
 }
 
+# Of what gives boxes of findings (`cxr_jax.tasks.detection`).
+DETECTOR_MEANINGS = {
+    "classes": "the findings that are learned, by the names of the data set",
+    "untrained": "those of them that the training set does not label",
+    "class_mapping": "(finding of the evaluated set, classes that stand for it); (): themselves",
+    "most_boxes": "of a finding on a film, the best first",
+}
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Defaults of every field that the loops read."""
@@ -156,6 +164,12 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.log_every = config.checkpoint_every = 1
     config.bootstrap = 20
     config.figures = 2
+
+
+def detector(classes: tuple[str, ...]) -> dict[str, object]:
+    """The fields of what gives boxes of findings."""
+    # One box [ADPD, Sec. 4.1].
+    return dict(classes=classes, untrained=(), class_mapping=(), most_boxes=1)
 
 
 def strong_augmentation(config: ml_collections.ConfigDict) -> None:

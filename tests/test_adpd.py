@@ -247,7 +247,58 @@ def test_findings_go_by_their_names():
     assert adapted.version != source.version
     assert task.data.unlabelled(adapted) == ("no such finding",)
     same = make(classes=FINDINGS).data.adapt(source, training=False)
-    assert same is source
+    assert same.version == source.version
+    np.testing.assert_array_equal(same[0]["region_findings"], source[0]["region_findings"])
+
+
+def test_another_set_is_scored_by_the_classes_that_stand_for_its_findings(oracle):
+    """Opacities are the mean of two classes; what the table does not have is not scored."""
+    table = (("lung opacity", ("haze", "shadow")), ("edema", ("water",)))
+    task = make(classes=("shadow", "water", "haze"), class_mapping=table)
+    adapted = task.data.adapt(phantoms(), training=False)
+    assert adapted.findings == ("lung opacity", "edema")
+    with pytest.raises(InputError, match=r"none of the findings of config\.classes"):
+        task.data.adapt(phantoms(), training=True)
+    outputs = random_outputs(0, findings=3)
+    found = task.combine([outputs])
+    assert found["boxes"].shape == (3, 2, 1, 4)
+    assert found["region_probs"].shape == (3, A, 3)
+    there = outputs["presence"] > PRESENT
+    probs = np.where(there, outputs["region_probs"][:, :, [0, 2]].mean(-1), 0)
+    positive = (outputs["region_probs"][:, :, [0, 2]] > 0.5).any(-1)
+    best = np.where(positive, probs, 0).max(axis=1)
+    np.testing.assert_allclose(np.nan_to_num(found["scores"][:, 0, 0]), best, rtol=1e-6)
+    films = [adapted[i] for i in range(3)]
+    batch = jax.tree.map(
+        lambda *x: np.stack(x),
+        *[task.unboxed(task.data.transforms.example(f), None) for f in films],
+    )
+    rows = jax.device_get(task.score(found, batch))
+    assert rows["probs"].shape == rows["labels"].shape == rows["targets"].shape == (3, 2)
+    assert rows["region_labels"].shape == rows["region_probs"].shape == (3, A, 2)
+    assert {"map_edema", "map_lung_opacity"} <= numbers(task.evaluation.report(rows)).keys()
+    line = task.describe(films[0], {name: value[0] for name, value in found.items()})
+    assert set(line["findings"]) == set(task.classes)
+    assert {box["finding"] for box in line["boxes"]} <= set(adapted.findings)
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ((("edema", ("lump",)),), "no trained finding is called 'lump'"),
+        ((("edema", ("edema",)), ("edema", ("pneumonia",))), "has a finding twice"),
+        ((("edema",),), "expected pairs"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_one_line(table, words):
+    with pytest.raises(InputError, match=words):
+        make(class_mapping=table)
+
+
+def test_a_table_of_findings_that_the_set_lacks_is_one_line():
+    task = make(class_mapping=(("gout", ("edema",)),))
+    with pytest.raises(InputError, match=r"class_mapping: data set 'phantom_cxr' .* 'gout'; it has"):
+        task.data.adapt(phantoms(), training=False)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +317,7 @@ def test_a_training_set_without_labels_is_one_line(method, hidden, words):
 
 
 def test_a_set_of_other_findings_is_one_line():
-    with pytest.raises(InputError, match="has none of config"):
+    with pytest.raises(InputError, match=r"has none of the findings of config\.classes"):
         make(classes=("one", "two")).data.adapt(phantoms(), training=False)
 
 

@@ -1,8 +1,8 @@
 """From the findings a network learns to those of another set (ADPD, Sec. 3.4): a table in a config.
 
-Two sets rarely name the same findings. A table says of each finding of the set that evaluates which
-trained findings stand for it: its score is the mean of their probabilities, and it is positive
-where one of them is, as in the released code.
+Two sets rarely name the same findings. A table says of each finding that is evaluated which trained
+findings stand for it: its score is the mean of their probabilities, and it is positive where one of
+them is, as in the released code.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from cxr_jax.data.records import Record
+from cxr_jax.data.sources.base import Source, Subset, names_of
 from cxr_jax.errors import InputError
 
 # PAPERS, 4: the findings of `nih_cxr8` by those of `chest_imagenome`. The released table spells
@@ -25,6 +27,7 @@ NIH_BY_CHEST_IMAGENOME = {
     "pneumonia": ("pneumonia",),
     "pneumothorax": ("pneumothorax",),
 }
+_BY_FINDING = ("findings", "region_findings")  # the fields [..., K] of a record
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,16 +35,19 @@ class ClassMapping:
     """K trained findings -> the E that are evaluated.
 
     Attributes:
-      names: of the E findings, in the order of the set that evaluates.
-      columns: int [E], the number of each in that set.
+      names: of the E findings.
       members: int [E, L], the trained findings that stand for each; repeated where it has fewer.
       weights: float32 [E, L], one over their number; 0 where a member is a repetition.
     """
 
     names: tuple[str, ...]
-    columns: np.ndarray
     members: np.ndarray
     weights: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """bool [E]: some trained finding stands for it."""
+        return (self.weights > 0).any(axis=1)
 
     def scores(self, probs: Any) -> Any:
         """Probabilities [..., K] -> [..., E], the mean over the members; NumPy or JAX."""
@@ -49,68 +55,45 @@ class ClassMapping:
 
     def positive(self, found: Any) -> Any:
         """bool [..., K] -> bool [..., E], any member; NumPy or JAX."""
-        return found[..., self.members].any(axis=-1)
-
-    def labels(self, numbers: np.ndarray) -> np.ndarray:
-        """Findings by the evaluating set's number [M] (-1: none) -> int32 [M] by the number in
-        `names`; -1 where the table does not have one."""
-        numbers = np.asarray(numbers)[:, None]
-        found = numbers == self.columns  # [M, E]
-        return np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int32)
+        return (found[..., self.members] & (self.weights > 0)).any(axis=-1)
 
 
 def class_mapping(
     table: Mapping[str, Sequence[str]],
     *,
     trained: Sequence[str],
-    evaluated: Sequence[str],
+    untrained: Sequence[str] = (),
     field: str = "class_mapping",
 ) -> ClassMapping:
     """The mapping that a table says.
 
     Args:
-      table: finding of the evaluating set -> the trained findings that stand for it; empty: every
-        finding of both sets stands for itself. A finding that is not in the table takes no part.
-      trained: the K names.
-      evaluated: those of the set that evaluates.
+      table: finding that is evaluated -> the trained findings that stand for it; empty: every
+        trained finding stands for itself.
+      trained: the K names of a network's outputs.
+      untrained: those of them that were not trained after all; they stand for nothing.
       field: of the config, for messages.
 
     Raises:
-      InputError: a finding that a set does not have (named, with the likely ones), one without a
-        member or with one twice; an empty table for sets without a finding in common.
+      InputError: a finding that is not among `trained` (named, with those that are), one without a
+        member or with one twice.
     """
-    table = table or {name: (name,) for name in evaluated if name in trained}
-    if not table:
-        raise InputError(
-            f"config.{field} is empty, and no finding of the evaluating set ({_some(evaluated)}) "
-            f"is one of the trained ones ({_some(trained)}); say which of these stand for it"
-        )
-    _check(table, trained=trained, evaluated=evaluated, field=field)
-    names = tuple(name for name in evaluated if name in table)
-    most = max(len(table[name]) for name in names)
-    members = np.zeros((len(names), most), np.int32)
-    weights = np.zeros((len(names), most), np.float32)
-    for row, name in enumerate(names):
-        numbers = [list(trained).index(member) for member in table[name]]
-        members[row] = numbers + numbers[:1] * (most - len(numbers))
-        weights[row, : len(numbers)] = 1 / len(numbers)
-    columns = np.array([list(evaluated).index(name) for name in names], np.int32)
-    return ClassMapping(names, columns, members, weights)
+    table = dict(table) or {name: (name,) for name in trained}
+    _check(table, trained=trained, field=field)
+    most = max(len(members) for members in table.values())
+    members = np.zeros((len(table), most), np.int32)
+    weights = np.zeros((len(table), most), np.float32)
+    for row, standing in enumerate(table.values()):
+        numbers = [list(trained).index(name) for name in standing if name not in untrained]
+        members[row, : len(numbers)] = numbers
+        members[row, len(numbers) :] = numbers[0] if numbers else 0
+        weights[row, : len(numbers)] = 1 / max(len(numbers), 1)
+    return ClassMapping(tuple(table), members, weights)
 
 
-def _check(
-    table: Mapping[str, Sequence[str]],
-    *,
-    trained: Sequence[str],
-    evaluated: Sequence[str],
-    field: str,
-) -> None:
+def _check(table: Mapping[str, Sequence[str]], *, trained: Sequence[str], field: str) -> None:
     for name, members in table.items():
         where = f"config.{field}[{name!r}]"
-        if name not in evaluated:
-            raise InputError(
-                f"{where}: the evaluating set has no finding {name!r}; it has {_some(evaluated)}"
-            )
         if isinstance(members, str) or not members or len(set(members)) < len(members):
             raise InputError(
                 f"{where}={members!r}; expected one or more trained findings, each once, as a tuple"
@@ -120,6 +103,69 @@ def _check(
                 raise InputError(
                     f"{where}: no trained finding is called {member!r}; they are {_some(trained)}"
                 )
+
+
+def numbered(source: Source, names: Sequence[str], *, all_of_them: bool, field: str) -> Source:
+    """A set with its findings numbered as `names` are; others of it are left out, and what it does
+    not name is unknown.
+
+    Args:
+      names: the findings.
+      all_of_them: the set must name each.
+      field: of the config, for messages.
+
+    Raises:
+      InputError: the set names none of them, or not all.
+    """
+    theirs = names_of(source, "findings")
+    there = [name in theirs for name in names]
+    if all_of_them and not all(there):
+        raise InputError(
+            f"config.{field}: data set {source.name!r} (split {source.split!r}) has no finding "
+            f"{names[there.index(False)]!r}; it has {_some(theirs)}"
+        )
+    if not any(there):
+        raise InputError(
+            f"data set {source.name!r} (split {source.split!r}) has none of the findings of "
+            f"config.{field} ({_some(names, 3)}); its findings are {_some(theirs)}; say in "
+            "config.class_mapping which trained findings stand for them"
+        )
+    return _Numbered(source, theirs, tuple(names))
+
+
+class _Numbered(Subset):
+    """See `numbered`. Every record has `findings`."""
+
+    def __init__(self, source: Source, theirs: tuple[str, ...], names: tuple[str, ...]):
+        super().__init__(source, list(range(len(source))), partial=source.partial)
+        self.findings = names
+        self._columns = np.array([theirs.index(n) if n in theirs else -1 for n in names])
+        if theirs != names:
+            self.version += f",findings{'.'.join(map(str, self._columns))}"
+        self._numbers = np.full(len(theirs) + 1, -1, np.int32)  # the last one is that of -1
+        there = np.flatnonzero(self._columns >= 0)
+        self._numbers[self._columns[there]] = there
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        unknown = np.full(len(self.findings), np.nan, np.float32)
+        record = {"findings": None} | record
+        return {
+            name: unknown if value is None else self._renumbered(name, value)
+            for name, value in record.items()
+        }
+
+    def peek(self, index: int, field: str) -> Any:
+        value = super().peek(index, field)
+        return None if value is None else self._renumbered(field, value)
+
+    def _renumbered(self, field: str, value: Any) -> Any:
+        if field == "box_label":
+            return self._numbers[value]
+        if field in _BY_FINDING:
+            chosen = np.asarray(value, np.float32)[..., self._columns]
+            return np.where(self._columns < 0, np.float32(np.nan), chosen)
+        return value
 
 
 def _some(names: Iterable[str], most: int = 60) -> str:

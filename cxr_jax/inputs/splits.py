@@ -31,7 +31,7 @@ class Completion(Protocol):
         """`source` with the field in every record."""
 
 
-# Field -> what completes it where a task has it among its inputs; its settings are the config's
+# Field -> what completes it where a task reads it and it is no label; its settings are the config's
 # field of that name.
 COMPLETIONS: dict[str, Callable[[ml_collections.ConfigDict], Completion]] = {
     "lungs": PredictedLungs.from_config
@@ -68,9 +68,8 @@ def open_split(
     _tell(source)
     if hidden:
         source = combine.Hidden(source, hidden)
-    completions = {
-        name: COMPLETIONS[name](config) for name in COMPLETIONS if name in task.data.inputs
-    }
+    read = task.data.fields - task.data.labels
+    completions = {name: COMPLETIONS[name](config) for name in COMPLETIONS if name in read}
     needed = task.data.fields - hidden
     added = {name for name, completion in completions.items() if completion.adds}
     # What can be added is checked after it has been; the rest before that costs anything.

@@ -1,8 +1,7 @@
 """Detection of findings: AP, mAP, localisation accuracy, FROC; and how regions are placed.
 
-`detection_report`, `region_report` and `label_report` take the rows of a whole split
-(`metrics.box_matches` makes those of boxes) and go into `bootstrap.bootstrap`. Rows that they know,
-K findings, up to M boxes each:
+The reports take the rows of a whole split (`metrics.box_matches` makes those of boxes) and go into
+`bootstrap.bootstrap`. Rows that they know, K findings, up to M boxes each:
 
 | row | shape | meaning |
 | --- | --- | --- |
@@ -210,24 +209,32 @@ def region_report(rows: Rows, regions: Sequence[str]) -> dict[str, Value]:
     }
 
 
-def label_report(rows: Rows) -> dict[str, Value]:
-    """How well findings are told, without their places, and of how many films or regions that is.
+def film_report(rows: Rows) -> dict[str, Value]:
+    """`mean_auc`, how well findings are told of films, their places apart: the mean over the
+    findings of which there are both kinds, and of how many films.
 
     Args:
         rows: see the module's table.
-
-    Returns:
-        `mean_auc` of films and `region_auc` of regions, of all places together: means over the
-        findings of which there are both kinds.
     """
-    report = {}
-    for name, prefix in (("mean_auc", ""), ("region_auc", "region_")):
-        probs, labels = rows[f"{prefix}probs"], np.asarray(rows[f"{prefix}labels"], np.float64)
-        probs, labels = (x.reshape(-1, labels.shape[-1]) for x in (probs, labels))
-        known = ~np.isnan(labels)
-        aucs = [auroc(probs[known[:, k], k], labels[known[:, k], k]) for k in range(known.shape[1])]
-        report[name] = Value(mean(aucs), int(known.any(axis=1).sum()))
-    return report
+    return {"mean_auc": _mean_auc(rows["probs"], rows["labels"])}
+
+
+def region_label_report(rows: Rows) -> dict[str, Value]:
+    """`region_auc`, the same of regions, of all places together.
+
+    Args:
+        rows: see the module's table.
+    """
+    return {"region_auc": _mean_auc(rows["region_probs"], rows["region_labels"])}
+
+
+def _mean_auc(probs: np.ndarray, labels: np.ndarray) -> Value:
+    """Of [..., K] each; NaN labels take no part."""
+    labels = np.asarray(labels, np.float64)
+    probs, labels = (x.reshape(-1, labels.shape[-1]) for x in (probs, labels))
+    known = ~np.isnan(labels)
+    aucs = [auroc(probs[known[:, k], k], labels[known[:, k], k]) for k in range(known.shape[1])]
+    return Value(mean(aucs), int(known.any(axis=1).sum()))
 
 
 def _key(name: str) -> str:

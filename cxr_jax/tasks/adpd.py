@@ -14,6 +14,10 @@ Loss (Sec. 3.3), as a mean over films of
     5 L1 + 2 GIoU + BCE(presence) + w ASL(pathologies)
 
 The boxes of pathologies are never trained on: `score` alone reads them.
+
+Films without boxes of regions can learn from lung masks (`regions_from='lungs'`, ours): the lungs
+and their six zones are eight of the regions, and a zone whose severity score is above 0 has an
+opacity (`data/zone_regions.py`).
 """
 
 import dataclasses
@@ -26,21 +30,26 @@ import ml_collections
 import numpy as np
 
 from cxr_jax import figures, losses
-from cxr_jax.data import boxes as film_boxes
-from cxr_jax.data.augment import Augment
 from cxr_jax.data.pipeline import Transforms, check_fields
-from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import REGIONS, Record
-from cxr_jax.data.sources.base import Source, Subset, names_of, only_with, peek
+from cxr_jax.data.sources.base import Source, only_with
+from cxr_jax.data.zone_regions import LUNG_ROWS, OPACITY, with_zone_regions
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import detection
-from cxr_jax.metrics.box_matches import detection_rows, region_rows
+from cxr_jax.metrics.box_matches import region_rows
 from cxr_jax.models.adpd import ADPD, PRESENT_LOGIT, RegionHeads
 from cxr_jax.models.backbones import make_backbone
 from cxr_jax.ops.box_fusion import finding_boxes
 from cxr_jax.ops.boxes import to_centres, to_corners
 from cxr_jax.ops.pooling import region_lse
-from cxr_jax.tasks.base import Data, Evaluation, Outputs, Task, mean
+from cxr_jax.tasks.base import Data, Evaluation, Outputs, mean
+from cxr_jax.tasks.detection import (
+    DetectionEvaluation,
+    Detector,
+    film_sides,
+    told_pixels,
+    true_boxes,
+)
 
 # What each part of a method learns from.
 LABELS = {"loc": "region_findings", "mil": "findings"}
@@ -48,158 +57,120 @@ METHODS = ("loc", "mil", "loc+mil")
 BOX_WEIGHTS = {"l1": 5.0, "giou": 2.0, "presence": 1.0}  # of the released code
 PRESENT = float(1 / (1 + np.exp(-PRESENT_LOGIT)))  # a region whose probability is above is there
 _FUSED = ("boxes", "scores")  # what `combine` adds
-_SCORED_ONLY = ("boxes", "box_label", "boxes_known")
 
 
 @dataclasses.dataclass(frozen=True)
-class AnatomyDetection(Task):
+class AnatomyDetection(Detector):
     """See the module.
 
     Attributes:
       parts: 'loc', 'mil' or both.
-      classes: the K findings; a data set's others are left out.
-      untrained: those of `classes` that the training set does not label. Their outputs are noise:
-        neither trained, scored, drawn nor told.
       regions: those that the training set has; () is all 29. The others take no part.
+      regions_from: 'record', or 'lungs': the eight that lung masks give.
       weights: (part, weight) of the terms 'loc' and 'mil'.
       reduction: 'mean' or 'sum' of ASL over the labels of a film.
       mil_over: of which regions a film's pooling takes the mean: 'present' or 'all'.
       balanced: weighs presence by how often the batch has each region.
       threshold: a region has a finding whose probability is above.
       fusion: the IoU above which boxes of a finding are fused; 0: none are.
-      most_boxes: of a finding on a film, the best first.
     """
 
     name: ClassVar[str] = "adpd"
     model: ADPD
-    preprocess: Preprocess
-    augment: Augment
     parts: tuple[str, ...]
-    classes: tuple[str, ...]
-    untrained: tuple[str, ...]
     regions: tuple[str, ...]
+    regions_from: str
     weights: tuple[tuple[str, float], ...]
     reduction: str
     mil_over: str
     balanced: bool
     threshold: float
     fusion: float
-    most_boxes: int
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "AnatomyDetection":
         _check(config)
         return cls(
             model=_make_model(config),
-            preprocess=Preprocess(**config.preprocess),
-            augment=Augment(**config.augment),
+            **cls.shared(config),
             parts=tuple(config.method.split("+")),
-            classes=tuple(config.classes),
-            untrained=tuple(config.untrained),
             regions=tuple(config.regions),
+            regions_from=config.regions_from,
             weights=tuple(config.asl_weight.items()),
             reduction=config.asl_reduction,
             mil_over=config.mil_over,
             balanced=config.balanced_presence,
             threshold=config.threshold,
             fusion=config.fusion,
-            most_boxes=config.most_boxes,
         )
 
     @property
     def data(self) -> Data:
+        made_of = {"lungs"} if self.regions_from == "lungs" else set()
         return Data(
             # A set without regions can be evaluated too; `_adapt` asks for more of a training set.
-            fields=frozenset({"image"}),
+            fields=frozenset({"image"} | made_of),
             labels=frozenset({"regions", "region_present", *LABELS.values()}),
-            transforms=Transforms(example=self._example, finish=self._finish),
+            transforms=Transforms(example=self._example, finish=self.unboxed),
             adapt=self._adapt,
             unlabelled=self._unlabelled,
         )
 
     @property
-    def _trained(self) -> np.ndarray:
-        """bool [K]: the findings that mean something."""
-        return np.array([name not in self.untrained for name in self.classes])
-
-    @property
     def _kept(self) -> np.ndarray:
         """bool [29]: the regions that take part."""
-        return np.array([name in (self.regions or REGIONS) for name in REGIONS])
+        chosen = np.array([name in (self.regions or REGIONS) for name in REGIONS])
+        if self.regions_from == "lungs":
+            chosen &= np.isin(np.arange(len(REGIONS)), LUNG_ROWS)
+        return chosen
+
+    def _needed(self, source: Source) -> set[str]:
+        """The fields that are trained on, lung masks aside."""
+        if self.regions_from == "lungs":
+            of_film = "findings" if "findings" in source.fields else "severity"
+            return {"severity" if part == "loc" else of_film for part in self.parts}
+        return {"regions", "region_present", *(LABELS[part] for part in self.parts)}
 
     def _adapt(self, source: Source, *, training: bool) -> Source:
-        """The set with its findings numbered as `classes`.
-
-        Raises:
-          InputError: it has none of them, or lacks what is trained on.
-        """
         if training:
-            needed = {"regions", "region_present", *(LABELS[part] for part in self.parts)}
+            needed = self._needed(source)
             check_fields(source, needed)
             source = only_with(source, needed)
-        names = names_of(source, "findings")
-        return source if names == self.classes else _OfClasses(source, names, self.classes)
+        return self.numbered(source, training=training)
 
     def _unlabelled(self, source: Source) -> tuple[str, ...]:
-        """Classes that are known of no training film; films are looked at until none is left.
-
-        Raises:
-          InputError: that is all of them.
-        """
-        waiting = self._trained.copy()
-        for index in range(len(source)):
-            if not waiting.any():
-                break
-            for part in self.parts:
-                known = peek(source, index, LABELS[part])
-                waiting &= np.isnan(known).reshape(-1, len(self.classes)).all(axis=0)
-        if len(source) and (waiting == self._trained).all():
-            raise InputError(
-                f"data set {source.name!r} (split {source.split!r}): no finding is known of any "
-                f"film ({' and '.join(LABELS[part] for part in self.parts)}), so there is nothing "
-                "to learn; choose another config.method, or other data"
-            )
-        return tuple(n for n, unknown in zip(self.classes, waiting, strict=True) if unknown)
+        needed = self._needed(source)
+        if "severity" not in needed:
+            return self.unlabelled(source, tuple(LABELS[part] for part in self.parts))
+        # Scores tell of opacities alone; another finding is learned where films are labelled.
+        others = tuple(name for name in self.classes if name != OPACITY)
+        if "findings" not in needed:
+            return tuple(name for name in others if name not in self.untrained)
+        return tuple(n for n in self.unlabelled(source, ("findings",)) if n in others)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
-        shape, count = record["image"].shape, len(self.classes)
+        example = self.example(record)
+        if self.regions_from == "lungs" and "lungs" in record:
+            record = self._with_regions(record)
+            example["findings"] = np.asarray(record["findings"], np.float32)
         nowhere = np.full((len(REGIONS), 4), np.nan, np.float32)
         absent = np.zeros(len(REGIONS), bool)
-        unknown = np.full((len(REGIONS), count), np.nan, np.float32)
-        example = {
-            "image": self.preprocess.film(record["image"]),
-            # The film is stretched to the square, and its boxes with it.
-            "regions": self.preprocess.boxes(record.get("regions", nowhere), shape),
+        unknown = np.full((len(REGIONS), len(example["findings"])), np.nan, np.float32)
+        return example | {
+            "regions": self.preprocess.boxes(record.get("regions", nowhere), record["image"].shape),
             "region_present": np.asarray(record.get("region_present", absent)),
             "regions_known": np.bool_("regions" in record),
             "region_findings": np.asarray(record.get("region_findings", unknown), np.float32),
-            "findings": np.asarray(record.get("findings", unknown[0]), np.float32),
         }
-        return example | self._boxes(record, example["findings"])
 
-    def _boxes(self, record: Record, findings: np.ndarray) -> dict[str, np.ndarray]:
-        """True boxes of findings, padded, and of which findings all are known.
-
-        On a film with boxes that is every finding of which it is known whether it is there. (One
-        that is there without a box counts as not there, as in the paper.)
-        """
-        drawn = self.preprocess.boxes(
-            record.get("boxes", np.zeros((0, 4), np.float32)), record["image"].shape
-        )
-        labels = np.asarray(record.get("box_label", np.zeros(0, np.int32)), np.int32)
-        padded, padded_labels = film_boxes.pad(
-            drawn, labels, length=film_boxes.MOST, film=record.get("id", "")
-        )
-        known = ~np.isnan(findings) | np.isin(np.arange(len(findings)), labels)
-        known &= self._trained & ("boxes" in record)
-        return {"boxes": padded, "box_label": padded_labels, "boxes_known": known}
-
-    def _finish(self, example, rng):
-        if rng is not None:
-            # Neither trained on, nor kept in the window by the augmentation.
-            example = {k: v for k, v in example.items() if k not in _SCORED_ONLY}
-            example = self.augment(example, rng)
-        return {**example, "image": self.preprocess.normalize(example["image"])}
+    def _with_regions(self, record: Record) -> Record:
+        """The record with the regions of its lungs; its scores are its findings where those are
+        unknown."""
+        findings = record.get("findings")
+        if findings is None or np.isnan(findings).all():
+            record = {name: value for name, value in record.items() if name != "findings"}
+        unknown = np.full(len(self.classes), np.nan, np.float32)
+        return {"findings": unknown} | with_zone_regions(record, findings=self.classes)
 
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1], train=False)
@@ -230,12 +201,12 @@ class AnatomyDetection(Task):
         """ASL of the parts, [B] each: logits [B, 29, K] of the regions that are `there` [B, 29]."""
         terms = {}
         if "loc" in self.parts:
-            known = there[..., None] & self._trained
+            known = there[..., None] & self.trained
             labels = jnp.where(known, batch["region_findings"], jnp.nan)
             terms["loc"] = losses.asymmetric_loss(logits, labels, reduction=self.reduction)
         if "mil" in self.parts:
             # No region, no probability: the film takes no part.
-            known = there.any(axis=1, keepdims=True) & self._trained
+            known = there.any(axis=1, keepdims=True) & self.trained
             labels = jnp.where(known, batch["findings"], jnp.nan)
             _, pooled = region_lse(logits, there, over=self.mil_over)
             terms["mil"] = losses.asymmetric_loss(pooled, labels, reduction=self.reduction)
@@ -267,142 +238,72 @@ class AnatomyDetection(Task):
         members = [{k: np.asarray(v) for k, v in m.items() if k not in _FUSED} for m in outputs]
         combined = mean(members) | {"regions": _mean_boxes(members)}
         there = (combined["presence"] > PRESENT)[..., None]
-        positive = there & (combined["region_probs"] > self.threshold) & self._trained
+        mapping = self.mapping
         found = finding_boxes(
-            combined["regions"], combined["region_probs"], positive, fusion=self.fusion or None
+            combined["regions"],
+            mapping.scores(combined["region_probs"]),
+            mapping.positive(there & (combined["region_probs"] > self.threshold)),
+            fusion=self.fusion or None,
         )
         fused = {"boxes": found.xyxy, "scores": found.scores}
         return combined | {name: v[:, :, : self.most_boxes] for name, v in fused.items()}
 
     def score(self, outputs, batch):
         """Rows for `metrics.detection`."""
-        rows = detection_rows(
-            outputs["boxes"],
-            outputs["scores"],
-            true_xyxy=batch["boxes"] / self.preprocess.size,
-            true_finding=batch["box_label"],
-            known=batch["boxes_known"],
-        )
         shares, present = self._truth(batch)
         placed = jnp.clip(to_corners(outputs["regions"]), 0, 1)
         called = outputs["presence"] > PRESENT
+        rows = self.box_rows(outputs, batch)
         rows |= region_rows(placed, called, true_xyxy=shares, present=present)
-        there = (present == 1)[..., None] & self._trained
+        mapping = self.mapping
+        known = (present == 1)[..., None] & mapping.known
         return rows | {
-            "probs": outputs["probs"],
-            "labels": jnp.where(self._trained, batch["findings"], jnp.nan),
-            "region_probs": outputs["region_probs"],
-            "region_labels": jnp.where(there, batch["region_findings"], jnp.nan),
+            "region_probs": mapping.scores(outputs["region_probs"]),
+            "region_labels": jnp.where(known, batch["region_findings"], jnp.nan),
         }
 
     @property
     def evaluation(self) -> Evaluation:
-        return DetectionEvaluation(self.classes)
+        return RegionEvaluation(self.mapping.names)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         there = np.flatnonzero(outputs["presence"] > PRESENT)
-        corners = np.clip(np.asarray(to_corners(outputs["regions"])), 0, 1)
-        sides = _sides(record)
-        labels, boxes, scores = self._found(record, outputs)
-        region = _carrier(outputs, self._trained)
+        corners = _corners(record, outputs)
+        region = _carrier(outputs, self.trained)
+        looked = outputs.get("attention")
         return figures.boxes_panel(
             record["image"],
-            figures.DrawnBoxes(boxes, labels, scores),
-            names=self.classes,
-            true=figures.DrawnBoxes(record["boxes"], record["box_label"])
-            if "boxes" in record
-            else None,
-            regions=corners[there] * sides,
-            chosen=figures.Region(
-                REGIONS[region], corners[region] * sides, outputs["attention"][region]
-            )
-            if "attention" in outputs
-            else None,
+            self.found(record, outputs),
+            names=self.mapping.names,
+            true=true_boxes(record),
+            regions=corners[there],
+            chosen=None
+            if looked is None
+            else figures.Region(REGIONS[region], corners[region], looked[region]),
             title=str(record["id"]),
         )
 
-    def _found(self, record: Record, outputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Findings [M], boxes [M, 4] in the film's own pixels, and scores [M], best first."""
-        labels, places = np.nonzero(~np.isnan(outputs["scores"]))
-        order = np.argsort(-outputs["scores"][labels, places], kind="stable")
-        labels, places = labels[order], places[order]
-        boxes = outputs["boxes"][labels, places] * _sides(record)
-        return labels, boxes, outputs["scores"][labels, places]
-
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        sides = _sides(record)
-        corners = np.clip(np.asarray(to_corners(outputs["regions"])), 0, 1) * sides
-        return {
-            "boxes": [
-                {
-                    "finding": self.classes[label],
-                    "score": round(float(score), 4),
-                    "xyxy_px": _pixels(box),
-                }
-                for label, box, score in zip(*self._found(record, outputs), strict=True)
-            ],
-            "findings": {
-                name: round(float(p), 4) if trained else None
-                for name, p, trained in zip(self.classes, outputs["probs"], self._trained)
-            },
+        corners = _corners(record, outputs)
+        return super().describe(record, outputs) | {
             "regions": {
                 REGIONS[a]: {
                     "probability": round(float(outputs["presence"][a]), 4),
-                    "xyxy_px": _pixels(corners[a]),
+                    "xyxy_px": told_pixels(corners[a]),
                 }
                 for a in np.flatnonzero(outputs["presence"] > PRESENT)
-            },
+            }
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class DetectionEvaluation(Evaluation):
+class RegionEvaluation(DetectionEvaluation):
     """Table 1, how regions are placed, and AUC of films and of regions."""
 
-    classes: tuple[str, ...]
-    free_settings = ("threshold", "fusion", "most_boxes")
-    columns = (
-        *("map", "ap_iou10", "ap_iou30", "ap_iou50"),
-        *("loc_acc_iou10", "loc_acc_iou30", "loc_acc_iou50", "region_iou", "region_auc"),
-    )
+    columns = (*DetectionEvaluation.columns, "region_iou", "region_auc")
 
     def report(self, units):
-        report = detection.detection_report(units, self.classes)
-        return report | detection.region_report(units, REGIONS) | detection.label_report(units)
-
-
-class _OfClasses(Subset):
-    """A set with its findings numbered as the task does; what it does not name is unknown."""
-
-    def __init__(self, source: Source, names: Sequence[str], classes: tuple[str, ...]):
-        super().__init__(source, list(range(len(source))), partial=source.partial)
-        self.findings = classes
-        self._columns = np.array([names.index(c) if c in names else -1 for c in classes])
-        if (self._columns < 0).all():
-            raise InputError(
-                f"data set {source.name!r} (split {source.split!r}) has none of config.classes "
-                f"({', '.join(classes[:3])}, ...); its findings are {', '.join(names)}"
-            )
-        self.version += f",findings{'.'.join(map(str, self._columns))}"
-        self._numbers = np.full(len(names) + 1, -1, np.int32)  # the last one is that of -1
-        there = np.flatnonzero(self._columns >= 0)
-        self._numbers[self._columns[there]] = there
-
-    def __getitem__(self, index: int) -> Record:
-        record = super().__getitem__(index)
-        return {name: self._renumbered(name, value) for name, value in record.items()}
-
-    def peek(self, index: int, field: str) -> Any:
-        value = super().peek(index, field)
-        return None if value is None else self._renumbered(field, value)
-
-    def _renumbered(self, field: str, value: Any) -> Any:
-        if field == "box_label":
-            return self._numbers[value]
-        if field in LABELS.values():
-            chosen = np.asarray(value, np.float32)[..., self._columns]
-            return np.where(self._columns < 0, np.float32(np.nan), chosen)
-        return value
+        placed = detection.region_report(units, REGIONS) | detection.region_label_report(units)
+        return super().report(units) | placed
 
 
 def _mean_boxes(members: Sequence[Outputs]) -> np.ndarray:
@@ -421,14 +322,9 @@ def _carrier(outputs: dict[str, np.ndarray], trained: np.ndarray) -> int:
     return int(np.unravel_index(np.argmax(probs), probs.shape)[0])
 
 
-def _sides(record: Record) -> np.ndarray:
-    """[4]: what makes xyxy in pixels of the film of shares of it."""
-    height, width = record["image"].shape
-    return np.array([width, height, width, height], np.float64)
-
-
-def _pixels(box: np.ndarray) -> list[float]:
-    return [round(float(x), 1) for x in box]
+def _corners(record: Record, outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """xyxy [29, 4] of the regions in pixels of the film, kept to it."""
+    return np.clip(np.asarray(to_corners(outputs["regions"])), 0, 1) * film_sides(record)
 
 
 def _make_model(config: ml_collections.ConfigDict) -> ADPD:
@@ -452,16 +348,14 @@ def _check(config: ml_collections.ConfigDict) -> None:
         ("method", METHODS),
         ("asl_reduction", ("mean", "sum")),
         ("mil_over", ("present", "all")),
+        ("regions_from", ("record", "lungs")),
     ):
         if config[name] not in known:
             raise InputError(f"config.{name}={config[name]!r}; expected {', '.join(known)}")
-    classes, regions = tuple(config.classes), tuple(config.regions)
-    if not classes or len(set(classes)) < len(classes):
-        raise InputError(f"config.classes={classes}; expected at least one name, each once")
-    if wrong := set(config.untrained) - set(classes):
-        raise InputError(f"config.untrained has {min(wrong)!r}, which config.classes has not")
-    if wrong := set(regions) - set(REGIONS):
+    if wrong := set(config.regions) - set(REGIONS):
         raise InputError(f"config.regions has {min(wrong)!r}; they are {', '.join(REGIONS)}")
+    if config.regions_from == "lungs":
+        _check_lungs(config)
     for name, low, high in (("threshold", 0, 1), ("fusion", 0, 1), ("most_boxes", 1, 29)):
         if not low <= config[name] <= high:
             raise InputError(f"config.{name}={config[name]}; it must lie in {low}..{high}")
@@ -472,4 +366,18 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
             "without regions; set it to given, or config.second.name to nothing"
+        )
+
+
+def _check_lungs(config: ml_collections.ConfigDict) -> None:
+    """Refuses what regions of lungs cannot do."""
+    if OPACITY not in config.classes:
+        raise InputError(
+            f"config.regions_from='lungs' labels regions with {OPACITY!r}, which config.classes "
+            "has not; add it"
+        )
+    if config.class_mapping:
+        raise InputError(
+            "config.class_mapping cannot be used with config.regions_from='lungs', whose findings "
+            "are config.classes"
         )

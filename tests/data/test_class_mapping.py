@@ -9,17 +9,16 @@ from cxr_jax.data.class_mapping import NIH_BY_CHEST_IMAGENOME, class_mapping
 from cxr_jax.errors import InputError
 
 TRAINED = ("opacity", "mass", "masses", "fluid")
-EVALUATED = ("effusion", "infiltration", "hernia", "mass")
-TABLE = {"mass": ("masses", "mass"), "effusion": ("fluid",), "infiltration": ["opacity"]}
+TABLE = {"effusion": ("fluid",), "infiltration": ["opacity"], "mass": ("masses", "mass")}
 
 
-def mapping(table=TABLE, trained=TRAINED, evaluated=EVALUATED):
-    return class_mapping(table, trained=trained, evaluated=evaluated)
+def mapping(table=TABLE, **kwargs):
+    return class_mapping(table, trained=TRAINED, **kwargs)
 
 
 def test_scores_are_means_and_any_member_is_enough():
     made = mapping()
-    assert made.names == ("effusion", "infiltration", "mass")  # the evaluating set's order
+    assert made.names == ("effusion", "infiltration", "mass")
     probs = np.array([[[0.5, 0.25, 0.75, 0.125]]], np.float32)
     np.testing.assert_allclose(made.scores(probs), [[[0.125, 0.5, 0.5]]], rtol=1e-6)
     found = probs > 0.7
@@ -40,31 +39,27 @@ def test_numpy_and_jax_agree_under_jit():
     )
 
 
-def test_labels_are_numbered_anew():
-    made = mapping()
-    np.testing.assert_array_equal(made.columns, [0, 1, 3])
-    labels = made.labels(np.array([3, 2, 0, -1, 1], np.int32))
-    assert labels.tolist() == [2, -1, 0, -1, 1]  # a hernia takes no part
-    assert labels.dtype == np.int32
-    assert made.labels(np.zeros(0, np.int32)).shape == (0,)
+def test_what_was_not_trained_stands_for_nothing():
+    made = mapping(untrained=("mass", "fluid"))
+    assert made.known.tolist() == [False, True, True]
+    probs = np.array([0.5, 0.25, 0.75, 0.125], np.float32)
+    np.testing.assert_allclose(made.scores(probs), [0, 0.5, 0.75], rtol=1e-6)
+    assert made.positive(np.array([False, True, False, True])).tolist() == [False, False, False]
+    assert made.positive(np.array([False, False, True, False])).tolist() == [False, False, True]
 
 
-def test_an_empty_table_is_every_finding_of_both_sets():
-    made = mapping({}, evaluated=("hernia", "fluid", "mass"))
-    assert made.names == ("fluid", "mass")
+def test_an_empty_table_is_every_finding_itself():
+    made = mapping({})
+    assert made.names == TRAINED
+    assert made.known.all()
     probs = np.arange(4, dtype=np.float32)
-    assert made.scores(probs).tolist() == [3, 1]
-    with pytest.raises(InputError, match=r"class_mapping is empty, and no finding of the evaluati"):
-        mapping({}, evaluated=("hernia",))
+    assert made.scores(probs).tolist() == probs.tolist()
+    assert mapping({}, untrained=("masses",)).known.tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize(
     "table, words",
     [
-        (
-            {"flu": ("mass",)},
-            r"class_mapping\['flu'\]: the evaluating set has no finding 'flu'; it",
-        ),
         ({"mass": ("lump",)}, r"\['mass'\]: no trained finding is called 'lump'; they are opacity"),
         ({"mass": ()}, r"class_mapping\['mass'\]=\(\); expected one or more trained findings"),
         ({"mass": "mass"}, r"\['mass'\]='mass'; expected one or more trained findings, each once"),
@@ -80,8 +75,6 @@ def test_tables_that_cannot_be_meant(table, words):
 def test_the_papers_table_is_one_of_the_two_sets():
     from cxr_jax.data.sources import chest_imagenome, nih_cxr8
 
-    made = class_mapping(
-        NIH_BY_CHEST_IMAGENOME, trained=chest_imagenome.FINDINGS, evaluated=nih_cxr8.FINDINGS
-    )
+    made = class_mapping(NIH_BY_CHEST_IMAGENOME, trained=chest_imagenome.FINDINGS)
     assert made.names == nih_cxr8.FINDINGS
     assert (made.weights > 0).sum(axis=1).tolist() == [1, 1, 1, 2, 2, 1, 1, 1]

@@ -85,6 +85,7 @@ DATASETS = {
     "chest_imagenome": Entry(
         "chest_imagenome", "the folder above chest-imagenome/ and mimic-cxr-jpg/, as downloaded"
     ),
+    "chest_imagenome_nih": Entry("chest_imagenome_nih"),
     "cxr_3class": Entry("cxr_3class", "the folder with labels.csv, boxes.csv and images/"),
     "brixia": Entry("brixia", "the download of brixia.github.io"),
     "padchest": Entry("padchest", "the folder with PADCHEST_chest_x_ray_images_labels_*.csv"),
