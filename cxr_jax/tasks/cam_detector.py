@@ -17,8 +17,8 @@ The loss is the binary cross-entropy of the findings that are known, as a mean o
   [Yu et al. 2022].
 
 `balanced` weighs the two labels of a finding by how often the batch has them, as ChestX-ray8,
-AGXNet and the baselines' code do. Probabilities are then those of films half of which have the
-finding, and a threshold of 0.5 means something for a rare one too.
+AGXNet and the baselines' code do. A rare finding then weighs as much as a common one, as far as a
+batch has any of it.
 
 True boxes are never trained on: `score` alone reads them.
 """
@@ -58,6 +58,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 METHODS = (*HEADS, "agxnet")
 OF_REGIONS = ("region_findings", "region_present")
 _FOUND = ("boxes", "scores")  # what `combine` adds
+_DRAWN = 0.5  # the score above which a box is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,8 @@ class CamDetection(Detector):
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         boxes, labels, scores = self.found(record, outputs)
+        shown = max(np.count_nonzero(scores > _DRAWN), 1)  # the best at least
+        boxes, labels, scores = boxes[:shown], labels[:shown], scores[:shown]
         chosen = None
         if len(labels):
             heat = self.mapping.scores(outputs["maps"])[..., labels[0]]
