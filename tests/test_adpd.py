@@ -19,6 +19,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.figures import DrawnBoxes, Region, boxes_panel
 from cxr_jax.figures.boxes import color_of
 from cxr_jax.metrics.bootstrap import numbers
+from cxr_jax.ops.boxes import iou
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.adpd import PRESENT
 
@@ -550,6 +551,45 @@ def test_a_film_without_regions_or_boxes_is_scored_by_what_it_has(oracle):
     bare = {name: record[name] for name in ("image", "id", "group")}
     report = task.evaluation.report(scored(task, bare, outputs))
     assert not any(value.count for value in report.values())
+
+
+def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(oracle):
+    task, record, outputs = oracle
+    rows = scored(task, record, outputs)
+    found = task.evaluation.references(rows, phantoms())
+    assert list(found) == [
+        "chance: random boxes",
+        "constant: mean training box",
+        "chance: a random region",
+        "constant: all regions, fused",
+        "bound: true regions of true findings, fused",
+        "bound: of these the nearest, not fused",
+    ]
+    told = {name: numbers(task.evaluation.report(r)) for name, r in found.items()}
+    assert not any("mean_auc" in line or "region_iou" in line for line in told.values())
+    fused, nearest = (told[name] for name in list(found)[-2:])
+    # The true answer's boxes are the bound.
+    assert fused["map"] == pytest.approx(numbers(task.evaluation.report(rows))["map"])
+    assert 0 < fused["map"] < nearest["map"] <= 1
+    # The nearest true region, by hand.
+    scale = np.array([*record["image"].shape[::-1]] * 2)
+    regions, boxes = record["regions"] / scale, record["boxes"] / scale
+    k = record["box_label"][0]
+    own = boxes[record["box_label"] == k]
+    overlap = [
+        max(float(iou(regions[a], box)) for box in own)
+        for a in np.flatnonzero(record["region_findings"][:, k] == 1)
+    ]
+    score = found["bound: of these the nearest, not fused"]["scores"][0, k, 0]
+    assert score == pytest.approx(max(overlap), rel=1e-5)
+
+
+def test_without_boxes_in_training_there_is_no_mean_box(oracle):
+    task, record, outputs = oracle
+    training = Hidden(phantoms(), frozenset({"boxes", "box_label"}))
+    found = task.evaluation.references(scored(task, record, outputs), training)
+    assert "constant: mean training box" not in found
+    assert "chance: random boxes" in found
 
 
 def test_boxes_are_told_in_the_films_own_pixels():
