@@ -7,7 +7,8 @@ r"""Train a list of variants with every seed, one run after another, and gather 
 
 A run is `python -m cxr_jax.main` in SWEEP/NAME/seed-K, with what it says in log.txt there. The same
 command again skips what is finished and resumes what is not. --config.FIELD=VALUE changes a field
-of every row. After each run SWEEP/table.md and SWEEP/table.csv are written anew.
+of every row. After each run SWEEP/table.md and SWEEP/table.csv are written anew; at the end with
+what needs no model beside them (a constant, a bound), where the tasks name such.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cxr_jax import safe_write, small_files, sweep_table
+from cxr_jax import safe_write, small_files, sweep_references, sweep_table
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.cli import Parser, run_command
@@ -51,7 +52,7 @@ def main() -> int:
     safe_write.make_folder(args.output, "--output")
     with StopSignal() as stop:
         status = sweep(stop)
-    print(f"\n{sweep.write()}\n{args.output}: table.md, table.csv, NAME/seed-K/")
+    print(f"\n{sweep.write_whole()}\n{args.output}: table.md, table.csv, NAME/seed-K/")
     if status:
         again = shlex.join(["python", "-m", "cxr_jax.sweep", *sys.argv[1:]])
         print(f"{len(sweep.done)} of {len(runs)} runs are done; to go on: {again}")
@@ -132,10 +133,15 @@ class Sweep:
         """The runs that are finished."""
         return [run for run in self._runs if run.key in self._found]
 
-    def write(self) -> str:
-        """Writes the table, and gives it as Markdown."""
+    def write(self, beside: sweep_references.Reports | None = None) -> str:
+        """Writes the table, with what stands `beside` its rows, and gives it as Markdown."""
         done = [self._found[run.key] for run in self.done]
-        return sweep_table.write(self._output, self._runs, done, self._metrics)
+        return sweep_table.write(self._output, self._runs, done, self._metrics, beside=beside)
+
+    def write_whole(self) -> str:
+        """The same with the references of the tasks, for which training films are read."""
+        done = [self._found[run.key] for run in self.done]
+        return self.write(sweep_references.references(done, self._split))
 
     def __call__(self, stop: StopSignal) -> int:
         """Runs what is not finished; the exit status: 0, 1 if a run failed, 128 + a signal's

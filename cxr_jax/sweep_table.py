@@ -4,8 +4,9 @@ import collections
 import csv
 import dataclasses
 import io
+import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,12 @@ def _notes(folder: pathlib.Path) -> small_files.Fields:
 
 
 def write(
-    output: pathlib.Path, runs: Sequence[Run], done: Iterable[Finished], metrics: Sequence[str]
+    output: pathlib.Path,
+    runs: Sequence[Run],
+    done: Iterable[Finished],
+    metrics: Sequence[str],
+    *,
+    beside: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> str:
     """Writes table.md and table.csv; gives the Markdown.
 
@@ -147,12 +153,13 @@ def write(
       runs: all of them, finished or not.
       done: those that are.
       metrics: the columns; () are those that the tasks name, or all.
+      beside: name of what is no model -> its metrics, on the films of each seed.
     """
-    done = list(done)
+    done, beside = list(done), beside or {}
     names = _columns(runs, done, metrics)
-    text = markdown(runs, done, names)
+    text = markdown(runs, done, names, beside=beside)
     safe_write.write_text(output / "table.md", text)
-    safe_write.write_text(output / "table.csv", _csv(done, names))
+    safe_write.write_text(output / "table.csv", _csv(done, names, beside))
     return text
 
 
@@ -165,9 +172,16 @@ def _columns(runs: Sequence[Run], done: Sequence[Finished], metrics: Sequence[st
     return [name for name in dict.fromkeys(wanted) if name in reported]
 
 
-def markdown(runs: Sequence[Run], done: Sequence[Finished], names: Sequence[str]) -> str:
+def markdown(
+    runs: Sequence[Run],
+    done: Sequence[Finished],
+    names: Sequence[str],
+    *,
+    beside: Mapping[str, Sequence[Mapping[str, float]]],
+) -> str:
     """A line a row: mean +- standard deviation over its seeds, '-' where one is null; how many
-    seeds, steps of the training, mean seconds. Below, what a reader must know."""
+    seeds, steps of the training, mean seconds; then those `beside`. Below, what a reader must
+    know."""
     by_row: dict[str, list[Finished]] = {run.row.name: [] for run in runs}
     for one in done:
         by_row[one.run.row.name].append(one)
@@ -182,6 +196,9 @@ def markdown(runs: Sequence[Run], done: Sequence[Finished], names: Sequence[str]
         lines[row]["steps"] = str(steps[row])
         seconds = [one.seconds for one in found if one.seconds is not None]
         lines[row]["seconds"] = f"{np.mean(seconds):.0f}" if seconds else "-"
+    for reference, found in beside.items():
+        reports = [{name: values.get(name, float("nan")) for name in names} for values in found]
+        lines[reference] = tables.mean_and_sd(reports)
     table = tables.markdown(lines, [*names, "seeds", "steps", "seconds"])
     return "\n\n".join([table, *_foot(runs, done, names)]) + "\n"
 
@@ -209,8 +226,12 @@ def _foot(runs: Sequence[Run], done: Sequence[Finished], names: Sequence[str]) -
     return notes
 
 
-def _csv(done: Sequence[Finished], names: Sequence[str]) -> str:
-    """A line a run; empty where a number is undefined."""
+def _csv(
+    done: Sequence[Finished],
+    names: Sequence[str],
+    beside: Mapping[str, Sequence[Mapping[str, float]]],
+) -> str:
+    """A line a run, and of what is beside them, of whose films; empty where undefined."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
@@ -221,4 +242,12 @@ def _csv(done: Sequence[Finished], names: Sequence[str]) -> str:
         table.writerow(
             [one.run.row.name, one.run.seed, *numbers, one.seconds, steps, one.code_version]
         )
+    for reference, found in beside.items():
+        for values in found:
+            numbers = [x for name in names for x in (_known(values.get(name)), None, None)]
+            table.writerow([reference, "", *numbers, "", "", ""])
     return text.getvalue()
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

@@ -14,10 +14,12 @@ from cxr_jax.data import records, sources
 from cxr_jax.data.augment import Augment
 from cxr_jax.data.records import FINDINGS, REGIONS
 from cxr_jax.data.sources.combine import Hidden
+from cxr_jax.data.zone_regions import LUNG_ROWS, ZONE_ROWS, zone_regions
 from cxr_jax.errors import InputError
 from cxr_jax.figures import DrawnBoxes, Region, boxes_panel
 from cxr_jax.figures.boxes import color_of
 from cxr_jax.metrics.bootstrap import numbers
+from cxr_jax.ops.boxes import iou
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.adpd import PRESENT
 
@@ -297,7 +299,7 @@ def test_tables_that_cannot_be_meant_are_one_line(table, words):
 
 def test_a_table_of_findings_that_the_set_lacks_is_one_line():
     task = make(class_mapping=(("gout", ("edema",)),))
-    with pytest.raises(InputError, match=r"class_mapping: data set 'phantom_cxr' .* 'gout'; it has"):
+    with pytest.raises(InputError, match=r"class_mapping: .*'phantom_cxr' .* no finding 'gout'"):
         task.data.adapt(phantoms(), training=False)
 
 
@@ -340,6 +342,75 @@ def test_a_set_of_other_findings_is_one_line():
 def test_settings_that_cannot_be_meant_are_one_line(changes, words):
     with pytest.raises(InputError, match=words):
         make(**changes)
+
+
+# Regions of lung masks.
+
+
+def test_lungs_are_eight_regions_with_their_scores_as_labels():
+    task = make("loc+mil", regions_from="lungs")
+    assert "lungs" in task.data.fields
+    assert "lungs" not in task.data.inputs
+    source = Hidden(phantoms(), frozenset({"regions", "region_present", "region_findings"}))
+    adapted = task.data.adapt(source, training=True)
+    lesions = 0
+    for index in range(len(source)):
+        record = source[index]
+        example = task.data.transforms.example(adapted[index])
+        boxes, present = zone_regions(record["lungs"])
+        assert example["region_present"].tolist() == present.tolist()
+        scale = SIDE / record["image"].shape[0]
+        np.testing.assert_allclose(example["regions"][LUNG_ROWS], boxes[LUNG_ROWS] * scale)
+        labels = example["region_findings"]
+        assert np.isnan(np.delete(labels, LUNG_ROWS, axis=0)).all()
+        column = task.classes.index("lung opacity")
+        zones = labels[ZONE_ROWS, column]
+        np.testing.assert_array_equal(zones, record["severity"] > 0)
+        assert np.isnan(np.delete(labels, column, axis=1)).all()
+        # The film's own findings stay.
+        np.testing.assert_array_equal(example["findings"], adapted[index]["findings"])
+        lesions += zones.sum()
+    assert lesions
+    others = np.delete(np.arange(A), LUNG_ROWS)
+    out = {k: jnp.asarray(v) for k, v in flat(1).items()}
+    batch = {k: np.asarray(v)[None] for k, v in task.unboxed(example, None).items()}
+    _, grads = loss_of(task, batch, **out)
+    assert all(not np.any(grad[:, others]) for grad in grads.values())
+    assert np.any(grads["presence"][:, LUNG_ROWS])
+
+
+def test_scores_are_the_films_findings_where_those_are_unknown():
+    task = make("loc", regions_from="lungs", classes=("lung opacity",))
+    source = Hidden(phantoms(), frozenset({"findings"}))
+    adapted = task.data.adapt(source, training=True)
+    for index in range(len(source)):
+        example = task.data.transforms.example(adapted[index])
+        assert example["findings"].tolist() == [float(source[index]["severity"].max() > 0)]
+    assert task.data.unlabelled(adapted) == ()
+    more = make("loc", regions_from="lungs", classes=("lung opacity", "edema"))
+    assert more.data.unlabelled(more.data.adapt(source, training=True)) == ("edema",)
+
+
+def test_a_film_without_lungs_is_read_as_one_without_regions():
+    task = make(regions_from="lungs")
+    record = {"image": np.zeros((80, 80), np.uint8), "id": "a", "group": "a"}
+    example = task.data.transforms.example(record)
+    assert not example["regions_known"]
+    assert np.isnan(example["region_findings"]).all()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"classes": ("edema",)}, "which config.classes has not; add it"),
+        ({"class_mapping": (("edema", ("edema",)),)}, "cannot be used with config.regions_from"),
+        ({"regions_from": "atlas"}, "regions_from='atlas'"),
+    ],
+    ids=str,
+)
+def test_what_regions_of_lungs_cannot_do_is_one_line(changes, words):
+    with pytest.raises(InputError, match=words):
+        make(**({"regions_from": "lungs"} | changes))
 
 
 # Boxes.
@@ -480,6 +551,53 @@ def test_a_film_without_regions_or_boxes_is_scored_by_what_it_has(oracle):
     bare = {name: record[name] for name in ("image", "id", "group")}
     report = task.evaluation.report(scored(task, bare, outputs))
     assert not any(value.count for value in report.values())
+
+
+def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(oracle):
+    task, record, outputs = oracle
+    rows = scored(task, record, outputs)
+    found = task.evaluation.references(rows, phantoms())
+    assert list(found) == [
+        "chance: random boxes",
+        "constant: mean training box",
+        "constant: mean training regions",
+        "chance: a random region",
+        "constant: all regions, fused",
+        "bound: true regions of true findings, fused",
+        "bound: of these the nearest, not fused",
+    ]
+    told = {name: numbers(task.evaluation.report(r)) for name, r in found.items()}
+    constant = told.pop("constant: mean training regions")
+    assert not any("mean_auc" in line or "region_iou" in line for line in told.values())
+    assert 0.3 < constant["region_iou"] < 1
+    # The mean regions, by hand.
+    films = [phantoms()[i] for i in range(len(phantoms()))]
+    mean = np.nanmean([f["regions"] / f["image"].shape[0] for f in films], axis=0)
+    own = iou(np.float32(mean), rows["region_xyxy"][0])
+    assert constant["region_iou"] == pytest.approx(float(np.nanmean(own)), rel=1e-4)
+    fused, nearest = (told[name] for name in list(found)[-2:])
+    # The true answer's boxes are the bound.
+    assert fused["map"] == pytest.approx(numbers(task.evaluation.report(rows))["map"])
+    assert 0 < fused["map"] < nearest["map"] <= 1
+    # The nearest true region, by hand.
+    scale = np.array([*record["image"].shape[::-1]] * 2)
+    regions, boxes = record["regions"] / scale, record["boxes"] / scale
+    k = record["box_label"][0]
+    own = boxes[record["box_label"] == k]
+    overlap = [
+        max(float(iou(regions[a], box)) for box in own)
+        for a in np.flatnonzero(record["region_findings"][:, k] == 1)
+    ]
+    score = found["bound: of these the nearest, not fused"]["scores"][0, k, 0]
+    assert score == pytest.approx(max(overlap), rel=1e-5)
+
+
+def test_without_boxes_in_training_there_is_no_mean_box(oracle):
+    task, record, outputs = oracle
+    training = Hidden(phantoms(), frozenset({"boxes", "box_label"}))
+    found = task.evaluation.references(scored(task, record, outputs), training)
+    assert "constant: mean training box" not in found
+    assert "chance: random boxes" in found
 
 
 def test_boxes_are_told_in_the_films_own_pixels():

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from cxr_jax import evaluate, manifests, sweep, sweep_rows, sweep_table, train, workdir
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.errors import InputError
+from cxr_jax.tasks.findings import FindingsEvaluation
 from tests.conftest import ROOT, UNOPTIMISED
 
 FINDINGS = str(ROOT / "configs" / "findings.py")
@@ -109,6 +111,29 @@ def test_the_table_is_that_of_the_results(listed):
         assert cells(text, name)[:4] == [spread, "-", "2", "2"]
     assert "No run reports wrong." in text
     assert "equal steps" not in text
+
+
+def test_what_needs_no_model_stands_beside_the_rows(listed, monkeypatch):
+    folder, file = listed
+    read = []
+
+    def references(self, rows, training):
+        read.append(training.split)
+        return {"coin": rows | {"probs": np.full_like(rows["probs"], 0.5)}}
+
+    args = f"--list={file}", f"--output={folder}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FindingsEvaluation, "references", references)
+        assert command(patch, *args) == 0
+    assert read == ["train"] * 2  # the seeds of the task's first row
+    text = (folder / "table.md").read_text()
+    assert cells(text, "coin") == ["0.500 +- 0.000", "-", "-", "-", "-"]
+    lines = list(csv.DictReader((folder / "table.csv").open()))[-2:]
+    assert [(x["name"], x["seed"], x["mean_auc"], x["wrong"]) for x in lines] == [
+        ("coin", "", "0.5", "")
+    ] * 2
+    assert command(monkeypatch, *args) == 0  # other tests read this table
+    assert "coin" not in (folder / "table.md").read_text()
 
 
 def test_a_row_starts_from_the_run_of_its_seed(listed):

@@ -21,6 +21,7 @@ opacity (`data/zone_regions.py`).
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -28,11 +29,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 
 from cxr_jax import figures, losses
 from cxr_jax.data.pipeline import Transforms, check_fields
 from cxr_jax.data.records import REGIONS, Record
-from cxr_jax.data.sources.base import Source, only_with
+from cxr_jax.data.sources.base import Source, has, names_of, only_with
 from cxr_jax.data.zone_regions import LUNG_ROWS, OPACITY, with_zone_regions
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import detection
@@ -40,13 +42,14 @@ from cxr_jax.metrics.box_matches import region_rows
 from cxr_jax.models.adpd import ADPD, PRESENT_LOGIT, RegionHeads
 from cxr_jax.models.backbones import make_backbone
 from cxr_jax.ops.box_fusion import finding_boxes
-from cxr_jax.ops.boxes import to_centres, to_corners
+from cxr_jax.ops.boxes import iou, to_centres, to_corners
 from cxr_jax.ops.pooling import region_lse
-from cxr_jax.tasks.base import Data, Evaluation, Outputs, mean
+from cxr_jax.tasks.base import Data, Evaluation, Outputs, Rows, mean
 from cxr_jax.tasks.detection import (
     DetectionEvaluation,
     Detector,
     film_sides,
+    reference_rows,
     told_pixels,
     true_boxes,
 )
@@ -260,11 +263,12 @@ class AnatomyDetection(Detector):
         return rows | {
             "region_probs": mapping.scores(outputs["region_probs"]),
             "region_labels": jnp.where(known, batch["region_findings"], jnp.nan),
+            "region_xyxy": shares,
         }
 
     @property
     def evaluation(self) -> Evaluation:
-        return RegionEvaluation(self.mapping.names)
+        return RegionEvaluation(self.mapping.names, fusion=self.fusion)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         there = np.flatnonzero(outputs["presence"] > PRESENT)
@@ -296,14 +300,95 @@ class AnatomyDetection(Detector):
         }
 
 
+@dataclasses.dataclass(frozen=True)
 class RegionEvaluation(DetectionEvaluation):
     """Table 1, how regions are placed, and AUC of films and of regions."""
 
+    fusion: float = 0.0
     columns = (*DetectionEvaluation.columns, "region_iou", "region_auc")
 
     def report(self, units):
-        placed = detection.region_report(units, REGIONS) | detection.region_label_report(units)
-        return super().report(units) | placed
+        report = super().report(units)
+        if "region_iou" in units:
+            report |= detection.region_report(units, REGIONS)
+            report |= detection.region_label_report(units)
+        return report
+
+    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
+        """Of the true regions: those that truly have a finding, which is the most that a region
+        method can reach; of these the one nearest to a true box, as one that is not fused could
+        choose; all of them; and a random one. Without looking at the film: the mean regions of the
+        training films, and of these the one that most often has the finding."""
+        found = super().references(rows, training)
+        if (constant := _mean_regions(training, self.classes)) is not None:
+            found["constant: mean training regions"] = _constant_rows(rows, *constant)
+        labels = np.asarray(rows["region_labels"])  # [N, A, E]
+        corners = np.asarray(rows["region_xyxy"])
+        there = ~np.isnan(corners).any(axis=-1)
+        if not there.any():
+            return found
+        everywhere, true = np.broadcast_to(there[..., None], labels.shape), labels == 1
+        ones, fusion = np.ones(labels.shape), self.fusion or None
+        draws = np.random.default_rng(0).random(labels.shape)
+        kinds = {
+            "chance: a random region": (everywhere, draws, None),
+            "constant: all regions, fused": (everywhere, ones, fusion),
+            "bound: true regions of true findings, fused": (true, ones, fusion),
+            "bound: of these the nearest, not fused": (true, _nearness(rows), None),
+        }
+        centres = np.nan_to_num(np.asarray(to_centres(corners)))
+        for name, (positive, scores, threshold) in kinds.items():
+            boxes = finding_boxes(centres, scores, positive, fusion=threshold)
+            found[name] = reference_rows(rows, boxes.xyxy[:, :, :1], boxes.scores[:, :, :1])
+        return found
+
+
+def _mean_regions(
+    training: Source, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of the training films: the mean region [29, 4], shares of the film, NaN where none has it,
+    and how often it has each finding [29, E]; None where no film has regions."""
+    names = names_of(training, "findings")
+    columns = [names.index(name) if name in names else -1 for name in classes]
+    boxes, labels = [], []
+    for index in tqdm.tqdm(range(len(training)), "training films", unit="film", disable=None):
+        if not has(training, index, "region_findings"):
+            continue
+        record = training[index]
+        boxes.append(record["regions"] / film_sides(record))
+        known = np.asarray(record["region_findings"], np.float64)[:, columns]
+        labels.append(np.where(np.less(columns, 0), np.nan, known))
+    if not boxes:
+        return None
+    with warnings.catch_warnings():  # a region that no film has
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(boxes, axis=0), np.nanmean(labels, axis=0)
+
+
+def _constant_rows(rows: Rows, regions: np.ndarray, shares: np.ndarray) -> Rows:
+    """Rows of the same regions, with the same findings, on every film."""
+    films = len(rows["known"])
+    placed = np.broadcast_to(regions, (films, *regions.shape)).astype(np.float32)
+    probs = np.broadcast_to(shares, (films, *shares.shape))
+    centres = np.nan_to_num(np.asarray(to_centres(placed)))
+    boxes = finding_boxes(centres, np.nan_to_num(probs), probs > 0, fusion=None)
+    made = reference_rows(rows, boxes.xyxy[:, :, :1], boxes.scores[:, :, :1])
+    there = ~np.isnan(placed).any(axis=-1)
+    present = rows["region_present"]
+    of_regions = region_rows(placed, there, true_xyxy=rows["region_xyxy"], present=present)
+    made |= {name: np.asarray(value) for name, value in of_regions.items()}
+    kept = {name: rows[name] for name in ("labels", "region_labels")}
+    # A film's probability is that of its likeliest region: the same for every film.
+    return made | kept | {"region_probs": probs, "probs": np.nan_to_num(probs).max(axis=1)}
+
+
+def _nearness(rows: Rows) -> np.ndarray:
+    """[N, 29, E]: the IoU of each region with the nearest true box of each finding, 0 without."""
+    overlaps = iou(rows["region_xyxy"][:, :, None], rows["true_xyxy"][:, None])  # [N, 29, T]
+    findings = np.arange(rows["known"].shape[1])
+    of = rows["true_finding"][:, None] == findings[:, None]  # [N, E, T]
+    pairs = np.where(of[:, None], np.nan_to_num(np.asarray(overlaps))[:, :, None], 0.0)
+    return pairs.max(axis=-1, initial=0.0)
 
 
 def _mean_boxes(members: Sequence[Outputs]) -> np.ndarray:

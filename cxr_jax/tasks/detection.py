@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 
 from cxr_jax import figures
 from cxr_jax.data import boxes as film_boxes
@@ -22,11 +23,11 @@ from cxr_jax.data.augment import Augment
 from cxr_jax.data.class_mapping import ClassMapping, class_mapping, numbered
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.base import Source, peek
+from cxr_jax.data.sources.base import Source, has, names_of, peek
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import detection
 from cxr_jax.metrics.box_matches import detection_rows
-from cxr_jax.tasks.base import Evaluation, Task
+from cxr_jax.tasks.base import Evaluation, Rows, Task
 
 OF_BOXES = ("boxes", "box_label", "boxes_known")  # of an example
 
@@ -157,6 +158,9 @@ class Detector(Task):
         return rows | {
             "probs": mapping.scores(outputs["probs"]),
             "labels": jnp.where(mapping.known, batch["findings"], jnp.nan),
+            # What predictors that are no network are held to.
+            "true_xyxy": batch["boxes"] / self.preprocess.size,
+            "true_finding": batch["box_label"],
         }
 
     @property
@@ -208,7 +212,56 @@ class DetectionEvaluation(Evaluation):
     )
 
     def report(self, units):
-        return detection.detection_report(units, self.classes) | detection.film_report(units)
+        told = detection.film_report(units) if "probs" in units else {}
+        return detection.detection_report(units, self.classes) | told
+
+    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
+        """What needs no learning: random boxes, and the mean box of each finding on the training
+        films, with a score that is the share of films that have one."""
+        films, findings = np.shape(rows["known"])
+        rng = np.random.default_rng(0)
+        corners = np.sort(rng.random((films, findings, 1, 2, 2)), axis=3)
+        chance = corners.reshape(films, findings, 1, 4), rng.random((films, findings, 1))
+        found = {"chance: random boxes": reference_rows(rows, *chance)}
+        if (constant := _mean_boxes(training, self.classes)) is not None:
+            boxes, shares = (np.broadcast_to(x, (films, *x.shape)) for x in constant)
+            found["constant: mean training box"] = reference_rows(rows, boxes, shares)
+        return found
+
+
+def reference_rows(rows: Rows, boxes: np.ndarray, scores: np.ndarray) -> Rows:
+    """Rows of other boxes [N, E, M, 4] (shares of the film) with scores [N, E, M] on the films of
+    `rows`."""
+    made = detection_rows(
+        np.asarray(boxes, np.float32),
+        np.asarray(scores, np.float32),
+        true_xyxy=rows["true_xyxy"],
+        true_finding=rows["true_finding"],
+        known=rows["known"],
+    )
+    kept = {name: rows[name] for name in ("id", "group", "true_xyxy", "true_finding")}
+    return kept | {name: np.asarray(value) for name, value in made.items()}
+
+
+def _mean_boxes(training: Source, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of each finding the mean box [E, 1, 4], shares of the film, and the share of films that have
+    one [E, 1], both NaN where none has; None where no training film has a box."""
+    names = names_of(training, "findings")
+    total, boxed, films = np.zeros((len(classes), 4)), np.zeros(len(classes)), 0
+    for index in tqdm.tqdm(range(len(training)), "training films", unit="film", disable=None):
+        if not has(training, index, "boxes"):
+            continue
+        record, films = training[index], films + 1
+        shares = record["boxes"] / film_sides(record)
+        for k, name in enumerate(classes):
+            ours = shares[record["box_label"] == (names.index(name) if name in names else -2)]
+            if len(ours):
+                total[k] += ours.mean(axis=0)
+                boxed[k] += 1
+    if not boxed.any():
+        return None
+    count = np.where(boxed > 0, boxed, np.nan)
+    return (total / count[:, None])[:, None], (count / films)[:, None]
 
 
 def film_sides(record: Record) -> np.ndarray:
