@@ -6,7 +6,7 @@
 | variant | what |
 | --- | --- |
 | (none) | CheXNet on `nih_cxr8`, DenseNet-121 at 224 px; DIR: imported ImageNet weights |
-| quick | a small model on phantoms of 128 px, minutes on two cores |
+| quick | a small model on phantoms of 112 px, minutes on two cores |
 | cxr3 | the same on `cxr_3class`, by NIH's labels of films |
 | smoke | two tiny steps |
 
@@ -15,7 +15,7 @@ Options, e.g. `configs/cam_detector.py:quick,method=weldon`:
 | option | what |
 | --- | --- |
 | `method=gap, lse, lse_map, weldon, multimap, stl, gradcam, agxnet` | of `cxr3` no agxnet |
-| `cells=8, 16` | of all but the paper's: cells on a side of the last map |
+| `cells=7, 14` | of all but the paper's: cells on a side of the last map |
 
 The methods and their sources: `cxr_jax/models/cam_detector.py`. Encoder, films, augmentation and,
 of the small variants, steps and optimizer are those of MIL-ADPD (`configs/adpd.py`), so that
@@ -46,7 +46,7 @@ METHODS = {
     "gradcam": dict(hidden=512),  # ours
     "agxnet": dict(beta=0.1, drop_channels=0.1),  # [Yu et al., released code]
 }
-OPTIONS = {"method": "gap", "cells": 8}
+OPTIONS = {"method": "gap", "cells": 7}
 KNOWN = {"method": tuple(METHODS), "cells": adpd.KNOWN["cells"]}
 # What is as in ADPD.
 SHARED = (

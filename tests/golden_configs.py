@@ -22,8 +22,8 @@ WITH_OPTIONS = {
         *(
             "quick,method=mil",
             "quick,method=loc+mil",
-            "quick,cells=16",
-            "quick,method=mil,cells=16",
+            "quick,cells=14",
+            "quick,method=mil,cells=14",
         ),
     ],
     "cam_detector": [
@@ -32,7 +32,7 @@ WITH_OPTIONS = {
             for base in ("", "quick,")
             for method in ("lse", "lse_map", "weldon", "multimap", "stl", "gradcam", "agxnet")
         ),
-        *("quick,cells=16", "cxr3,method=weldon", "smoke,method=agxnet"),
+        *("quick,cells=14", "cxr3,method=weldon", "smoke,method=agxnet"),
     ],
     "diagnosis": [
         *(f"{base}size={size}" for base in ("", "quick,") for size in ("4x8", "2x4")),
