@@ -5,6 +5,8 @@
 
 where DIR is a run of `configs/findings.py` with the same variant, the low-level feature corpus.
 For `cxr3` it is one of phantoms, which has seen no film of any fold: `findings.py:quick,side=224`.
+The baselines of Table 7 start from ImageNet's weights in the paper (`cxr_jax.weights`), small ones
+from random numbers.
 
 | variant | what |
 | --- | --- |
@@ -17,7 +19,7 @@ Options, e.g. `configs/diagnosis.py:quick,size=2x4` (Tables 7 and 9 of the paper
 
 | option | what |
 | --- | --- |
-| `size=12x12, 4x8, 2x4` | layers and heads of the transformer; small models have a third of both |
+| `size=12x12, 4x8, 2x4` | layers and heads of the transformer; small models: 4x4, 2x3, 1x2 |
 | `corpus=map, 1, 3, 10` | the map before PCAM, or weighed by the maps of so many findings |
 | `backbone=NAME,vit=0` | CNN baselines of Table 7, an entry of `BACKBONES` |
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Table 7 |
@@ -39,7 +41,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.meanings import described
 from cxr_jax.models.sizes import BACKBONES, LAST_TAP, SMALL, SMALL_CNNS, SMOKE, VIT_B16
 
-# Layers and heads [paper, Table 9]; of small models, which have a third of the paper's twelve.
+# Layers and heads [paper, Table 9]; of small models about a third of both.
 SIZES = {"12x12": (12, 12), "4x8": (4, 8), "2x4": (2, 4)}
 SMALL_SIZES = {"12x12": (4, 4), "4x8": (2, 3), "2x4": (1, 2)}
 # What weighs the corpus [paper, Sec. 5.5.2].

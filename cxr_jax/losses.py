@@ -335,9 +335,23 @@ def presence_loss(logits: Array, present: Array, *, balanced: bool = False) -> A
     Returns:
         [B] float32, nats averaged over the example's known regions; 0 where none is known.
     """
-    labels = jnp.asarray(present, jnp.float32)
-    if not balanced:
-        return masked_bce(logits, labels)
+    return balanced_bce(logits, present) if balanced else masked_bce(logits, present)
+
+
+def balanced_bce(logits: Array, labels: Array) -> Array:
+    """Binary cross-entropy that ignores unknown labels and weighs the known by how rare they are.
+
+    A class's positives weigh (N + 1) / (n + 1) and its negatives (N + 1) / (N - n + 1), where the
+    batch has n positives among N known ones. (Of what the caller sees: under jit the global batch.)
+
+    Args:
+        logits: [B, K] before the sigmoid.
+        labels: [B, K] 0 or 1, or bool; NaN where unknown.
+
+    Returns:
+        [B] float32, nats averaged over the example's known labels; 0 where none is known.
+    """
+    labels = jnp.asarray(labels, jnp.float32)
     known = ~jnp.isnan(labels)
     labels = jnp.where(known, labels, 0.0)
     count, positive = jnp.sum(known, axis=0), jnp.sum(labels, axis=0)

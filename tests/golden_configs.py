@@ -26,6 +26,14 @@ WITH_OPTIONS = {
             "quick,method=mil,cells=16",
         ),
     ],
+    "cam_detector": [
+        *(
+            f"{base}method={method}"
+            for base in ("", "quick,")
+            for method in ("lse", "lse_map", "weldon", "multimap", "stl", "gradcam", "agxnet")
+        ),
+        *("quick,cells=16", "cxr3,method=weldon", "smoke,method=agxnet"),
+    ],
     "diagnosis": [
         *(f"{base}size={size}" for base in ("", "quick,") for size in ("4x8", "2x4")),
         *(f"{base}corpus={corpus}" for base in ("", "quick,") for corpus in ("1", "3", "10")),

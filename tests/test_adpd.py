@@ -560,13 +560,21 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
     assert list(found) == [
         "chance: random boxes",
         "constant: mean training box",
+        "constant: mean training regions",
         "chance: a random region",
         "constant: all regions, fused",
         "bound: true regions of true findings, fused",
         "bound: of these the nearest, not fused",
     ]
     told = {name: numbers(task.evaluation.report(r)) for name, r in found.items()}
+    constant = told.pop("constant: mean training regions")
     assert not any("mean_auc" in line or "region_iou" in line for line in told.values())
+    assert 0.3 < constant["region_iou"] < 1
+    # The mean regions, by hand.
+    films = [phantoms()[i] for i in range(len(phantoms()))]
+    mean = np.nanmean([f["regions"] / f["image"].shape[0] for f in films], axis=0)
+    own = iou(np.float32(mean), rows["region_xyxy"][0])
+    assert constant["region_iou"] == pytest.approx(float(np.nanmean(own)), rel=1e-4)
     fused, nearest = (told[name] for name in list(found)[-2:])
     # The true answer's boxes are the bound.
     assert fused["map"] == pytest.approx(numbers(task.evaluation.report(rows))["map"])

@@ -48,10 +48,10 @@ class DrawnBoxes(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A region and where its query looked.
+    """A region and where its query looked, or a finding's box and the map that it is made of.
 
     Attributes:
-      name: of the region.
+      name: of the region or finding.
       xyxy: [4] in pixels of the film.
       attention: [h, w], of any scale; it covers the film.
     """
@@ -80,8 +80,8 @@ def boxes_panel(
 
     Left, the film with the predicted boxes, solid and named with their scores, and the true ones,
     dashed. Middle, where they are given: the regions, thin, the chosen one's box and name in yellow
-    over where its query looked, from 0 to the map's maximum. Right, the findings that have a box,
-    the most probable first, with their scores and the number of true boxes.
+    over where its query looked, or over its map, from 0 to the map's maximum. Right, the findings
+    that have a box, the most probable first, with their scores and the number of true boxes.
 
     Args:
         film: uint8 [H, W].
@@ -89,7 +89,7 @@ def boxes_panel(
         names: the K findings.
         true: None where nobody knows.
         regions: [R, 4] xyxy in pixels of the film.
-        chosen: one of them.
+        chosen: one of them; without regions, a finding.
         title: one line, e.g. the film's id.
 
     Returns:
@@ -107,6 +107,8 @@ def boxes_panel(
         draw_boxes(axes[1], regions * scale, edgecolor=OUTLINE, linewidth=0.7)
     if chosen is not None:
         _draw_chosen(axes[1], chosen, scale)
+        what = "map" if regions is None else "regions; attention"
+        draw_caption(axes[1], f"{what} of the {chosen.name}")
         draw_color_bar(fig, left=end, width=0.12, height=SMALL_HEIGHT, relative=True)
         end += 0.6
     elif regions is not None:
@@ -173,7 +175,6 @@ def _draw_chosen(ax: Axes, chosen: Region, scale: float) -> None:
     box = np.asarray(chosen.xyxy, np.float64) * scale
     draw_boxes(ax, box[None], edgecolor=PREDICTION, linewidth=1.8)
     draw_tag(ax, max(box[0], 0), max(box[1], 0), chosen.name, color=PREDICTION)
-    draw_caption(ax, f"regions; attention of the {chosen.name}")
 
 
 def _list(

@@ -154,6 +154,32 @@ def lse_pool(x: Array, *, gamma: float) -> Array:
     return (jax.nn.logsumexp(gamma * x, axis=(1, 2)) - jnp.log(float(pixels))) / gamma
 
 
+def max_min_pool(x: Array, *, cells: int, alpha: float = 1.0) -> Array:
+    """Mean of the largest pixels plus alpha times the mean of the smallest: [B, h, w, C] -> [B, C].
+
+    s = 1/k sum of the k largest + alpha 1/k sum of the k smallest: the best instances, and negative
+    evidence (WELDON, Durand et al., CVPR 2016; with alpha, WILDCAT, Durand et al., CVPR 2017). They
+    may overlap where 2 k exceeds the number of pixels. Each chosen pixel has 1/k of the gradient.
+
+    Args:
+      x: [B, h, w, C].
+      cells: k, 1 .. h w.
+      alpha: weight of the smallest.
+
+    Returns:
+      float32 [B, C].
+
+    Raises:
+      ValueError: k is out of range.
+    """
+    pixels = x.shape[1] * x.shape[2]
+    if not 1 <= cells <= pixels:
+        raise ValueError(f"cells={cells}; expected 1 to {pixels}, the number of pixels.")
+    flat = jnp.moveaxis(x.astype(jnp.float32).reshape(x.shape[0], pixels, -1), 1, 2)
+    largest, smallest = (sign * jax.lax.top_k(sign * flat, cells)[0] for sign in (1.0, -1.0))
+    return jnp.mean(largest, axis=-1) + alpha * jnp.mean(smallest, axis=-1)
+
+
 def exp_pool(x: Array) -> Array:
     """sum(x e) / (sum(e) + 1e-7), e = exp(x - max x): [B, h, w, C] -> [B, C]."""
     x = x.astype(jnp.float32)

@@ -21,6 +21,7 @@ opacity (`data/zone_regions.py`).
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -28,11 +29,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 
 from cxr_jax import figures, losses
 from cxr_jax.data.pipeline import Transforms, check_fields
 from cxr_jax.data.records import REGIONS, Record
-from cxr_jax.data.sources.base import Source, only_with
+from cxr_jax.data.sources.base import Source, has, names_of, only_with
 from cxr_jax.data.zone_regions import LUNG_ROWS, OPACITY, with_zone_regions
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import detection
@@ -315,8 +317,11 @@ class RegionEvaluation(DetectionEvaluation):
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """Of the true regions: those that truly have a finding, which is the most that a region
         method can reach; of these the one nearest to a true box, as one that is not fused could
-        choose; all of them; and a random one."""
+        choose; all of them; and a random one. Without looking at the film: the mean regions of the
+        training films, and of these the one that most often has the finding."""
         found = super().references(rows, training)
+        if (constant := _mean_regions(training, self.classes)) is not None:
+            found["constant: mean training regions"] = _constant_rows(rows, *constant)
         labels = np.asarray(rows["region_labels"])  # [N, A, E]
         corners = np.asarray(rows["region_xyxy"])
         there = ~np.isnan(corners).any(axis=-1)
@@ -336,6 +341,45 @@ class RegionEvaluation(DetectionEvaluation):
             boxes = finding_boxes(centres, scores, positive, fusion=threshold)
             found[name] = reference_rows(rows, boxes.xyxy[:, :, :1], boxes.scores[:, :, :1])
         return found
+
+
+def _mean_regions(
+    training: Source, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of the training films: the mean region [29, 4], shares of the film, NaN where none has it,
+    and how often it has each finding [29, E]; None where no film has regions."""
+    names = names_of(training, "findings")
+    columns = [names.index(name) if name in names else -1 for name in classes]
+    boxes, labels = [], []
+    for index in tqdm.tqdm(range(len(training)), "training films", unit="film", disable=None):
+        if not has(training, index, "region_findings"):
+            continue
+        record = training[index]
+        boxes.append(record["regions"] / film_sides(record))
+        known = np.asarray(record["region_findings"], np.float64)[:, columns]
+        labels.append(np.where(np.less(columns, 0), np.nan, known))
+    if not boxes:
+        return None
+    with warnings.catch_warnings():  # a region that no film has
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(boxes, axis=0), np.nanmean(labels, axis=0)
+
+
+def _constant_rows(rows: Rows, regions: np.ndarray, shares: np.ndarray) -> Rows:
+    """Rows of the same regions, with the same findings, on every film."""
+    films = len(rows["known"])
+    placed = np.broadcast_to(regions, (films, *regions.shape)).astype(np.float32)
+    probs = np.broadcast_to(shares, (films, *shares.shape))
+    centres = np.nan_to_num(np.asarray(to_centres(placed)))
+    boxes = finding_boxes(centres, np.nan_to_num(probs), probs > 0, fusion=None)
+    made = reference_rows(rows, boxes.xyxy[:, :, :1], boxes.scores[:, :, :1])
+    there = ~np.isnan(placed).any(axis=-1)
+    present = rows["region_present"]
+    of_regions = region_rows(placed, there, true_xyxy=rows["region_xyxy"], present=present)
+    made |= {name: np.asarray(value) for name, value in of_regions.items()}
+    kept = {name: rows[name] for name in ("labels", "region_labels")}
+    # A film's probability is that of its likeliest region: the same for every film.
+    return made | kept | {"region_probs": probs, "probs": np.nan_to_num(probs).max(axis=1)}
 
 
 def _nearness(rows: Rows) -> np.ndarray:

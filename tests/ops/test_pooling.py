@@ -140,3 +140,66 @@ def test_unknown_zone_mode_is_refused():
     for function in (pooling.zone_pool, pooling.zone_log_probs):
         with pytest.raises(ValueError, match="'max' or 'mean'"):
             function(jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 2), jnp.int32), mode="sum")
+
+
+# Of score maps: log-sum-exp, and the largest with the smallest cells.
+
+EXTREME = np.array([-40.0, 40.0, 0.0, 1e-3, -40.0, 40.0], np.float32).reshape(1, 2, 3, 1)
+
+
+@hypothesis.given(
+    maps=hnp.arrays(np.float32, (2, 3, 4, 2), elements=st.floats(-40, 40, width=32)),
+    cells=st.integers(1, 12),
+    alpha=st.floats(0, 1),
+)
+@hypothesis.settings(deadline=None, max_examples=30, database=None)
+def test_max_min_pool_is_two_means_of_sorted_cells(maps, cells, alpha):
+    ordered = np.sort(maps.reshape(2, 12, 2).astype(np.float64), axis=1)
+    want = ordered[:, -cells:].mean(axis=1) + alpha * ordered[:, :cells].mean(axis=1)
+    got = pooling.max_min_pool(maps, cells=cells, alpha=alpha)
+    np.testing.assert_allclose(got, want, atol=1e-4)  # float32 sums of 12 numbers up to 40
+
+
+@hypothesis.given(
+    maps=hnp.arrays(np.float32, (2, 3, 4, 2), elements=st.floats(-40, 40, width=32)),
+    gamma=st.sampled_from([0.5, 5.0, 10.0]),
+)
+@hypothesis.settings(deadline=None, max_examples=30, database=None)
+def test_lse_pool_is_the_logarithm_of_a_mean(maps, gamma):
+    exact = np.exp(gamma * (maps.astype(np.float64) - maps.max(axis=(1, 2), keepdims=True)))
+    want = maps.max(axis=(1, 2)) + np.log(exact.mean(axis=(1, 2))) / gamma
+    got = np.asarray(pooling.lse_pool(maps, gamma=gamma))
+    np.testing.assert_allclose(got, want, atol=1e-4)  # float32 near 400 in the exponent
+    flat = maps.reshape(2, 12, 2)
+    assert (flat.mean(axis=1) - 1e-3 <= got).all()
+    assert (got <= flat.max(axis=1) + 1e-3).all()
+
+
+POOLS = {
+    "lse": lambda x: pooling.lse_pool(x, gamma=10.0),
+    "max_min": lambda x: pooling.max_min_pool(x, cells=2, alpha=0.7),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+def test_cells_are_a_set_and_their_gradients_finite(pool):
+    grad = np.asarray(jax.grad(lambda x: pool(x).sum())(jnp.asarray(EXTREME)))
+    assert np.isfinite(grad).all()
+    order = [4, 0, 5, 3, 2, 1]
+    moved = EXTREME.reshape(1, 6, 1)[:, order].reshape(EXTREME.shape)
+    np.testing.assert_allclose(pool(moved), pool(EXTREME), rtol=1e-6)
+    constant = np.full((1, 2, 3, 1), 3.0, np.float32)
+    scale = 1.7 if pool is POOLS["max_min"] else 1.0
+    np.testing.assert_allclose(pool(constant), 3 * scale, rtol=1e-6)
+
+
+def test_the_chosen_cells_share_the_gradient():
+    grad = jax.grad(lambda x: POOLS["max_min"](x).sum())(jnp.asarray(EXTREME))
+    want = np.array([0.35, 0.5, 0, 0, 0.35, 0.5]).reshape(EXTREME.shape)
+    np.testing.assert_allclose(grad, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cells", [0, 7])
+def test_there_are_as_many_cells_as_are_asked_for(cells):
+    with pytest.raises(ValueError, match=f"cells={cells}; expected 1 to 6"):
+        pooling.max_min_pool(EXTREME, cells=cells)
