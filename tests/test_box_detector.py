@@ -131,6 +131,22 @@ def test_a_film_of_which_nothing_is_known_costs_nothing(loss_of):
     assert not any(np.any(grad) for grad in grads.values())
 
 
+def test_findings_that_are_left_out_are_neither_learned_nor_told():
+    task = dataclasses.replace(SAYS, untrained=("edema",))
+    batch = batch_of([(BOX, EDEMA)])
+
+    def total(logits):
+        return task.loss(undecided(1) | {"logits": logits}, batch, rng=None, step=None)[0]
+
+    moved = np.any(jax.jit(jax.grad(total))(undecided(1)["logits"]), axis=(0, 1))
+    assert moved.tolist() == [k != EDEMA for k in range(K)]
+    found = task.combine([random_outputs(0, films=1)])
+    assert np.isnan(found["scores"][0, :, 0]).tolist() == [k == EDEMA for k in range(K)]
+    film = {"image": np.zeros((8, 8), np.uint8)}
+    said = task.describe(film, {name: value[0] for name, value in found.items()})
+    assert said["findings"]["edema"] is None
+
+
 # Records.
 
 
