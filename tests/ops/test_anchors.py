@@ -91,6 +91,15 @@ def test_a_box_too_small_for_every_anchor_is_learned_by_the_nearest():
     assert np.nansum(found.labels) == found.labels[found.positive, 1] == 1
 
 
+def test_the_nearest_anchor_of_a_box_becomes_it_though_it_overlaps_another_more():
+    small = np.array([0.5, 0.5, 0.53, 0.53])
+    nearest = np.argmax([iou(anchor, small) for anchor in ANCHORS])
+    larger = 0.3 * ANCHORS[nearest] + 0.7 * ANCHORS[nearest + 3]  # nearer to the next size
+    found = match([larger, small], [0, 1])
+    np.testing.assert_allclose(found.boxes[[nearest, nearest + 3]], [small, larger], rtol=1e-6)
+    assert found.labels[nearest].tolist() == [1, 1, 0]
+
+
 def test_boxes_that_lie_alike_are_learned_by_the_same_anchors():
     box = [0.2, 0.2, 0.5, 0.6]
     found = match([box, box], [0, 2])

@@ -69,6 +69,14 @@ def test_of_equal_scores_the_first_is_kept_once():
     assert np.isnan(scores).tolist() == [False, False, True]
 
 
+def test_a_threshold_of_one_keeps_every_box_once():
+    boxes, scores = crowd(5)
+    found, found_scores = suppress(boxes, scores, most=len(boxes), threshold=1.0)
+    order = np.argsort(-scores)
+    np.testing.assert_array_equal(found, boxes[order])
+    np.testing.assert_array_equal(found_scores, scores[order])
+
+
 def test_of_nothing_comes_nothing():
     found, scores = suppress(np.full((2, 5, 4), np.nan), np.full((2, 5), np.nan), most=2)
     assert np.isnan(found).all()
