@@ -5,8 +5,8 @@
 
 | variant | what |
 | --- | --- |
-| (none) | RetinaNet on the boxed films of `nih_cxr8`, DenseNet-121 at 224 px; DIR: ImageNet |
-| quick | a small model on 100 phantoms of 128 px, minutes on two cores |
+| (none) | a RetinaNet on boxed films of `nih_cxr8`, DenseNet-121, 224 px; DIR: ImageNet weights |
+| quick | a small model on 100 phantoms of 128 px |
 | smoke | two tiny steps |
 
 Option: `films=100`, how many phantoms `quick` is trained on; boxes are few, which is the point of
