@@ -409,6 +409,57 @@ def asymmetric_loss(
     return total / jnp.maximum(jnp.sum(known, axis=axes), 1) if reduction == "mean" else total
 
 
+def focal_loss(
+    logits: Array, labels: Array, positive: Array, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Array:
+    """Focal loss of the findings at a film's anchors (Lin et al., ICCV 2017, Sec. 3.2 and 4.1).
+
+    The sum over anchors and findings, divided by the number of anchors that have a box: as in the
+    paper a film's own, at least 1.
+
+    Args:
+        logits: [B, A, K] before the sigmoid.
+        labels: [B, A, K] 0 or 1; NaN where unknown.
+        positive: bool [B, A], the anchor has a box.
+        alpha: weight of the positives; the negatives have 1 - alpha.
+        gamma: exponent of 1 - p of the true answer.
+
+    Returns:
+        [B] float32, nats.
+    """
+    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.float32)
+    known = ~jnp.isnan(labels)
+    # Filled first: a NaN that is only masked out afterwards makes the gradient NaN.
+    each = optax.sigmoid_focal_loss(logits, jnp.where(known, labels, 0.0), alpha=alpha, gamma=gamma)
+    return jnp.sum(jnp.where(known, each, 0.0), axis=(1, 2)) / _at_least_one(positive)
+
+
+def anchor_box_loss(
+    deltas: Array, targets: Array, positive: Array, *, beta: float = 1 / 9
+) -> Array:
+    """Smooth L1 of the boxes at a film's anchors: d^2 / (2 beta) up to beta, then d - beta / 2.
+
+    Args:
+        deltas: [B, A, 4] predictions, as `ops.anchors.encode` has them.
+        targets: [B, A, 4]; anything where an anchor has no box, NaN included.
+        positive: bool [B, A], the anchor has a box.
+        beta: where it turns linear; Detectron's value. Lin et al. do not say.
+
+    Returns:
+        [B] float32: summed over the four numbers and the film's anchors that have a box, divided by
+        how many these are; 0 where there is none.
+    """
+    there = jnp.asarray(positive, bool)[..., None]
+    deltas = jnp.asarray(deltas, jnp.float32)
+    each = optax.huber_loss(deltas, jnp.where(there, targets, 0.0), delta=beta) / beta
+    return jnp.sum(jnp.where(there, each, 0.0), axis=(1, 2)) / _at_least_one(positive)
+
+
+def _at_least_one(positive: Array) -> Array:
+    """How many are True: [B, A] -> [B]; 1 where none is."""
+    return jnp.maximum(jnp.sum(positive, axis=1), 1)
+
+
 def _power(x: Array, exponent: float) -> Array:
     """x^exponent of x >= 0; an exponent of 0 has no gradient, at x = 0 neither."""
     return x**exponent if exponent else jnp.ones_like(x)

@@ -28,6 +28,7 @@ ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("cxr_3class", "test_fold"): 4,
     ("manifest", "classes"): "",
     ("films", "fold"): -1,
+    ("nih_cxr8", "boxed"): False,
 }
 
 

@@ -5,11 +5,22 @@ from collections.abc import Callable
 import ml_collections
 
 from cxr_jax.errors import InputError
-from cxr_jax.tasks import adpd, cam_detector, diagnosis, findings, lungs, seam, severity, simclr
+from cxr_jax.tasks import (
+    adpd,
+    box_detector,
+    cam_detector,
+    diagnosis,
+    findings,
+    lungs,
+    seam,
+    severity,
+    simclr,
+)
 from cxr_jax.tasks.base import Task
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
     "adpd": adpd.AnatomyDetection.from_config,
+    "box_detector": box_detector.BoxDetector.from_config,
     "cam_detector": cam_detector.CamDetection.from_config,
     "diagnosis": diagnosis.Diagnosis.from_config,
     "findings": findings.Findings.from_config,

@@ -26,15 +26,28 @@ def make(root):
 
 
 @pytest.fixture(scope="module")
-def by_split(tmp_path_factory):
-    """Split -> records by id."""
+def root(tmp_path_factory):
+    """Where the set is prepared."""
     root = tmp_path_factory.mktemp("nih8")
     run_prepare("nih_cxr8", make(root / "source"), root / "data", "--max_side=128")
-    block = sources.block("nih_cxr8", data_dir=str(root / "data"))
-    opened = {split: sources.open_source(block, split) for split in sources.SPLITS}
-    assert all(source.findings == nih_cxr8.FINDINGS for source in opened.values())
-    records = {split: [source[i] for i in range(len(source))] for split, source in opened.items()}
-    return {split: {record["id"]: record for record in part} for split, part in records.items()}
+    return root
+
+
+def opened(root, split, name="nih_cxr8", **options):
+    block = sources.block(name, data_dir=str(root / "data"), **options)
+    return sources.open_source(block, split)
+
+
+def by_id(source):
+    return {source[index]["id"]: source[index] for index in range(len(source))}
+
+
+@pytest.fixture(scope="module")
+def by_split(root):
+    """Split -> records by id."""
+    splits = {split: opened(root, split) for split in sources.SPLITS}
+    assert all(source.findings == nih_cxr8.FINDINGS for source in splits.values())
+    return {split: by_id(source) for split, source in splits.items()}
 
 
 def positive(record):
@@ -51,6 +64,22 @@ def test_halves_by_patient_and_nothing_of_them_to_train_on(by_split):
     assert groups["train"] == {f"nih-{k:08}" for k in range(1, 13) if k not in (2, 3, 10, 11)}
     assert len(by_split["train"]) == 16
     assert not any("boxes" in record for record in by_split["train"].values())
+
+
+def test_the_validation_half_can_be_trained_on(root, by_split):
+    training = opened(root, "train", boxed=True)
+    assert training.split == "train"
+    assert by_id(training).keys() == by_split["val"].keys()
+    assert all("boxes" in record for record in by_id(training).values())
+    assert by_id(opened(root, "test", boxed=True)).keys() == by_split["test"].keys()
+    with pytest.raises(InputError, match=r"no validation split with data\.boxed=True"):
+        opened(root, "val", boxed=True)
+
+
+def test_adpd_is_evaluated_on_the_halves(root, by_split):
+    for split in ("val", "test"):
+        films = by_id(opened(root, split, "chest_imagenome_nih"))
+        assert films.keys() == by_split[split].keys()
 
 
 def test_boxes_and_findings_are_the_eight(by_split):

@@ -17,5 +17,6 @@ def open_split(options: Options, split: str) -> prepared.Prepared:
     Raises:
       InputError: that one is not prepared (with the command), or damaged.
     """
-    of = chest_imagenome if split == "train" else nih_cxr8
-    return of.open_split(options, split)
+    if split == "train":
+        return chest_imagenome.open_split(options, split)
+    return nih_cxr8.open_split(nih_cxr8.Options(options.data_dir), split)

@@ -9,7 +9,9 @@ Splits (Müller et al. 2023, Sec. 3.4): the films with boxes, 882 by the paper, 
 half validation and half test split, whole patients, balanced by the finding of a film's first box.
 The released code shuffles patients in an order that changes from run to run. 'train' is every film
 of the other patients, without boxes: what weakly supervised detectors learn from. The released code
-leaves the boxed films in there.
+leaves the boxed films in there. The paper's supervised detector is trained on some 500 training
+films that its own radiologists boxed, which nobody else has; with the option `boxed` the validation
+half takes their place: it is 'train', and there is no 'val'.
 
 `findings` are NIH's, mined from reports, and 1 wherever a box of that finding is drawn. A film has
 at most one box of a finding, and not every finding of a boxed film has one.
@@ -33,12 +35,22 @@ from cxr_jax.errors import InputError
 NAME = "nih_cxr8"
 SOURCE = nih_cxr14.SOURCE
 FIELDS = frozenset({"image", "id", "group", "view", "findings", "boxes", "box_label"})
-Options = PreparedOptions
 FINDINGS = (
     *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule"),
     *("pneumonia", "pneumothorax"),
 )
 HALVES = ("val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(PreparedOptions):
+    """Of the set.
+
+    Attributes:
+      boxed: True: the boxed films of the validation half are trained on, and none validate
+    """
+
+    boxed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,9 +106,15 @@ def open_split(options: Options, split: str) -> prepared.Prepared:
     """Opens the prepared set; see the module for its splits.
 
     Raises:
-      InputError: not prepared (with the command), or damaged.
+      InputError: not prepared (with the command), or damaged; 'val' where its films are trained on.
     """
-    return prepared.open_whole(options.data_dir, NAME, split, source=SOURCE)
+    stored = {"train": "val", "val": ""}.get(split, split) if options.boxed else split
+    if not stored:
+        raise InputError(
+            f"data set {NAME!r} has no validation split with data.boxed=True, which trains on it; "
+            "set config.eval_every to 0, or data.boxed to False"
+        )
+    return prepared.open_whole(options.data_dir, NAME, split, source=SOURCE, stored=stored)
 
 
 def read_index(folder: pathlib.Path) -> tuple[dict[str, list[Film]], list[str]]:
