@@ -560,6 +560,7 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
     assert list(found) == [
         "chance: random boxes",
         "constant: mean training box",
+        "bound: the largest true box of a finding",
         "constant: mean training regions",
         "chance: a random region",
         "constant: all regions, fused",
@@ -578,7 +579,12 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
     fused, nearest = (told[name] for name in list(found)[-2:])
     # The true answer's boxes are the bound.
     assert fused["map"] == pytest.approx(numbers(task.evaluation.report(rows))["map"])
-    assert 0 < fused["map"] < nearest["map"] <= 1
+    largest = told["bound: the largest true box of a finding"]["map"]
+    assert 0 < fused["map"] < nearest["map"] < largest <= 1
+    # Of a finding with n boxes one is found: precision 1 up to a recall of 1 / n.
+    counts = np.bincount(record["box_label"][record["box_label"] >= 0])
+    wanted = [np.mean(np.arange(101) <= 100 // n) for n in counts[counts > 0]]
+    assert largest == pytest.approx(np.mean(wanted), abs=0.006)
     # The nearest true region, by hand.
     scale = np.array([*record["image"].shape[::-1]] * 2)
     regions, boxes = record["regions"] / scale, record["boxes"] / scale

@@ -217,7 +217,8 @@ class DetectionEvaluation(Evaluation):
 
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """What needs no learning: random boxes, and the mean box of each finding on the training
-        films, with a score that is the share of films that have one."""
+        films, with a score that is the share of films that have one. And the most that one box a
+        finding can reach: the largest true one."""
         films, findings = np.shape(rows["known"])
         rng = np.random.default_rng(0)
         corners = np.sort(rng.random((films, findings, 1, 2, 2)), axis=3)
@@ -226,6 +227,7 @@ class DetectionEvaluation(Evaluation):
         if (constant := _mean_boxes(training, self.classes)) is not None:
             boxes, shares = (np.broadcast_to(x, (films, *x.shape)) for x in constant)
             found["constant: mean training box"] = reference_rows(rows, boxes, shares)
+        found["bound: the largest true box of a finding"] = reference_rows(rows, *_largest(rows))
         return found
 
 
@@ -241,6 +243,18 @@ def reference_rows(rows: Rows, boxes: np.ndarray, scores: np.ndarray) -> Rows:
     )
     kept = {name: rows[name] for name in ("id", "group", "true_xyxy", "true_finding")}
     return kept | {name: np.asarray(value) for name, value in made.items()}
+
+
+def _largest(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The largest true box of each film and finding [N, E, 1, 4], scored 1, or NaN without one."""
+    boxes = np.asarray(rows["true_xyxy"], np.float64)  # [N, T, 4]
+    findings = np.arange(np.shape(rows["known"])[1])
+    of = np.asarray(rows["true_finding"])[:, None] == findings[:, None]  # [N, E, T]
+    areas = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
+    areas = np.where(of, np.nan_to_num(areas)[:, None], 0.0)
+    chosen = np.take_along_axis(boxes, areas.argmax(axis=2)[..., None], axis=1)
+    scores = np.where(areas.max(axis=2) > 0, 1.0, np.nan)
+    return chosen[:, :, None], scores[..., None]
 
 
 def _mean_boxes(training: Source, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray] | None:
