@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
 from cxr_jax import manifests
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import FOLDER
@@ -34,7 +32,7 @@ def hashes(
     return {
         "metrics": _sha256_of(_metrics(metrics, label)),
         "rows": _sha256(rows_path(workdir, label)),
-        "config": _config(workdirs.read_config(workdir)),
+        "config": _config(workdirs.as_written(workdir)),
         "checkpoints": {str(step): manifests.digest(folder / str(step)) for step in steps},
     }
 
@@ -68,6 +66,9 @@ def check(workdir: pathlib.Path, label: str) -> None:
     for step in kept:
         if written["checkpoints"][step] != found["checkpoints"][step]:
             raise _misfit(workdir, label, f"{FOLDER}/{step}")
+    # Older versions took the config with the fields that had been added by then.
+    if written["config"] == _config(workdirs.flatten(workdirs.read_config(workdir))):
+        found["config"] = written["config"]
     names = {"metrics": RESULTS, "rows": rows_path(workdir, label).name, "config": "config.json"}
     for part, name in names.items():
         if written[part] != found[part]:
@@ -97,10 +98,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def _config(config: ml_collections.ConfigDict) -> str:
-    """Of the fields that say what was computed."""
-    fields = workdirs.flatten(config).items()
-    return _sha256_of({k: v for k, v in fields if not workdirs.is_free(k)})
+def _config(fields: Mapping[str, Any]) -> str:
+    """Of those that say what was computed."""
+    return _sha256_of({k: v for k, v in fields.items() if not workdirs.is_free(k)})
 
 
 def _metrics(metrics: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -289,6 +289,15 @@ def _is_among(name: str, fields: tuple[str, ...]) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
+def as_written(workdir: pathlib.Path) -> dict[str, Any]:
+    """'optimizer.lr' -> value, as config.json has it: without the fields that later versions added.
+
+    Raises:
+      InputError: it is missing or broken.
+    """
+    return _flat(small_files.read_fields(workdir / "config.json", _REMEDY).values)
+
+
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """'optimizer.lr' -> value; lists where configs have tuples."""
     return _flat(json.loads(config.to_json()))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import severity as severity_config
-from cxr_jax import checkpoints, evaluate, manifests, report, train
+from cxr_jax import checkpoints, evaluate, manifests, migrations, report, train
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from cxr_jax.finite import Steps
@@ -217,6 +217,23 @@ def test_a_report_needs_no_checkpoint_and_ignores_how_a_run_was_watched(evaluate
     workdir = shutil.copytree(evaluated, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
     other_json("config.json", lambda c: c.update(log_every=7))(workdir)
+    assert "1 run" in report.report([workdir], "test", pool=False, resamples=0)
+
+
+def test_a_field_that_a_later_version_adds_changes_no_result(evaluated, tmp_path, monkeypatch):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    monkeypatch.setitem(migrations.ADDED, "optimizer.lookahead", 5)
+    assert "1 run" in report.report([workdir], "test", pool=False, resamples=0)
+    # Of a version that hashed the config with what had been added by then.
+    flat = workdirs.flatten(workdirs.read_config(workdir))
+    assert flat["optimizer.lookahead"] == 5
+    fields = {name: value for name, value in flat.items() if not workdirs.is_free(name)}
+    text = json.dumps(fields, sort_keys=True).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    change = other_json(
+        "results.json", lambda r: r["evaluations"]["test"]["hashes"].update(config=digest)
+    )
+    change(workdir)
     assert "1 run" in report.report([workdir], "test", pool=False, resamples=0)
 
 
