@@ -25,8 +25,14 @@ from tests.exercise import heart
 FILES = sorted([*(ROOT / "cxr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
 HALL = ("train", "evaluate", "report", "predict", "initialise", "workdir", "trained", "state")
 HALL += ("checkpoints", "parallel", "optimizers", "writers", "tables")
-HALL += ("sweep", "sweep_rows", "sweep_table", "early_stopping")
+HALL += ("sweep", "sweep_rows", "sweep_table", "sweep_references", "early_stopping")
 ORGANS = ("lung", "lesion", "heart", "cardiac", "chest", "rib", "zone")
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name alone: the second one would not be collected in a whole run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
 
 
 def functions(path: pathlib.Path) -> list[tuple[str, int]]:

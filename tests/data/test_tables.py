@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_readers import GREY, encoded
 
-from cxr_jax import workdir
+from cxr_jax import migrations, workdir
 from cxr_jax.data import sources
 from cxr_jax.data.sources import ct_volume, manifest, tables
 from cxr_jax.errors import InputError
@@ -150,7 +150,8 @@ def test_a_claimed_config_has_the_place_of_its_table_from_the_root(write, tmp_pa
 
     write()
     monkeypatch.chdir(tmp_path)
-    config = ml_collections.ConfigDict({"task": "severity", "seed": 0})
+    added = {name: migrations.ADDED[name] for name in ("early_stopping",)}
+    config = ml_collections.ConfigDict({"task": "severity", "seed": 0} | added)
     config.data = sources.block("manifest", path="films.csv")
     config.second = sources.second_block("manifest", path="films.csv")
     run = tmp_path / "run"
