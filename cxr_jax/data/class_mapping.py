@@ -149,11 +149,8 @@ class _Numbered(Subset):
     def __getitem__(self, index: int) -> Record:
         record = super().__getitem__(index)
         unknown = np.full(len(self.findings), np.nan, np.float32)
-        record = {"findings": None} | record
-        return {
-            name: unknown if value is None else self._renumbered(name, value)
-            for name, value in record.items()
-        }
+        ours = {name: self._renumbered(name, value) for name, value in record.items()}
+        return {"findings": unknown} | ours
 
     def peek(self, index: int, field: str) -> Any:
         value = super().peek(index, field)

@@ -52,8 +52,7 @@ class GapHead(nn.Module):
     @nn.compact
     def __call__(self, cells: Array) -> dict[str, Array]:
         """[B, h, w, C] -> 'logits' [B, K] and 'maps' [B, h, w, K], float32."""
-        conv = layers.Conv1x1(self.num_findings, dtype=self.dtype, name="findings")
-        maps = conv(cells).astype(jnp.float32)
+        maps = _score_maps(cells, self.num_findings, self.dtype)
         return {"logits": jnp.mean(maps, axis=(1, 2)), "maps": maps}
 
 
@@ -108,8 +107,7 @@ class LseMapHead(nn.Module):
     @nn.compact
     def __call__(self, cells: Array) -> dict[str, Array]:
         """[B, h, w, C] -> 'logits' [B, K] and 'maps' [B, h, w, K], float32."""
-        conv = layers.Conv1x1(self.num_findings, dtype=self.dtype, name="findings")
-        maps = conv(cells).astype(jnp.float32)
+        maps = _score_maps(cells, self.num_findings, self.dtype)
         return {"logits": pooling.lse_pool(maps, gamma=self.sharpness), "maps": maps}
 
 
@@ -132,8 +130,7 @@ class WeldonHead(nn.Module):
     @nn.compact
     def __call__(self, cells: Array) -> dict[str, Array]:
         """[B, h, w, C] -> 'logits' [B, K] and 'maps' [B, h, w, K], float32."""
-        conv = layers.Conv1x1(self.num_findings, dtype=self.dtype, name="findings")
-        maps = conv(cells).astype(jnp.float32)
+        maps = _score_maps(cells, self.num_findings, self.dtype)
         return {"logits": pooling.max_min_pool(maps, cells=self.top_cells), "maps": maps}
 
 
@@ -219,8 +216,7 @@ class TransferHead(nn.Module):
     def __call__(self, cells: Array) -> dict[str, Array]:
         """[B, h, w, C] -> 'logits' [B, K] and 'maps' [B, h, w, K] of the localisation branch and
         'class_logits' [B, K] of the other, float32."""
-        conv = layers.Conv1x1(self.num_findings, dtype=self.dtype, name="findings")
-        maps = conv(cells).astype(jnp.float32)
+        maps = _score_maps(cells, self.num_findings, self.dtype)
         classify = HiddenHead(self.num_findings, self.hidden, self.dtype, name="classify")
         return {
             "logits": jnp.max(maps, axis=(1, 2)),
@@ -322,6 +318,12 @@ def stretched(maps: Array) -> Array:
     one is 0."""
     low, high = (f(maps, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     return (maps - low) / (high - low + EPSILON)
+
+
+def _score_maps(cells: Array, num_findings: int, dtype: Any) -> Array:
+    """M [B, h, w, K], float32: one linear layer of a head, at every cell."""
+    conv = layers.Conv1x1(num_findings, dtype=dtype, name="findings")
+    return conv(cells).astype(jnp.float32)
 
 
 def _cells(backbone: Backbone, x: Array, train: bool) -> Array:

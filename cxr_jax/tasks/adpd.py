@@ -48,7 +48,10 @@ from cxr_jax.tasks.base import Data, Evaluation, Outputs, Rows, mean
 from cxr_jax.tasks.detection import (
     DetectionEvaluation,
     Detector,
+    check_stride,
     film_sides,
+    of_findings,
+    predicted,
     reference_rows,
     told_pixels,
     true_boxes,
@@ -59,7 +62,6 @@ LABELS = {"loc": "region_findings", "mil": "findings"}
 METHODS = ("loc", "mil", "loc+mil")
 BOX_WEIGHTS = {"l1": 5.0, "giou": 2.0, "presence": 1.0}  # of the released code
 PRESENT = float(1 / (1 + np.exp(-PRESENT_LOGIT)))  # a region whose probability is above is there
-_FUSED = ("boxes", "scores")  # what `combine` adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class AnatomyDetection(Detector):
         _check(config)
         return cls(
             model=_make_model(config),
-            **cls.shared(config),
+            **cls.shared(config, learns_from="regions"),
             parts=tuple(config.method.split("+")),
             regions=tuple(config.regions),
             regions_from=config.regions_from,
@@ -175,9 +177,6 @@ class AnatomyDetection(Detector):
         unknown = np.full(len(self.classes), np.nan, np.float32)
         return {"findings": unknown} | with_zone_regions(record, findings=self.classes)
 
-    def init(self, rng, batch):
-        return self.model.init(rng, batch["image"][:1], train=False)
-
     def _truth(self, batch) -> tuple[jax.Array, jax.Array]:
         """Of the regions: xyxy as shares of the film [B, 29, 4], NaN where absent, and whether they
         are there [B, 29], 1, 0 or NaN: unknown."""
@@ -238,7 +237,7 @@ class AnatomyDetection(Detector):
         """Means of probabilities and attention; a region's box is the mean of the members' boxes,
         each weighted by its presence. Then the boxes of the findings, of all regions together: one
         member gives exactly itself."""
-        members = [{k: np.asarray(v) for k, v in m.items() if k not in _FUSED} for m in outputs]
+        members = predicted(outputs)
         combined = mean(members) | {"regions": _mean_boxes(members)}
         there = (combined["presence"] > PRESENT)[..., None]
         mapping = self.mapping
@@ -256,7 +255,7 @@ class AnatomyDetection(Detector):
         shares, present = self._truth(batch)
         placed = jnp.clip(to_corners(outputs["regions"]), 0, 1)
         called = outputs["presence"] > PRESENT
-        rows = self.box_rows(outputs, batch)
+        rows = super().score(outputs, batch)
         rows |= region_rows(placed, called, true_xyxy=shares, present=present)
         mapping = self.mapping
         known = (present == 1)[..., None] & mapping.known
@@ -385,9 +384,9 @@ def _constant_rows(rows: Rows, regions: np.ndarray, shares: np.ndarray) -> Rows:
 def _nearness(rows: Rows) -> np.ndarray:
     """[N, 29, E]: the IoU of each region with the nearest true box of each finding, 0 without."""
     overlaps = iou(rows["region_xyxy"][:, :, None], rows["true_xyxy"][:, None])  # [N, 29, T]
-    findings = np.arange(rows["known"].shape[1])
-    of = rows["true_finding"][:, None] == findings[:, None]  # [N, E, T]
-    pairs = np.where(of[:, None], np.nan_to_num(np.asarray(overlaps))[:, :, None], 0.0)
+    pairs = np.where(
+        of_findings(rows)[:, None], np.nan_to_num(np.asarray(overlaps))[:, :, None], 0.0
+    )
     return pairs.max(axis=-1, initial=0.0)
 
 
@@ -416,12 +415,7 @@ def _make_model(config: ml_collections.ConfigDict) -> ADPD:
     """The network of `config.model`, whose cells must divide the film."""
     c, dtype = config.model.copy_and_resolve_references(), jnp.dtype(config.precision)
     backbone = make_backbone(config, dtype)
-    stride = backbone.strides[backbone.stop_at]
-    if config.preprocess.size % stride:
-        raise InputError(
-            f"config.preprocess.size={config.preprocess.size}: the backbone's stride {stride} must "
-            "divide it"
-        )
+    check_stride(config.preprocess.size, backbone.strides[backbone.stop_at])
     fields = {name: value for name, value in c.items() if name != "backbone"}
     heads = RegionHeads(len(config.classes), dropout=c.dropout)
     return ADPD(backbone=backbone, heads=heads, num_regions=len(REGIONS), dtype=dtype, **fields)
@@ -447,11 +441,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for part, weight in config.asl_weight.items():
         if part not in LABELS or not 0 < weight < np.inf:
             raise InputError(f"config.asl_weight.{part}={weight}; expected a positive number")
-    if config.second.name and config.second.labels != "given":
-        raise InputError(
-            f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
-            "without regions; set it to given, or config.second.name to nothing"
-        )
 
 
 def _check_lungs(config: ml_collections.ConfigDict) -> None:

@@ -31,11 +31,10 @@ from cxr_jax.models.retina import RetinaNet
 from cxr_jax.ops import anchors
 from cxr_jax.ops.nms import best_boxes
 from cxr_jax.tasks.base import Data, Outputs, mean
-from cxr_jax.tasks.detection import Detector
+from cxr_jax.tasks.detection import FOUND, Detector, check_stride, predicted
 
 CANDIDATES = 1000  # anchors of a finding that are looked at [Lin et al., Sec. 4.1: of each level]
 OVERLAP = 0.5  # IoU with a better box of the finding above which one is dropped [Lin et al.]
-_FOUND = ("boxes", "scores")  # what `combine` adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class BoxDetector(Detector):
         _check(config)
         return cls(
             model=_make_model(config),
-            **cls.shared(config),
+            **cls.shared(config, learns_from="boxes"),
             anchor_scale=config.anchor_scale,
             threshold=config.threshold,
         )
@@ -101,9 +100,6 @@ class BoxDetector(Detector):
             example = self.augment(example, rng)
         return {**example, "image": self.preprocess.normalize(example["image"])}
 
-    def init(self, rng, batch):
-        return self.model.init(rng, batch["image"][:1], train=False)
-
     def loss(self, variables, batch, *, rng, step):
         """`focal` and `box`, as the module says; they count alike."""
         out, state = self.model.apply(
@@ -137,8 +133,7 @@ class BoxDetector(Detector):
     def combine(self, outputs: Sequence[Outputs]) -> Outputs:
         """Means over the members, anchor by anchor; then the boxes of all together: one member
         gives exactly itself."""
-        members = [{k: np.asarray(v) for k, v in m.items() if k not in _FOUND} for m in outputs]
-        combined = mean(members)
+        combined = mean(predicted(outputs))
         found = best_boxes(
             self.mapping.scores(combined["anchor_probs"]),
             combined["deltas"],
@@ -148,11 +143,7 @@ class BoxDetector(Detector):
             least=self.threshold,
             threshold=OVERLAP,
         )
-        return combined | dict(zip(_FOUND, map(np.asarray, found)))
-
-    def score(self, outputs, batch):
-        """Rows for `metrics.detection`."""
-        return self.box_rows(outputs, batch)
+        return combined | dict(zip(FOUND, map(np.asarray, found)))
 
 
 def _make_model(config: ml_collections.ConfigDict) -> RetinaNet:
@@ -167,11 +158,7 @@ def _make_model(config: ml_collections.ConfigDict) -> RetinaNet:
         freeze_norms=c.freeze_norms,
         dtype=dtype,
     )
-    if config.preprocess.size % (stride := max(model.taps)):
-        raise InputError(
-            f"config.preprocess.size={config.preprocess.size}: the backbone's stride {stride} must "
-            "divide it"
-        )
+    check_stride(config.preprocess.size, max(model.taps))
     return model
 
 
@@ -185,8 +172,3 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for name in ("width", "depth"):
         if config.model[name] < 1:
             raise InputError(f"config.model.{name}={config.model[name]}; expected at least 1")
-    if config.second.name and config.second.labels != "given":
-        raise InputError(
-            f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
-            "without boxes; set it to given, or config.second.name to nothing"
-        )

@@ -43,7 +43,13 @@ from cxr_jax.models import cam_detector as models
 from cxr_jax.models.backbones import make_backbone
 from cxr_jax.ops.map_boxes import COMPONENTS, map_boxes
 from cxr_jax.tasks.base import Data, Evaluation, Outputs, mean
-from cxr_jax.tasks.detection import DetectionEvaluation, Detector, true_boxes
+from cxr_jax.tasks.detection import (
+    DetectionEvaluation,
+    Detector,
+    check_stride,
+    predicted,
+    true_boxes,
+)
 
 # Method -> the head on the backbone; agxnet is a network of its own.
 HEADS: dict[str, Callable[..., nn.Module]] = {
@@ -57,7 +63,6 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 METHODS = (*HEADS, "agxnet")
 OF_REGIONS = ("region_findings", "region_present")
-_FOUND = ("boxes", "scores")  # what `combine` adds
 _DRAWN = 0.5  # the score above which a box is drawn
 
 
@@ -90,7 +95,7 @@ class CamDetection(Detector):
         _check(config)
         return cls(
             model=_make_model(config),
-            **cls.shared(config),
+            **cls.shared(config, learns_from="findings"),
             method=config.method,
             balanced=config.balanced,
             threshold=config.threshold,
@@ -199,8 +204,7 @@ class CamDetection(Detector):
 
     def combine(self, outputs: Sequence[Outputs]) -> Outputs:
         """Means of probabilities and maps, and one box of each finding that is found."""
-        members = [{k: np.asarray(v) for k, v in m.items() if k not in _FOUND} for m in outputs]
-        combined, mapping = mean(members), self.mapping
+        combined, mapping = mean(predicted(outputs)), self.mapping
         found = mapping.positive(combined["probs"] > self.threshold)
         boxes = map_boxes(
             mapping.scores(combined["maps"]),
@@ -212,10 +216,6 @@ class CamDetection(Detector):
         there = ~np.isnan(boxes).any(axis=-1)
         scores = np.where(there, mapping.scores(combined["probs"]), np.nan).astype(np.float32)
         return combined | {"boxes": boxes[:, :, None], "scores": scores[:, :, None]}
-
-    def score(self, outputs, batch):
-        """Rows for `metrics.detection`."""
-        return self.box_rows(outputs, batch)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -297,20 +297,12 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
     if config.most_boxes != 1:
         raise InputError(f"config.most_boxes={config.most_boxes}; a map gives one box")
-    if config.second.name and config.second.labels != "given":
-        raise InputError(
-            f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
-            "without findings; set it to given, or config.second.name to nothing"
-        )
 
 
 def _check_cells(config: ml_collections.ConfigDict, stride: int) -> None:
     """Refuses a map whose cells do not fit the film, or are too few to choose from."""
     size = config.preprocess.size
-    if size % stride:
-        raise InputError(
-            f"config.preprocess.size={size}: the backbone's stride {stride} must divide it"
-        )
+    check_stride(size, stride)
     cells = (size // stride) ** 2
     if config.model.head.get("top_cells", 1) > cells:
         raise InputError(

@@ -10,8 +10,10 @@ none.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -23,12 +25,13 @@ from cxr_jax.data.augment import Augment
 from cxr_jax.data.class_mapping import ClassMapping, class_mapping, numbered
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
-from cxr_jax.data.sources.base import Source, has, names_of, peek
+from cxr_jax.data.sources.base import Source, has, names_of, never_known
 from cxr_jax.errors import InputError
 from cxr_jax.metrics import detection
 from cxr_jax.metrics.box_matches import detection_rows
-from cxr_jax.tasks.base import Evaluation, Rows, Task
+from cxr_jax.tasks.base import Evaluation, Outputs, Rows, Task
 
+FOUND = ("boxes", "scores")  # what `combine` adds
 OF_BOXES = ("boxes", "box_label", "boxes_known")  # of an example
 
 
@@ -37,6 +40,7 @@ class Detector(Task):
     """See the module.
 
     Attributes:
+      model: the network.
       classes: the K findings; a data set's others are left out.
       untrained: those of `classes` that the training set does not label. Their outputs are noise:
         neither trained, scored, drawn nor told.
@@ -45,6 +49,7 @@ class Detector(Task):
       most_boxes: of a finding on a film, the best first.
     """
 
+    model: nn.Module
     preprocess: Preprocess
     augment: Augment
     classes: tuple[str, ...]
@@ -53,13 +58,22 @@ class Detector(Task):
     most_boxes: int
 
     @staticmethod
-    def shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    def shared(config: ml_collections.ConfigDict, *, learns_from: str) -> dict[str, Any]:
         """The attributes above, from a config.
+
+        Args:
+          config: of the run.
+          learns_from: what a training film must have, for a message.
 
         Raises:
           InputError: settings that cannot be meant.
         """
         _check(config)
+        if config.second.name and config.second.labels != "given":
+            raise InputError(
+                f"config.second.labels={config.second.labels!r}: nothing can be learned from films "
+                f"without {learns_from}; set it to given, or config.second.name to nothing"
+            )
         return dict(
             preprocess=Preprocess(**config.preprocess),
             augment=Augment(**config.augment),
@@ -97,13 +111,7 @@ class Detector(Task):
         Raises:
           InputError: that is all of them.
         """
-        waiting = self.trained
-        for index in range(len(source)):
-            if not waiting.any():
-                break
-            for field in fields:
-                if (known := peek(source, index, field)) is not None:
-                    waiting &= np.isnan(known).reshape(-1, len(self.classes)).all(axis=0)
+        waiting = never_known(source, fields, self.trained)
         if len(source) and (waiting == self.trained).all():
             raise InputError(
                 f"data set {source.name!r} (split {source.split!r}): no finding is known of any "
@@ -145,7 +153,10 @@ class Detector(Task):
             example = self.augment(example, rng)
         return {**example, "image": self.preprocess.normalize(example["image"])}
 
-    def box_rows(self, outputs, batch):
+    def init(self, rng, batch):
+        return self.model.init(rng, batch["image"][:1], train=False)
+
+    def score(self, outputs, batch):
         """Rows of boxes, and of whole films, for `metrics.detection`."""
         mapping = self.mapping
         rows = detection_rows(
@@ -224,7 +235,7 @@ class DetectionEvaluation(Evaluation):
         corners = np.sort(rng.random((films, findings, 1, 2, 2)), axis=3)
         chance = corners.reshape(films, findings, 1, 4), rng.random((films, findings, 1))
         found = {"chance: random boxes": reference_rows(rows, *chance)}
-        if (constant := _mean_boxes(training, self.classes)) is not None:
+        if (constant := _mean_training_boxes(training, self.classes)) is not None:
             boxes, shares = (np.broadcast_to(x, (films, *x.shape)) for x in constant)
             found["constant: mean training box"] = reference_rows(rows, boxes, shares)
         found["bound: the largest true box of a finding"] = reference_rows(rows, *_largest(rows))
@@ -245,19 +256,25 @@ def reference_rows(rows: Rows, boxes: np.ndarray, scores: np.ndarray) -> Rows:
     return kept | {name: np.asarray(value) for name, value in made.items()}
 
 
+def of_findings(rows: Rows) -> np.ndarray:
+    """bool [N, E, T]: whether a true box of a film is of a finding."""
+    findings = np.arange(np.shape(rows["known"])[1])
+    return np.asarray(rows["true_finding"])[:, None] == findings[:, None]
+
+
 def _largest(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The largest true box of each film and finding [N, E, 1, 4], scored 1, or NaN without one."""
     boxes = np.asarray(rows["true_xyxy"], np.float64)  # [N, T, 4]
-    findings = np.arange(np.shape(rows["known"])[1])
-    of = np.asarray(rows["true_finding"])[:, None] == findings[:, None]  # [N, E, T]
     areas = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
-    areas = np.where(of, np.nan_to_num(areas)[:, None], 0.0)
+    areas = np.where(of_findings(rows), np.nan_to_num(areas)[:, None], 0.0)
     chosen = np.take_along_axis(boxes, areas.argmax(axis=2)[..., None], axis=1)
     scores = np.where(areas.max(axis=2) > 0, 1.0, np.nan)
     return chosen[:, :, None], scores[..., None]
 
 
-def _mean_boxes(training: Source, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+def _mean_training_boxes(
+    training: Source, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Of each finding the mean box [E, 1, 4], shares of the film, and the share of films that have
     one [E, 1], both NaN where none has; None where no training film has a box."""
     names = names_of(training, "findings")
@@ -276,6 +293,19 @@ def _mean_boxes(training: Source, classes: tuple[str, ...]) -> tuple[np.ndarray,
         return None
     count = np.where(boxed > 0, boxed, np.nan)
     return (total / count[:, None])[:, None], (count / films)[:, None]
+
+
+def predicted(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """What `predict` and `explain` gave, on the host, without what `combine` may have added."""
+    return [{k: np.asarray(v) for k, v in out.items() if k not in FOUND} for out in outputs]
+
+
+def check_stride(size: int, stride: int) -> None:
+    """Refuses a film whose side of `size` pixels the backbone's stride does not divide."""
+    if size % stride:
+        raise InputError(
+            f"config.preprocess.size={size}: the backbone's stride {stride} must divide it"
+        )
 
 
 def film_sides(record: Record) -> np.ndarray:

@@ -24,7 +24,7 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
-from cxr_jax.data.sources.base import Source, only_with, peek
+from cxr_jax.data.sources.base import Source, never_known, only_with
 from cxr_jax.errors import InputError
 from cxr_jax.explain import gradcam, measured
 from cxr_jax.metrics import findings
@@ -98,12 +98,7 @@ class Findings(Task):
         Raises:
           InputError: that is all of them.
         """
-        waiting = self._trained.copy()
-        for index in range(len(source)):
-            if not waiting.any():
-                break
-            if (known := peek(source, index, "findings")) is not None:
-                waiting &= np.isnan(known)
+        waiting = never_known(source, ("findings",), self._trained)
         if len(source) and (waiting == self._trained).all():
             raise InputError(
                 f"data set {source.name!r} (split {source.split!r}): no finding is known of any "

@@ -214,6 +214,19 @@ def peek(source: Source, index: int, field: str) -> Any:
     return look(index, field) if look else source[index].get(field)
 
 
+def never_known(source: Source, fields: tuple[str, ...], names: np.ndarray) -> np.ndarray:
+    """Which of the `names` (bool [K]) no record labels in any of the `fields` [..., K], NaN being
+    unknown. Records are looked at until none is left."""
+    waiting = names.copy()
+    for index in range(len(source)):
+        if not waiting.any():
+            break
+        for field in fields:
+            if (known := peek(source, index, field)) is not None:
+                waiting &= np.isnan(known).reshape(-1, len(names)).all(axis=0)
+    return waiting
+
+
 def by_severity(source: Source, least: int, most: int) -> Source:
     """The films of `source` whose global severity score (0..18) lies in `least` .. `most`; `source`
     itself where that is all of them. Reads each record once.
