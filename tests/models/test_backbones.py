@@ -14,13 +14,16 @@ from cxr_jax.errors import InputError
 from cxr_jax.models import (
     backbones,
     convert,
+    covidnet_ct,
     densenet,
     map_head,
     nasnet,
     resnet,
     resnet38,
     sizes,
+    vgg,
     vit,
+    xception,
 )
 from tests.conftest import ROOT
 
@@ -62,12 +65,15 @@ SMALL = {
     "basic": resnet.ResNet((1, 2, 1), bottleneck=False, init_features=4, stop_at="layer3"),
     "bottleneck": resnet.ResNet((1, 2, 1), init_features=4, stop_at="layer3"),
     "nasnet": nasnet.NASNet(cells=1, filters=4, stem_filters=4, stop_at="stage3"),
+    "vgg": vgg.VGG((1, 2, 1), 4, norm=True, stop_at="block3"),
+    "xception": xception.Xception((4, 6, 8, 10), 1, (12, 14), stop_at="exit"),
+    "covidnet_ct": covidnet_ct.COVIDNetCT((1, 2), 4, stop_at="stage2"),
 }
 small = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 
 
-# torchvision's counts less its classifier; Keras' of NASNet, without one, less the running means
-# and variances, which it counts.
+# torchvision's counts less its classifier; Keras' of NASNet, without one, and of Xception, less its
+# own, both less the running means and variances, which it counts.
 @pytest.mark.parametrize(
     "make, parameters, channels",
     [
@@ -77,6 +83,8 @@ small = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
         (resnet.resnet101, 44_549_160 - 2049 * 1000, 2048),
         (resnet.resnet152, 60_192_808 - 2049 * 1000, 2048),
         (nasnet.nasnet_large, 84_916_818 - 196_668, 4032),
+        (vgg.vgg16, 138_357_544 - (25_089 + 4097) * 4096 - 4097 * 1000, 512),
+        (xception.xception, 22_910_480 - 54_528 - 2049 * 1000, 2048),
     ],
 )
 def test_networks_have_their_published_parameters(make, parameters, channels):
@@ -153,7 +161,7 @@ def test_a_config_without_a_name_is_a_densenet():
 @pytest.mark.parametrize(
     "base, change, message",
     [
-        ("resnet18", {"name": "vgg"}, r"name='vgg'; expected one of densenet, resnet, nasnet"),
+        ("resnet18", {"name": "lenet"}, r"name='lenet'; expected one of densenet, resnet, nasnet"),
         ("resnet18", {"tap": "block3"}, r"tap='block3'; this resnet has stem, layer1, layer2"),
         ("nasnet_large", {"tap": "stem"}, r"tap='stem'; this nasnet has stage2, stage3, stage4"),
         ("densenet121", {"tap": "block5"}, r"tap='block5'; this densenet has stem, block1"),
@@ -174,6 +182,8 @@ def tap_side(model, side: int, stride: int) -> int:
     """The side of a tap of an image of that side, by each family's own rounding."""
     if isinstance(model, nasnet.NASNet):  # 'VALID', then 'SAME'
         return -(-((side - 1) // 2) // (stride // 2))
+    if isinstance(model, vgg.VGG):  # its pools drop an odd border
+        return side // stride
     if isinstance(model, densenet.DenseNet):  # its transitions drop an odd border
         return -(-side // 4) // (stride // 4)
     return -(-side // stride)
