@@ -428,6 +428,81 @@ def test_separable_is_one_kernel_a_channel_and_then_a_mixture():
     np.testing.assert_allclose(block.apply(variables, x, train=False), want, rtol=1e-5, atol=1e-5)
 
 
+def one_kernel_a_channel(own, copies: int = 1):
+    """A grouped kernel [3, 3, 1, C copies] as a full one [3, 3, C, C copies]."""
+    own = np.asarray(own)
+    full = np.zeros((3, 3, own.shape[3] // copies, own.shape[3]))
+    for out in range(own.shape[3]):
+        full[:, :, out // copies, out] = own[:, :, 0, out]
+    return full
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_xception_block_equals_a_plain_computation(halve):
+    block = xception.Block((4, 4), halve=halve)
+    x = np.random.default_rng(1).normal(size=(2, 6, 8, 4)).astype(np.float32)
+    variables = random_variables(block, *x.shape)
+    y = np.float64(x)
+    for name in ("separable1", "separable2"):
+        inner = {key: tree[name] for key, tree in variables.items()}
+        y = plain_conv(
+            np.maximum(y, 0), one_kernel_a_channel(inner["params"]["depthwise"]["kernel"])
+        )
+        y = plain_norm(y @ np.asarray(inner["params"]["pointwise"]["kernel"]), inner, "norm")
+    short = x
+    if halve:
+        short = plain_conv(x, variables["params"]["shortcut_conv"]["kernel"], 2)
+        short = plain_norm(short, variables, "shortcut_norm")
+        wide = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        parts = [wide[:, i : i + 6 : 2, j : j + 8 : 2] for i, j in np.ndindex(3, 3)]
+        y = np.max(parts, axis=0)
+    got = block.apply(variables, x, train=False)
+    # float32 against float64, sums of at most 36 terms.
+    np.testing.assert_allclose(got, short + y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels, stride", [(6, 1), (4, 1), (6, 2)])
+def test_prpe_equals_a_plain_computation(channels, stride):
+    block = covidnet_ct.PRPE(6, stride)
+    x = np.random.default_rng(1).normal(size=(2, 6, 7, channels)).astype(np.float32)
+    variables = random_variables(block, *x.shape)
+    kernels = {k: v["kernel"] for k, v in variables["params"].items() if "kernel" in v}
+
+    def step(y, name, relu=True):
+        y = plain_norm(y, variables, f"{name}_norm")
+        return np.maximum(y, 0) if relu else y
+
+    y = step(plain_conv(x, kernels["project1_conv"]), "project1")
+    replicate = one_kernel_a_channel(kernels["replicate_conv"], copies=2)
+    y = step(plain_conv(y, replicate, stride), "replicate")
+    y = step(plain_conv(y, kernels["project2_conv"]), "project2")
+    y = step(plain_conv(y, kernels["expand_conv"]), "expand", relu=False)
+    assert ("shortcut_conv" in kernels) == ((channels, stride) != (6, 1))
+    short = x
+    if "shortcut_conv" in kernels:
+        short = step(plain_conv(x, kernels["shortcut_conv"], stride), "shortcut", relu=False)
+    got = block.apply(variables, x, train=False)
+    # float32 against float64, sums of at most 27 terms.
+    np.testing.assert_allclose(got, np.maximum(y + short, 0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_vgg_equals_a_plain_computation(norm):
+    model = vgg.VGG((2,), 4, norm=norm, stop_at="block1")
+    x = np.random.default_rng(1).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    variables = random_variables(model, *x.shape)
+    y = x
+    for k in ("1_1", "1_2"):
+        layer = variables["params"][f"conv{k}"]
+        y = plain_conv(y, layer["kernel"]) + np.asarray(layer.get("bias", 0))
+        assert ("bias" in layer) != norm
+        y = np.maximum(plain_norm(y, variables, f"norm{k}") if norm else y, 0)
+    parts = [y[:, i:6:2, j:6:2] for i, j in np.ndindex(2, 2)]
+    got = model.apply(variables, x, train=False)["block1"]
+    # float32 against float64, sums of at most 36 terms.
+    np.testing.assert_allclose(got, np.max(parts, axis=0), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 def test_halving_squeeze_sees_the_diagonal_pixels(size):
     block = nasnet.HalvingSqueeze(4)
