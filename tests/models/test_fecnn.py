@@ -1,6 +1,8 @@
 """FeCNN: fusion by hand in NumPy, the running error rates, and what must hold for any row of Table
 4."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import optax
 import pytest
 import scipy.special
 
+from cxr_jax.explain import lesion_maps
 from cxr_jax.models import fecnn
 from cxr_jax.models.resnet import ResNet
 from cxr_jax.models.slices import SliceClassifier
@@ -189,14 +192,10 @@ def test_error_rates_are_measured_without_dropout():
         "classes": {"kernel": np.ones((4, 2), np.float32)},
     }
     variables = {"params": params, "batch_stats": {"errors": np.float32([0.2, 0.2])}}
-    out, moved = model.apply(
-        variables,
-        vectors,
-        train=True,
-        labels=np.ones(64, int),
-        rngs={"dropout": jax.random.key(0)},
-        mutable=["batch_stats"],
-    )
+    options = dict(labels=np.ones(64, int), rngs={"dropout": jax.random.key(0)})
+    out, moved = jax.jit(
+        lambda v: model.apply(v, vectors, train=True, mutable=["batch_stats"], **options)
+    )(variables)
     assert (np.asarray(out["level_scores"]).argmax(-1) == 0).any()
     np.testing.assert_allclose(moved["batch_stats"]["errors"], 0.99 * 0.2, rtol=1e-5)
 
@@ -204,8 +203,9 @@ def test_error_rates_are_measured_without_dropout():
 def test_it_starts_as_the_plain_vote():
     model = fecnn.Fusion(3)
     vectors = np.random.default_rng(0).normal(size=(5, 4, 8)).astype(np.float32)
-    variables = model.init(jax.random.key(0), vectors, train=False)
-    out = model.apply(variables, vectors, train=False)
+    out, variables = jax.jit(
+        lambda: model.init_with_output(jax.random.key(0), vectors, train=False)
+    )()
     np.testing.assert_allclose(out["level_weights"], np.ones(4), rtol=1e-5)
     np.testing.assert_allclose(out["logits"], out["level_scores"].sum(1), rtol=1e-5, atol=1e-6)
     spread = np.std(variables["params"]["level_kernel"])
@@ -215,16 +215,18 @@ def test_it_starts_as_the_plain_vote():
 def test_a_silent_level_has_no_say_but_goes_on_learning():
     model = fecnn.Fusion(3)
     vectors = np.abs(np.random.default_rng(0).normal(size=(5, 2, 8))).astype(np.float32)
-    variables = model.init(jax.random.key(1), vectors, train=False)
-    variables["params"]["level_bias"] += 1  # so that ReLU lets something of every score through
+    params = jax.jit(lambda: model.init(jax.random.key(1), vectors, train=False))()["params"]
+    params["level_bias"] += 1  # so that ReLU lets something of every score through
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params, errors):
+        variables = {"params": params, "batch_stats": {"errors": errors}}
+        out = model.apply(variables, vectors, train=False)
+        return out["logits"][:, 1].sum(), out
+
     for errors, silent in (([0.9, 0.9], True), ([0.2, 0.2], False)):
-        given = {**variables, "batch_stats": {"errors": np.float32(errors)}}
-
-        def loss(params, given=given):
-            out = model.apply({**given, "params": params}, vectors, train=False)
-            return out["logits"][:, 1].sum(), out
-
-        grads, out = jax.grad(loss, has_aux=True)(variables["params"])
+        grads, out = gradient(params, np.float32(errors))
         assert np.all(out["logits"] == 0) == silent
         weight = max(float(out["level_weights"][0]), fecnn.LEAST)
         open_ = np.asarray(out["level_scores"]) > 0
@@ -274,6 +276,23 @@ def test_a_batch_in_another_order_trains_the_same(full):
     _, moved = train(variables, x, LABELS)
     _, again = train(variables, x[order], LABELS[order])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, again)
+
+
+def test_the_last_block_is_explained_with_the_levels_below_it_held(full):
+    """Eq. 6 of a network whose classes depend on three maps: the gradient at the last one alone."""
+    model, variables, _, _ = full
+    maps = model.apply(variables, slices(), train=False, method="maps")
+
+    def logits(cells):
+        held = (*maps[:-1], cells)
+        return model.apply(variables, held, train=False, method="classify")["logits"]
+
+    heat = jax.jit(lambda cells: lesion_maps.lesion_heat(logits, cells, positive=1))(maps[-1])
+    odds = jax.jit(jax.grad(lambda x: (logits(x)[:, 1] - logits(x)[:, 0]).sum()))(maps[-1])
+    want = np.maximum((odds.mean((1, 2), keepdims=True) * maps[-1]).sum(-1), 0)
+    np.testing.assert_allclose(heat, lesion_maps.scaled(want), atol=1e-4)
+    assert heat.shape == (B, 2, 2)
+    assert float(heat.max()) == 1
 
 
 def test_classify_is_what_follows_the_maps(full):
