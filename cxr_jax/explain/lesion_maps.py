@@ -133,8 +133,8 @@ def find_lesions(heat: np.ndarray, *, cut: float | None = None, least: int = 2) 
     sizes[0] = 0  # what lies outside
     mask = (sizes >= least)[labels]
     at, rows, columns = np.nonzero(mask)  # row by row
-    ids, first, found = np.unique(labels[mask], return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))[found]  # of each cell's lesion, by its first cell
+    # Of each cell its lesion's number; SciPy numbers components by their first cell.
+    ids, rank = np.unique(labels[mask], return_inverse=True)
     # The hottest cell of each lesion first; lexsort is stable, so of equal ones the first.
     order = np.lexsort((-heat[mask], rank))
     hottest = order[np.searchsorted(rank[order], np.arange(len(ids)))]
