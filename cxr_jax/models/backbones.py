@@ -1,4 +1,5 @@
-"""The CNNs of Table 2 (Kim et al. 2021) and Table 8 (Park et al. 2021), chosen by a config.
+"""The CNNs of Table 2 (Kim et al. 2021), Table 8 (Park et al. 2021) and Table 3 (Wu et al. 2022),
+chosen by a config.
 
 Each is cut after a tap; `stop_at` names it and `strides` gives the stride of every tap:
 
@@ -13,26 +14,34 @@ import ml_collections
 import numpy as np
 
 from cxr_jax.errors import InputError
+from cxr_jax.models.covidnet_ct import COVIDNetCT
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.nasnet import NASNet
 from cxr_jax.models.resnet import ResNet
+from cxr_jax.models.vgg import VGG
+from cxr_jax.models.xception import Xception
 
-Backbone = DenseNet | ResNet | NASNet
+Backbone = DenseNet | ResNet | NASNet | VGG | Xception | COVIDNetCT
 
 # A family's module and the sizes it needs, besides `name` and `tap`.
 _FAMILIES = {
     "densenet": (DenseNet, ("growth_rate", "block_sizes", "init_features")),
     "resnet": (ResNet, ("block_sizes", "bottleneck", "init_features")),
     "nasnet": (NASNet, ("cells", "filters", "stem_filters")),
+    "vgg": (VGG, ("block_sizes", "init_features", "norm")),
+    "xception": (Xception, ("entry_features", "middle_blocks", "exit_features")),
+    "covidnet_ct": (COVIDNetCT, ("block_sizes", "init_features")),
 }
+
+_SWITCHES = ("bottleneck", "norm")  # yes or no; all other fields are whole numbers above 0
 
 
 def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -> Backbone:
     """The network of `config.model.backbone`, cut at its `tap`.
 
     Args:
-      config: `model.backbone` has `name` ('densenet', 'resnet' or 'nasnet'), `tap` and the sizes of
-        that family, as an entry of `sizes.BACKBONES` has.
+      config: `model.backbone` has `name` ('densenet', 'resnet', ...), `tap` and the sizes of that
+        family, as an entry of `sizes.BACKBONES` or `sizes.SLICE_CNNS` has.
       dtype: of the computation; parameters and batch statistics stay float32.
 
     Raises:
@@ -49,10 +58,10 @@ def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -
     if set(fields) != set(wanted):
         raise InputError(
             f"config.model.backbone, a {name}, has the fields {_listed(fields)}; expected "
-            f"{_listed(wanted)}: give it all of an entry of cxr_jax.models.sizes.BACKBONES"
+            f"{_listed(wanted)}: give it all of an entry of a table in cxr_jax.models.sizes"
         )
     for field, value in fields.items():
-        if np.size(value) == 0 or np.min(value) < (field != "bottleneck"):
+        if np.size(value) == 0 or np.min(value) < (field not in _SWITCHES):
             raise InputError(
                 f"config.model.backbone.{field}={value!r}; expected whole numbers above 0"
             )
@@ -60,8 +69,8 @@ def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -
         raise InputError(
             f"config.model.backbone.filters={fields['filters']}; expected a multiple of 4"
         )
-    if "block_sizes" in fields:
-        fields["block_sizes"] = tuple(fields["block_sizes"])
+    # A saved config has lists.
+    fields = {k: tuple(v) if np.ndim(v) else v for k, v in fields.items()}
     backbone = module(**fields, stop_at=tap, dtype=dtype)
     if tap not in backbone.strides:
         raise InputError(
@@ -72,6 +81,16 @@ def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -
 
 def _listed(names) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+def last_taps(backbone: Backbone, levels: int) -> dict[int, str]:
+    """Stride -> the last tap of that stride, of the backbone's last `levels` strides."""
+    taps: dict[int, str] = {}
+    for name, stride in backbone.strides.items():
+        taps[stride] = name  # the last one of this stride
+        if name == backbone.stop_at:
+            break
+    return {stride: taps[stride] for stride in sorted(taps)[-levels:]}
 
 
 def stride_of(config: ml_collections.ConfigDict) -> int:

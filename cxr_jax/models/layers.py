@@ -45,7 +45,7 @@ class Conv1x1(nn.Module):
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution without bias, padded by `dilation` zeros on every side as PyTorch does.
+    """A 3x3 convolution, padded by `dilation` zeros on every side as PyTorch does.
 
     'SAME' with stride 2 would pad an even side by (0, 1) and shift the map.
 
@@ -53,6 +53,7 @@ class Conv3x3(nn.Module):
       features: output channels.
       stride, dilation: steps between two outputs, and between two taps of the kernel.
       dtype: of the computation; the kernel [3, 3, C, features] stays float32.
+      use_bias: adds a bias, which starts at zero.
     """
 
     features: int
@@ -60,13 +61,14 @@ class Conv3x3(nn.Module):
     dilation: int = 1
     dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.he_normal()
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features]."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return lax.conv_general_dilated(
+        y = lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             window_strides=(self.stride, self.stride),
@@ -74,6 +76,10 @@ class Conv3x3(nn.Module):
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 def channel_sums(x: Array) -> Array:

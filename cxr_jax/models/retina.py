@@ -17,52 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax.models import backbones, layers
+from cxr_jax.models.pyramid import MORE_LEVELS, Pyramid
 
 Array = jax.Array
 
 LEVELS = 3  # of the backbone
-MORE_LEVELS = 2  # above them
 PRIOR = 0.01  # what the probability of a finding starts at
 _SMALL = nn.initializers.normal(0.01)
-
-
-class Pyramid(nn.Module):
-    """Maps of several strides -> as many maps of one width, and two more of higher strides.
-
-    From the top each map is enlarged to the next one's cells, by repetition, and added to it. The
-    first level above is a convolution of stride 2 on the backbone's last map, the second one on
-    ReLU of the first (P6 and P7 in Sec. 4).
-
-    Attributes:
-      width: channels.
-      dtype: of the computation.
-    """
-
-    width: int = 256
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, maps: list[Array], *, train: bool) -> list[Array]:
-        """[B, h, w, C], the finest first, each with half the cells a side of the one before ->
-        [B, h, w, width], the finest first."""
-        merged: list[Array] = []
-        for index, x in reversed(list(enumerate(maps))):
-            x = layers.Conv1x1(
-                self.width, use_bias=False, dtype=self.dtype, name=f"lateral{index}"
-            )(x)
-            x = layers.BatchNorm(dtype=self.dtype, name=f"norm{index}")(x, train=train)
-            if merged:
-                x = x + jnp.repeat(jnp.repeat(merged[0], 2, axis=1), 2, axis=2)
-            merged.insert(0, x)
-        found = []
-        for index, x in enumerate(merged):
-            found.append(_conv(self.width, dtype=self.dtype, name=f"smooth{index}")(x))
-        x = maps[-1]
-        for index in range(MORE_LEVELS):
-            conv = _conv(self.width, dtype=self.dtype, stride=2, name=f"more{index}")
-            x = conv(nn.relu(x) if index else x)
-            found.append(x)
-        return found
 
 
 class Head(nn.Module):
@@ -87,7 +48,8 @@ class Head(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, h, w, C] -> float32 [B, h * w * anchors, per_anchor], row by row, cell by cell."""
         for index in range(self.depth):
-            x = nn.relu(_conv(self.width, dtype=self.dtype, name=f"conv{index}")(x))
+            conv = layers.Conv3x3(self.width, use_bias=True, dtype=self.dtype, name=f"conv{index}")
+            x = nn.relu(conv(x))
         last = nn.Conv(
             self.anchors * self.per_anchor,
             (3, 3),
@@ -124,12 +86,7 @@ class RetinaNet(nn.Module):
     @property
     def taps(self) -> dict[int, str]:
         """Stride -> the backbone's tap, of its levels."""
-        taps: dict[int, str] = {}
-        for name, stride in self.backbone.strides.items():
-            taps[stride] = name  # the last one of this stride
-            if name == self.backbone.stop_at:
-                break
-        return {stride: taps[stride] for stride in sorted(taps)[-LEVELS:]}
+        return backbones.last_taps(self.backbone, LEVELS)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -160,16 +117,3 @@ class RetinaNet(nn.Module):
             )
             found[name] = jnp.concatenate([head(level) for level in maps], axis=1)
         return found
-
-
-def _conv(features: int, *, dtype: Any, stride: int = 1, name: str) -> nn.Conv:
-    """3x3 with a bias, padded by 1 on every side."""
-    return nn.Conv(
-        features,
-        (3, 3),
-        strides=stride,
-        padding=1,
-        dtype=dtype,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-    )

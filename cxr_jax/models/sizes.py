@@ -1,5 +1,5 @@
-"""The published sizes of the networks in Table 2 (Kim et al. 2021) and Tables 7, 8 (Park et al.),
-and small ones in their proportions.
+"""The published sizes of the networks in Table 2 (Kim et al. 2021), Tables 7, 8 (Park et al. 2021)
+and Table 3 (Wu et al. 2022), and small ones in their proportions.
 
 Plain data: a config file reads it, and must not wait for JAX to be imported.
 """
@@ -68,4 +68,47 @@ SMALL_CNNS: dict[str, dict[str, Any]] = {
     "resnet152": dict(
         name="resnet", tap="layer4", block_sizes=(1, 2, 8, 1), bottleneck=True, init_features=16
     ),
+}
+# The backbones of Table 3 (Wu et al. 2022), to stride 32 but for DeCoVNet's; the heads they go with
+# are in the table of `models/slices.py`.
+SLICE_CNNS: dict[str, dict[str, Any]] = {
+    "resnet50": BACKBONES["resnet50"] | dict(tap="layer4"),
+    "vgg16": dict(
+        name="vgg", tap="block5", block_sizes=(2, 2, 3, 3, 3), init_features=64, norm=False
+    ),
+    "xception": dict(
+        name="xception",
+        tap="exit",
+        entry_features=(32, 64, 128, 256, 728),
+        middle_blocks=8,
+        exit_features=(1024, 1536, 2048),
+    ),
+    "wsnet": dict(
+        name="vgg", tap="block5", block_sizes=(2, 2, 3, 3, 3), init_features=64, norm=True
+    ),
+    "decovnet": dict(
+        name="resnet", tap="layer2", block_sizes=(1, 1), bottleneck=True, init_features=16
+    ),
+    "covidnet_ct": dict(
+        name="covidnet_ct", tap="stage4", block_sizes=(2, 3, 4, 2), init_features=64
+    ),
+}
+# Small ones in their proportions; the last map of 112 px has 7x7 cells (DeCoVNet: 14x14).
+SMALL_SLICE_CNNS: dict[str, dict[str, Any]] = {
+    "resnet50": dict(
+        name="resnet", tap="layer3", block_sizes=(1, 2, 2), bottleneck=True, init_features=16
+    ),
+    "vgg16": dict(name="vgg", tap="block4", block_sizes=(1, 1, 2, 2), init_features=16, norm=False),
+    "xception": dict(
+        name="xception",
+        tap="exit",
+        entry_features=(8, 16, 32, 64),
+        middle_blocks=2,
+        exit_features=(96, 128, 192),
+    ),
+    "wsnet": dict(name="vgg", tap="block4", block_sizes=(1, 1, 2, 2), init_features=16, norm=True),
+    "decovnet": dict(
+        name="resnet", tap="layer2", block_sizes=(1, 1), bottleneck=True, init_features=8
+    ),
+    "covidnet_ct": dict(name="covidnet_ct", tap="stage3", block_sizes=(1, 2, 2), init_features=24),
 }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxr_jax.explain import gradcam
 from cxr_jax.explain.gradcam import grad_cam
 
 RNG = np.random.default_rng(0)
@@ -75,3 +76,63 @@ def test_extremes_are_finite_and_float32(scale):
     heat = grad_cam(head, features, jnp.zeros(4, int))
     assert heat.dtype == jnp.float32
     assert np.isfinite(heat).all()
+
+
+def gradient_of(classes):
+    return jax.grad(lambda f: curved(f)[np.arange(4), classes].sum())(FEATURES)
+
+
+@pytest.mark.parametrize("head", [linear, curved])
+def test_cam_is_that_of_zhou_for_a_linear_head_and_signed(head):
+    classes = np.array([0, 1, 1, 0])
+    got = gradcam.cam(head, FEATURES, classes)
+    if head is linear:
+        want = np.einsum("bhwc,cb->bhw", FEATURES, KERNEL[:, classes])
+    else:
+        want = (FEATURES * gradient_of(classes).sum((1, 2), keepdims=True)).sum(-1)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    assert (want < 0).any()
+
+
+def test_grad_cam_plus_plus_by_its_equations():
+    """Eq. 19 with the derivatives of exp(score), in float64."""
+    classes = np.array([0, 1, 1, 0])
+    features = np.maximum(np.asarray(FEATURES, np.float64), 0)
+    gradient = np.asarray(
+        jax.grad(lambda f: curved(f)[np.arange(4), classes].sum())(
+            jnp.asarray(features, jnp.float32)
+        ),
+        np.float64,
+    )
+    total = features.sum((1, 2), keepdims=True)
+    rising = gradient > 0
+    below = np.where(rising, 2 * gradient**2 + total * gradient**3, 1)
+    weights = (gradient**3 / below * rising).sum((1, 2), keepdims=True)
+    want = np.maximum((weights * features).sum(-1), 0)
+    got = gradcam.grad_cam_plus_plus(curved, jnp.asarray(features, jnp.float32), classes)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * want.max())
+    assert want.any()
+
+
+def test_norm_grad_is_the_length_of_the_gradient_of_a_convolution_that_copies():
+    """Of a 1x1 convolution's weights at one cell: the Frobenius norm of gradient x features."""
+    classes = np.array([0, 1, 1, 0])
+    outer = np.einsum("bhwc,bhwd->bhwcd", gradient_of(classes), FEATURES)
+    want = np.sqrt((outer**2).sum((-2, -1)))
+    got = gradcam.norm_grad(curved, FEATURES, classes)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * want.max())
+
+
+@pytest.mark.parametrize("method", gradcam.METHODS.values(), ids=gradcam.METHODS)
+def test_every_method_is_finite_alone_and_float32(method):
+    classes = jnp.array([0, 1, 1, -1])
+    run = jax.jit(lambda f, c: method(curved, f, c))
+    for scale in (0.0, 1e-20, 1e4):
+        heat = run((scale * FEATURES).astype(jnp.bfloat16), classes)
+        assert heat.dtype == jnp.float32
+        assert np.isfinite(heat).all()
+        assert not heat[3].any()  # no such class
+    together = run(FEATURES, classes)
+    broken = run(FEATURES.at[0].set(jnp.nan), classes)
+    np.testing.assert_allclose(broken[1:], together[1:], rtol=1e-4, atol=1e-5)
+    assert together[:3].any(axis=(1, 2)).all()

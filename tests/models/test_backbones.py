@@ -14,13 +14,16 @@ from cxr_jax.errors import InputError
 from cxr_jax.models import (
     backbones,
     convert,
+    covidnet_ct,
     densenet,
     map_head,
     nasnet,
     resnet,
     resnet38,
     sizes,
+    vgg,
     vit,
+    xception,
 )
 from tests.conftest import ROOT
 
@@ -62,12 +65,15 @@ SMALL = {
     "basic": resnet.ResNet((1, 2, 1), bottleneck=False, init_features=4, stop_at="layer3"),
     "bottleneck": resnet.ResNet((1, 2, 1), init_features=4, stop_at="layer3"),
     "nasnet": nasnet.NASNet(cells=1, filters=4, stem_filters=4, stop_at="stage3"),
+    "vgg": vgg.VGG((1, 2, 1), 4, norm=True, stop_at="block3"),
+    "xception": xception.Xception((4, 6, 8, 10), 1, (12, 14), stop_at="exit"),
+    "covidnet_ct": covidnet_ct.COVIDNetCT((1, 2), 4, stop_at="stage2"),
 }
 small = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 
 
-# torchvision's counts less its classifier; Keras' of NASNet, without one, less the running means
-# and variances, which it counts.
+# torchvision's counts less its classifier; Keras' of NASNet, without one, and of Xception, less its
+# own, both less the running means and variances, which it counts.
 @pytest.mark.parametrize(
     "make, parameters, channels",
     [
@@ -77,6 +83,8 @@ small = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
         (resnet.resnet101, 44_549_160 - 2049 * 1000, 2048),
         (resnet.resnet152, 60_192_808 - 2049 * 1000, 2048),
         (nasnet.nasnet_large, 84_916_818 - 196_668, 4032),
+        (vgg.vgg16, 138_357_544 - (25_089 + 4097) * 4096 - 4097 * 1000, 512),
+        (xception.xception, 22_910_480 - 54_528 - 2049 * 1000, 2048),
     ],
 )
 def test_networks_have_their_published_parameters(make, parameters, channels):
@@ -153,7 +161,7 @@ def test_a_config_without_a_name_is_a_densenet():
 @pytest.mark.parametrize(
     "base, change, message",
     [
-        ("resnet18", {"name": "vgg"}, r"name='vgg'; expected one of densenet, resnet, nasnet"),
+        ("resnet18", {"name": "lenet"}, r"name='lenet'; expected one of densenet, resnet, nasnet"),
         ("resnet18", {"tap": "block3"}, r"tap='block3'; this resnet has stem, layer1, layer2"),
         ("nasnet_large", {"tap": "stem"}, r"tap='stem'; this nasnet has stage2, stage3, stage4"),
         ("densenet121", {"tap": "block5"}, r"tap='block5'; this densenet has stem, block1"),
@@ -174,6 +182,8 @@ def tap_side(model, side: int, stride: int) -> int:
     """The side of a tap of an image of that side, by each family's own rounding."""
     if isinstance(model, nasnet.NASNet):  # 'VALID', then 'SAME'
         return -(-((side - 1) // 2) // (stride // 2))
+    if isinstance(model, vgg.VGG):  # its pools drop an odd border
+        return side // stride
     if isinstance(model, densenet.DenseNet):  # its transitions drop an odd border
         return -(-side // 4) // (stride // 4)
     return -(-side // stride)
@@ -416,6 +426,81 @@ def test_separable_is_one_kernel_a_channel_and_then_a_mixture():
         want = plain_norm(want, variables, f"norm{index}", epsilon=1e-3)
     # float32 against float64, sums of at most 45 terms.
     np.testing.assert_allclose(block.apply(variables, x, train=False), want, rtol=1e-5, atol=1e-5)
+
+
+def one_kernel_a_channel(own, copies: int = 1):
+    """A grouped kernel [3, 3, 1, C copies] as a full one [3, 3, C, C copies]."""
+    own = np.asarray(own)
+    full = np.zeros((3, 3, own.shape[3] // copies, own.shape[3]))
+    for out in range(own.shape[3]):
+        full[:, :, out // copies, out] = own[:, :, 0, out]
+    return full
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_xception_block_equals_a_plain_computation(halve):
+    block = xception.Block((4, 4), halve=halve)
+    x = np.random.default_rng(1).normal(size=(2, 6, 8, 4)).astype(np.float32)
+    variables = random_variables(block, *x.shape)
+    y = np.float64(x)
+    for name in ("separable1", "separable2"):
+        inner = {key: tree[name] for key, tree in variables.items()}
+        y = plain_conv(
+            np.maximum(y, 0), one_kernel_a_channel(inner["params"]["depthwise"]["kernel"])
+        )
+        y = plain_norm(y @ np.asarray(inner["params"]["pointwise"]["kernel"]), inner, "norm")
+    short = x
+    if halve:
+        short = plain_conv(x, variables["params"]["shortcut_conv"]["kernel"], 2)
+        short = plain_norm(short, variables, "shortcut_norm")
+        wide = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        parts = [wide[:, i : i + 6 : 2, j : j + 8 : 2] for i, j in np.ndindex(3, 3)]
+        y = np.max(parts, axis=0)
+    got = block.apply(variables, x, train=False)
+    # float32 against float64, sums of at most 36 terms.
+    np.testing.assert_allclose(got, short + y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels, stride", [(6, 1), (4, 1), (6, 2)])
+def test_prpe_equals_a_plain_computation(channels, stride):
+    block = covidnet_ct.PRPE(6, stride)
+    x = np.random.default_rng(1).normal(size=(2, 6, 7, channels)).astype(np.float32)
+    variables = random_variables(block, *x.shape)
+    kernels = {k: v["kernel"] for k, v in variables["params"].items() if "kernel" in v}
+
+    def step(y, name, relu=True):
+        y = plain_norm(y, variables, f"{name}_norm")
+        return np.maximum(y, 0) if relu else y
+
+    y = step(plain_conv(x, kernels["project1_conv"]), "project1")
+    replicate = one_kernel_a_channel(kernels["replicate_conv"], copies=2)
+    y = step(plain_conv(y, replicate, stride), "replicate")
+    y = step(plain_conv(y, kernels["project2_conv"]), "project2")
+    y = step(plain_conv(y, kernels["expand_conv"]), "expand", relu=False)
+    assert ("shortcut_conv" in kernels) == ((channels, stride) != (6, 1))
+    short = x
+    if "shortcut_conv" in kernels:
+        short = step(plain_conv(x, kernels["shortcut_conv"], stride), "shortcut", relu=False)
+    got = block.apply(variables, x, train=False)
+    # float32 against float64, sums of at most 27 terms.
+    np.testing.assert_allclose(got, np.maximum(y + short, 0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_vgg_equals_a_plain_computation(norm):
+    model = vgg.VGG((2,), 4, norm=norm, stop_at="block1")
+    x = np.random.default_rng(1).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    variables = random_variables(model, *x.shape)
+    y = x
+    for k in ("1_1", "1_2"):
+        layer = variables["params"][f"conv{k}"]
+        y = plain_conv(y, layer["kernel"]) + np.asarray(layer.get("bias", 0))
+        assert ("bias" in layer) != norm
+        y = np.maximum(plain_norm(y, variables, f"norm{k}") if norm else y, 0)
+    parts = [y[:, i:6:2, j:6:2] for i, j in np.ndindex(2, 2)]
+    got = model.apply(variables, x, train=False)["block1"]
+    # float32 against float64, sums of at most 36 terms.
+    np.testing.assert_allclose(got, np.max(parts, axis=0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])

@@ -36,38 +36,6 @@ def started():
     return model, init(films(1)), compiled(model)
 
 
-def centre_kernel(width):
-    kernel = np.zeros((3, 3, width, width), np.float32)
-    kernel[1, 1] = np.eye(width)
-    return {"kernel": kernel, "bias": np.zeros(width, np.float32)}
-
-
-def test_the_pyramid_adds_from_the_top_and_goes_on_above_the_backbone():
-    """With convolutions that copy: sums of repeated maps, and every second cell."""
-    width = 2
-    maps = [
-        np.random.default_rng(n).normal(size=(1, n, n, width)).astype(np.float32)
-        for n in (12, 6, 3)
-    ]
-    names = [*(f"smooth{k}" for k in range(3)), "more0", "more1"]
-    params = {name: centre_kernel(width) for name in names}
-    unit = np.full(width, np.sqrt(1 + 1e-5), np.float32)
-    for k in range(3):
-        params[f"lateral{k}"] = {"kernel": np.eye(width, dtype=np.float32)}
-        params[f"norm{k}"] = {"scale": unit, "bias": np.zeros(width, np.float32)}
-    one = {"mean": np.zeros(width, np.float32), "var": np.ones(width, np.float32)}
-    stats = {f"norm{k}": one for k in range(3)}
-    pyramid = retina.Pyramid(width)
-    found = pyramid.apply({"params": params, "batch_stats": stats}, maps, train=False)
-    twice = lambda x: x.repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
-    middle = maps[1] + twice(maps[2])
-    above = maps[2][:, ::2, ::2]
-    wanted = [maps[0] + twice(middle), middle, maps[2], above, np.maximum(above, 0)[:, ::2, ::2]]
-    assert [x.shape[1] for x in wanted] == [12, 6, 3, 2, 1]
-    for got, want in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
 def test_levels_are_the_last_three_strides_and_two_above():
     full = make(backbone=densenet121())
     assert full.strides == (8, 16, 32, 64, 128)

@@ -16,7 +16,7 @@ _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _MARK_SIDE = 384  # px, longest side on which text marks are looked for
 _MARK_AREA = (4, 400)  # px there: a letter
 _TEXTURE_SIDE = 256  # px
-_PATTERN_RADII = (1, 2, 4)  # px at _TEXTURE_SIDE
+_PATTERN_RADII = (1, 2, 4)  # px
 _PATTERNS = 10  # uniform patterns of eight neighbours, and one for all others
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 _SIDES = ("top", "bottom", "left", "right")
@@ -144,12 +144,26 @@ def _file(film: np.ndarray, small: np.ndarray, stored: bytes) -> list[float]:
 
 
 def _texture(small: np.ndarray) -> np.ndarray:
-    """How sharp and how noisy the film is where no lung is: shares of the uniform local binary
-    patterns (Ojala et al. 2002) in the outer fifth, of equalised brightness."""
-    small = cv2.equalizeHist(small)
+    """How sharp and how noisy the film is where no lung is: local binary patterns in the outer
+    fifth, of equalised brightness."""
+    return pattern_shares(cv2.equalizeHist(small), inside=_outer_fifth())
+
+
+def pattern_shares(film: np.ndarray, *, inside: np.ndarray | None = None) -> np.ndarray:
+    """Shares of the uniform local binary patterns, the same after rotation (Ojala et al. 2002), of
+    eight neighbours at three distances.
+
+    Args:
+      film: uint8 [H, W].
+      inside: bool [H, W], not empty, the pixels that count; None: all.
+
+    Returns:
+      float64 [30], ten patterns a distance, which sum to 1.
+    """
     shares = []
     for radius in _PATTERN_RADII:
-        codes = local_binary_pattern(small, 8, radius, "uniform")[_outer_fifth()]
+        codes = local_binary_pattern(film, 8, radius, "uniform")
+        codes = codes.ravel() if inside is None else codes[inside]
         shares.append(np.bincount(codes.astype(int), minlength=_PATTERNS) / codes.size)
     return np.concatenate(shares)
 
