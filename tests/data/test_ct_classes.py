@@ -20,10 +20,12 @@ from fake_ct_classes import (
     make_sarscov2,
 )
 from fake_sets import draw_film, edit, folded_config, run_prepare
+from fake_volumes import ct_config, make_ct_volumes
 
 from cxr_jax.data import readers, records, sources, splits
 from cxr_jax.data.records import DIAGNOSES
 from cxr_jax.data.sources import cncb, covid_ct, covidx_ct, prepared, sarscov2_ct
+from cxr_jax.data.sources.base import SliceSubset
 from cxr_jax.data.sources.ct_classes import COVID_OR_NOT
 from cxr_jax.errors import InputError
 
@@ -491,28 +493,34 @@ def test_a_group_stays_whole_in_the_last_split_that_has_it():
 # Whether a lesion is in a slice, as a class
 
 
-def test_slices_of_volumes_have_their_label_as_class():
-    block = sources.block("phantom_ct", size=64, slices=8, train=4, test=4, positive=0.5)
-    train = sources.open_source(block, "train")
+def test_slices_of_volumes_have_their_label_as_class(tmp_path):
+    run_prepare("ct_volume", make_ct_volumes(tmp_path), tmp_path)
+    folder = tmp_path / "ct_volume" / "volumes" / prepared.VERSION
+    train = sources.open_source(ct_config("ct_volume", folder), "train")
     classed = pickle.loads(pickle.dumps(sources.by_lesion(train, ("clear", "sick"))))
     table = train.slice_table()
     known = np.flatnonzero(~np.isnan(table.label))
+    assert {*table.label[known]} == {0, 1}
     assert 0 < len(known) < len(train)
     assert (len(classed), classed.diagnoses) == (len(known), ("clear", "sick"))
     assert classed.version != train.version
-    assert "diagnosis" in classed.fields
+    assert classed.fields == train.fields | {"diagnosis"}
     np.testing.assert_array_equal(classed.slice_table().label, table.label[known])
     for index, number in enumerate(known.tolist()):
         record = classed[index]
         records.check(record, diagnoses=classed.diagnoses)
-        assert record["id"] == train[number]["id"]
+        assert record["id"] == train[number]["id"] == classed.peek(index, "id")
         assert record["diagnosis"] == table.label[number] == classed.peek(index, "diagnosis")
-        assert classed.has(index, "diagnosis") and classed.has(index, "lesion")  # noqa: PT018
+        assert classed.has(index, "diagnosis")
     assert classed.notes[-1] == (
         f"left out: {len(train) - len(known)} of {len(train)} slices, of unknown label"
     )
     sick = sources.by_classes(classed, ("sick",))
     assert {sick[i]["slice_label"] for i in range(len(sick))} == {1}
+    unknown = SliceSubset(
+        train, np.flatnonzero(np.isnan(table.label)).tolist(), partial=train.partial
+    )
+    check_line(lambda: sources.by_lesion(unknown, ("a", "b")), "no slice of which it is known")
 
 
 def test_a_set_with_classes_keeps_them_and_one_of_films_has_none(made):
