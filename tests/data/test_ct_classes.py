@@ -131,14 +131,18 @@ def test_a_black_slice_is_one_line(made, tmp_path):
 
 
 def test_other_classes_or_splits_are_another_set(made, tmp_path):
+    """Lists of the same length, of the same pictures."""
     source = tmp_path / "covid_ct"
     shutil.copytree(made["covid_ct"][0], source)
-    run_prepare("covid_ct", source, tmp_path / "data")
     lists = source / "Data-split" / "NonCOVID"
-    moved = (lists / "trainCT_NonCOVID.txt").read_text().replace("10%1.jpg\n", "")
-    (lists / "trainCT_NonCOVID.txt").write_text(moved)
-    with (lists / "valCT_NonCOVID.txt").open("a") as file:
-        file.write("10%1.jpg\n")
+    train, val = lists / "trainCT_NonCOVID.txt", lists / "valCT_NonCOVID.txt"
+    for name in ("12%0.jpg", "13%0.jpg"):
+        draw_film(source / "Images-processed" / "CT_NonCOVID" / name, 7, (40, 40))
+    train.write_text(train.read_text() + "12%0.jpg\n")
+    val.write_text(val.read_text() + "13%0.jpg\n")
+    run_prepare("covid_ct", source, tmp_path / "data")
+    for path, old, new in ((train, "12%0", "13%0"), (val, "13%0", "12%0")):
+        path.write_text(path.read_text().replace(old, new))
     check_line(lambda: run_prepare("covid_ct", source, tmp_path / "data"), "from other files")
 
 

@@ -163,7 +163,13 @@ def _slice(path: pathlib.Path, place: tuple[str, str, str]) -> Slice:
     if not (path.stem.isdecimal() and len(path.stem) <= 6):
         raise InputError(f"{path}: the name of a slice is its number, as 0022.png")
     label, patient, _ = place
-    return Slice(path, label, f"{label}-{patient}", "-".join(place), int(path.stem))
+    return Slice(
+        path,
+        label=label,
+        group=f"{label}-{patient}",
+        volume="-".join(place),
+        position=int(path.stem),
+    )
 
 
 def _id(one: Slice) -> str:
@@ -256,7 +262,9 @@ def _drawn(folder: pathlib.Path, mask: pathlib.Path) -> DrawnSlice:
     if path is None:
         raise InputError(f"{mask}: there is no slice of it, {places[0]}")
     highest = int(readers.read_labels(mask, most=CONSOLIDATION).max())
-    return DrawnSlice(path, mask, f"{patient}-{name}", f"drawn-{patient}", max(highest - 1, 0))
+    return DrawnSlice(
+        path, mask, id=f"{patient}-{name}", group=f"drawn-{patient}", kinds=max(highest - 1, 0)
+    )
 
 
 def _read_drawn(one: DrawnSlice, max_side: int) -> Record:
