@@ -206,7 +206,8 @@ def _look(
         "view": str(record.get("view", "")),
         "shape": film.shape,
         "features": features.measure(film, stored),
-        "print": duplicates.print_of(film) if prints else None,
+        # Copies are looked for in what there is: cut out lungs are much like one another.
+        "print": duplicates.print_of(record["image"]) if prints else None,
         **_truth(record),
     }
 

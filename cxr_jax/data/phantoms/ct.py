@@ -123,10 +123,7 @@ def ct_slice(
     """
     _check_numbers(seed, number, size)
     _check_slices(slices)
-    if not 0 <= disease_extent <= 1:
-        raise InputError(f"disease_extent={disease_extent}; expected 0..1")
-    if not 0 <= index < slices:
-        raise InputError(f"slice {index} of a volume of {slices}; expected 0..{slices - 1}")
+    _check_slice(index, slices, disease_extent)
     if not window_hu[1] > 0:
         raise InputError(f"window_hu={window_hu}: the width must be positive")
     volume = ct_volume(
@@ -161,6 +158,13 @@ def _check_numbers(seed: int, number: int, size: int) -> None:
         raise InputError(f"phantom seed={seed}, volume={number} must not be negative")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InputError(f"CT phantom size={size} px must lie in {MIN_SIZE}..{MAX_SIZE}")
+
+
+def _check_slice(index: int, slices: int, disease_extent: float) -> None:
+    if not 0 <= disease_extent <= 1:
+        raise InputError(f"disease_extent={disease_extent}; expected 0..1")
+    if not 0 <= index < slices:
+        raise InputError(f"slice {index} of a volume of {slices}; expected 0..{slices - 1}")
 
 
 def _check_slices(slices: int) -> None:
