@@ -25,6 +25,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from cxr_jax import small_files
 from cxr_jax.data import splits
 from cxr_jax.data.sources import ct_classes, prepared, tables
 from cxr_jax.data.sources.base import SPLITS, PreparedOptions
@@ -107,7 +108,7 @@ def _from_table(table: pathlib.Path) -> _Index:
     parts: dict[str, list[ClassedSlice]] = {split: [] for split in SPLITS}
     for row in rows:
         path = table.parent / "images" / row.text("image")
-        if not path.is_file():
+        if not small_files.is_file(path):
             raise row.error("image", f"there is no file {path}")
         row.text("label")
         one = ClassedSlice(path, path.name, row.text("group"), row.number("label", 0, 1))
@@ -159,7 +160,7 @@ def _names(path: pathlib.Path, pictures: pathlib.Path) -> Iterator[str]:
         if name := ",".join(cells):
             if pathlib.PurePath(name).name != name:
                 raise InputError(f"{path}: line {line}: {name!r}; expected a name without folders")
-            if not (pictures / name).is_file():
+            if not small_files.is_file(pictures / name):
                 raise InputError(f"{path}: line {line}: there is no file {pictures / name}")
             yield name
 
