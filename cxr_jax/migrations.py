@@ -29,6 +29,7 @@ ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("manifest", "classes"): "",
     ("films", "fold"): -1,
     ("nih_cxr8", "boxed"): False,
+    ("phantom_ct", "other"): 0.0,
 }
 
 

@@ -28,7 +28,15 @@ from pydicom.encaps import encapsulate
 
 from cxr_jax import evaluate, report, weight_files, weights, workdir, writers
 from cxr_jax.data import readers, volumes
-from cxr_jax.data.sources import ct_volume, manifest, nih_cxr14, scene_graphs
+from cxr_jax.data.sources import (
+    cncb,
+    covid_ct,
+    covidx_ct,
+    ct_volume,
+    manifest,
+    nih_cxr14,
+    scene_graphs,
+)
 from cxr_jax.data.sources.prepared import layout
 from cxr_jax.errors import InputError
 from cxr_jax.figures import charts
@@ -236,6 +244,41 @@ def volume_table(path):
     ct_volume.read_index(path)
 
 
+COVID_LABELS = b"image,label,split,group\n" + b"".join(
+    b"%d.jpg,%d,%s,p%d\n" % (k, k % 2, (b"train", b"val", b"test")[k // 2], k) for k in range(6)
+)
+COVIDX = b"".join(b"NCP_%d_5_0001.png %d 2 3 40 38\n" % (k, k % 3) for k in range(6))
+CNCB_LESIONS = b"imgpath\nNCP/1/2/0003.png\nNCP/1/2/0004.png\nCP/7/8/0001.jpg\n"
+
+
+def slices_at(folder, *names):
+    for name in names:
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"not looked at")
+
+
+def covid_table(path):
+    slices_at(path.parent, *(f"images/{k}.jpg" for k in range(6)))
+    covid_ct.read_index(path.parent)
+
+
+def covidx_list(path):
+    slices_at(path.parent, *(f"2A_images/NCP_{k}_5_0001.png" for k in range(8)))
+    for k, split in ((6, "val"), (7, "test")):
+        other = path.with_name(f"{split}_COVIDx_CT-2A.txt")
+        other.write_text(f"NCP_{k}_5_0001.png 1 2 3 40 38\n")
+    covidx_ct.read_index(path.parent)
+
+
+def cncb_table(path):
+    names = CNCB_LESIONS.decode().split()[1:]
+    slices_at(path.parent, *names, "Normal/3/4/0000.png")
+    scans = "zip_file,label,patient_id,scan_id,n_slice\nNormal-1.zip,Normal,3,4,1\n"
+    (path.parent / "unzip_filenames.csv").write_text(scans)
+    cncb.read_index(path.parent)
+
+
 GRAPH = {
     **{"image_id": "a", "patient_id": 7, "study_id": 8, "viewpoint": "PA"},
     "objects": [
@@ -294,6 +337,15 @@ KINDS = {
         film,
         mutated,
     ),
+    "labels": (
+        "f.png",
+        cv2.imencode(".png", GREY // 64)[1].tobytes(),
+        lambda p: readers.read_labels(p, (40, 48), most=3),
+        mutated,
+    ),
+    "table of covid_ct": ("labels.csv", COVID_LABELS, covid_table, mutated),
+    "list of covidx_ct": ("train_COVIDx_CT-2A.txt", COVIDX, covidx_list, mutated),
+    "table of cncb": ("lesions_slices.csv", CNCB_LESIONS, cncb_table, mutated),
     "nifti": ("v.nii", nifti(), volumes.read, mutated),
     "nifti, gzip": ("v.nii.gz", gzip.compress(nifti()), volumes.read, mutated),
     "nifti in gzip": ("v.nii.gz", nifti(), volumes.read, inside_gzip),

@@ -1,7 +1,9 @@
 """Random changes of a film in training: one affine warp, brightness and contrast, a blur.
 
 Flip is OFF by default and belongs off for radiographs: left and right matter (the heart, the side
-of a lesion), although with it on the sides of every label are exchanged too.
+of a lesion), although with it on the sides of every label are exchanged too. Slices of CT may be
+turned by any angle and mirrored both ways, as in Wu et al. 2021 (Sec. 4.2.3): rotate_deg=180, flip,
+flip_vertical, scale=0.05, contrast=0.3, and their brightness of +-50%, a factor, is gain=0.5.
 """
 
 import dataclasses
@@ -72,6 +74,8 @@ class Augment:
         shrink: a further magnification, uniform in 1 - shrink .. 1.
         gain: factor on the grey levels, before contrast, uniform in 1 +- gain.
         blur: probability of a Gaussian blur, of a deviation uniform in 0.1 .. 1 pixels.
+        flip_vertical: mirror top and bottom with probability 1/2. Of slices only: zones and regions
+            of a film have names that say how high they lie.
     """
 
     rotate_deg: float = 0.0
@@ -84,6 +88,7 @@ class Augment:
     shrink: float = 0.0
     gain: float = 0.0
     blur: float = 0.0
+    flip_vertical: bool = False
 
     def __post_init__(self):
         for name in ("rotate_deg", "shift", "scale", "brightness", "contrast", *_LATER):
@@ -104,7 +109,7 @@ class Augment:
                 `FIELDS` those there are: masks are uint8 [H, W] of the same size, boxes are in its
                 pixels and may be padded (NaN, label -1); anything else is passed on.
             rng: the numbers drawn depend on it alone, and as many are drawn for every setting; some
-                more where crop, shrink, gain or blur are asked for.
+                more where crop, shrink, gain, blur or flip_vertical are asked for.
 
         Returns:
             A new dict with the same keys, types and shapes. What comes in from outside the film is
@@ -114,7 +119,8 @@ class Augment:
             of `zones` has left the film.
 
         Raises:
-            ValueError: an image or mask of another type or size.
+            ValueError: an image or mask of another type or size, or zones or regions that
+                `flip_vertical` would turn upside down.
         """
         draws = rng.uniform(-1.0, 1.0, size=6)
         mirror = bool(rng.random() < 0.5) and self.flip
@@ -125,6 +131,9 @@ class Augment:
         _check_planes(out)
         if mirror:
             _mirror(out)
+        # Drawn last, and by those alone who ask for it.
+        if self.flip_vertical and rng.random() < 0.5:
+            _turn_over(out)
         if self.rotate_deg or self.shift or self.scale or self.crop or self.shrink:
             matrix = self._matrix(draws[:4], more[0], out["image"].shape[-2:])
             if self.crop:
@@ -218,6 +227,21 @@ def _mirror(out: dict[str, Any]) -> None:
     for name in [*_named(out, BOXES), *_named(out, REGION_TABLE)]:
         if FIELDS[name].by_region:
             out[name] = np.asarray(out[name])[_FLIPPED_REGIONS]
+
+
+def _turn_over(out: dict[str, Any]) -> None:
+    """Mirrors a slice top to bottom; the right lung stays on the image's left."""
+    for name in out.keys() & FIELDS.keys():
+        field = FIELDS[name]
+        if name == "zones" or field.by_region or field.kind == ZONE_TABLE:
+            raise ValueError(f"flip_vertical would turn {name!r} upside down; it is for CT slices")
+    out["image"] = _each(out["image"], lambda x: cv2.flip(x, 0))
+    for name in _named(out, MASK):
+        out[name] = cv2.flip(out[name], 0)
+    height = out["image"].shape[-2]
+    for name in _named(out, BOXES):
+        turned = boxes.flip(np.asarray(out[name])[:, [1, 0, 3, 2]], height)
+        out[name] = turned[:, [1, 0, 3, 2]]
 
 
 def _exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:

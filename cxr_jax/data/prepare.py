@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in builder.notes:
         print(one_line(f"{args.name}: {note}"))
     # disable=None: a bar on a terminal only.
-    unit = "slice" if "slice" in builder.fields else "film"
+    unit = "slice" if PREPARED[args.name].ct else "film"
     with tqdm.tqdm(total=total, unit=unit, desc=args.name, disable=None) as bar:
         new = prepared.build(builder, on_film=bar.update)
     films = ", ".join(f"{count} {split}" for split, count in counts.items())

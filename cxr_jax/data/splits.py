@@ -42,6 +42,22 @@ def check_disjoint(split_groups: Mapping[str, Iterable[str]], *, where: str) -> 
             )
 
 
+def kept_apart(split_groups: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Of published splits that part a group: which films of each are kept so that no group is in
+    two. It stays whole where the last of the splits has it, so that nothing is lost of that one.
+
+    Args:
+      split_groups: split -> the groups of its films; what is tested on comes last.
+    """
+    taken: set[str] = set()
+    kept: dict[str, list[int]] = {}
+    for split in reversed(split_groups):
+        groups = split_groups[split]
+        kept[split] = [k for k, group in enumerate(groups) if group not in taken]
+        taken.update(groups)
+    return {split: kept[split] for split in split_groups}
+
+
 def balanced_folds(
     groups: Sequence[str], scores: Sequence[float], *, folds: int, edges: Sequence[float]
 ) -> np.ndarray:

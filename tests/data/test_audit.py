@@ -12,6 +12,7 @@ from cxr_jax.data import sources
 from cxr_jax.data.audit import __main__ as command
 from cxr_jax.data.audit import duplicates, features, films, quick, report, shortcuts, stored, tables
 from cxr_jax.data.phantoms import phantom
+from cxr_jax.data.phantoms.ct import ct_slice
 from cxr_jax.errors import InputError
 
 COUNT = 60
@@ -127,6 +128,21 @@ def test_what_a_network_sees_keeps_the_texture_but_not_size_file_and_brightness(
     assert told["texture"]["balanced_accuracy"]["value"] > 0.9
     assert films.SEEN in report.text(found)
     assert films.Seen(128)(pictures[0]).std() > 60  # equalised
+
+
+def test_of_a_ct_slice_the_network_sees_the_lungs(tmp_path, capsys):
+    drawn = ct_slice(3, 1, 14, size=128)
+    lungs = films.SeenLungs(64)(drawn["image"])
+    assert lungs.shape == (64, 64)
+    # Every corner is outside the lungs, and all of both lungs is there.
+    assert not lungs[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+    assert 0.3 < (lungs > 0).mean() < 0.9
+    options = [f"--{name}=2" for name in ("train", "test", "val")]
+    sizes = ["--size=64", "--slices=8", "--label_every=1"]
+    command.main(["phantom_ct", *options, *sizes, "--seen=64"])
+    text = capsys.readouterr().out
+    assert f"size, file: {films.SEEN_LUNGS}" in text
+    assert "48 of 48 films looked at" in text
 
 
 def test_a_patient_is_never_on_both_sides_of_a_fold():

@@ -140,6 +140,67 @@ def test_flip_exchanges_every_side():
     assert_same(flipped(out), record)
 
 
+def a_slice():
+    """Of CT: no zones."""
+    record = padded(example())
+    named = ("zones", "zone_valid", "severity", "severity_second", "severity_valid")
+    return {name: value for name, value in record.items() if name not in named}
+
+
+def test_a_vertical_flip_turns_a_slice_over_and_exchanges_nothing():
+    record, seen = a_slice(), 0
+    height = len(record["image"])
+    for seed in range(40):
+        out = Augment(flip_vertical=True)(record, np.random.default_rng(seed))
+        if (out["image"] == record["image"]).all():
+            assert_same(out, record)
+            continue
+        seen += 1
+        for name in ("image", "lungs", "lesion", "lesion_type"):
+            np.testing.assert_array_equal(out[name], record[name][::-1])
+        x0, y0, x1, y1 = record["boxes"].T
+        np.testing.assert_array_equal(out["boxes"].T, [x0, height - y1, x1, height - y0])
+        np.testing.assert_array_equal(out["box_label"], record["box_label"])
+    assert 10 <= seen <= 30
+
+
+@pytest.mark.parametrize("name", ["zones", "zone_valid", "severity", "regions", "region_findings"])
+def test_a_film_is_not_turned_over(name):
+    record = {**example(), "regions": np.zeros((29, 4)), "region_findings": np.zeros((29, 10))}
+    record = {"image": record["image"], name: record[name]}
+    over, plain = Augment(flip_vertical=True), a_slice()
+    turns = lambda seed: (over(plain, np.random.default_rng(seed))["image"] != plain["image"]).any()  # noqa: E731
+    seed = next(filter(turns, range(20)))
+    with pytest.raises(ValueError, match=f"flip_vertical would turn '{name}' upside down"):
+        over(record, np.random.default_rng(seed))
+
+
+def test_the_papers_augmentation_of_slices_moves_masks_along():
+    """Wu et al. 2021: any rotation, both flips, scale 0.05, brightness +-50%, contrast +-30%."""
+    augment = Augment(
+        rotate_deg=180, flip=True, flip_vertical=True, scale=0.05, gain=0.5, contrast=0.3
+    )
+    yy, xx = np.mgrid[:96, :96]
+    disc = ((yy - 40) ** 2 + (xx - 60) ** 2 < 12**2).astype(np.uint8)
+    record = {"image": disc * 120, "lesion": disc, "lungs": disc * 2}
+    places, angles, greys, sides = [], [], [], set()
+    for seed in range(60):
+        out = augment(record, np.random.default_rng(seed))
+        bright = out["image"] > out["image"].max() / 2
+        np.testing.assert_array_equal(out["lesion"] > 0, out["lungs"] > 0)
+        assert (bright != (out["lesion"] > 0)).sum() < 40  # of 440: the rim
+        sides |= set(np.unique(out["lungs"]).tolist())
+        y, x = np.argwhere(out["lesion"]).mean(axis=0) - 47.5
+        places.append(np.hypot(y, x))
+        angles.append(np.arctan2(y, x))
+        greys.append(int(out["image"].max()))
+    assert np.histogram(angles, bins=4, range=(-np.pi, np.pi))[0].min() >= 5
+    radius = np.hypot(40 - 47.5, 60 - 47.5)
+    np.testing.assert_allclose(places, radius, rtol=0.08)
+    assert min(greys) < 80 < 160 < max(greys)
+    assert sides == {0, 1, 2}
+
+
 def test_flip_happens_half_of_the_time():
     record = example()
     hits = sum(

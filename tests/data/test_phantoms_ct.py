@@ -187,7 +187,7 @@ def test_lesions_span_slices(whole):
 
 
 def test_every_kind_of_lesion_occurs():
-    options = {"slices": 16, "positive": True, "disease_extent": 0.0}
+    options = {"slices": 16, "positive": True, "lobar": False, "disease_extent": 0.0}
     lesions = [x for v in range(40) for x in ct.ct_volume(1, v, **options).lesions]
     kinds = {(x.kind, x.net) for x in lesions}
     assert kinds == {(1, False), (1, True), (2, False)}
@@ -306,6 +306,60 @@ def test_table_agrees_with_the_records(split, every):
     assert len(set(zip(names, table.volume))) == len(set(names)) == 3
 
 
+@pytest.mark.parametrize("positive, other", [(0.6, 0.5), (1.0, 0.25), (0.5, 1.0), (0.7, 0.0)])
+def test_other_infections_are_spread_over_the_positive_volumes(positive, other):
+    source = opened(count=0, positive=positive, other=other)
+    sick = [v for v in range(100) if source._is_positive(v)]
+    lobar = [v for v in range(100) if source._is_other(v)]
+    assert set(lobar) <= set(sick)
+    assert len(lobar) == int(len(sick) * other + 1e-9)
+    for n in range(1, len(sick)):
+        assert abs(sum(v in lobar for v in sick[:n]) - n * other) < 1
+
+
+def test_another_infection_is_one_consolidation_without_ground_glass():
+    options = {"slices": 12, "size": 64, "lobar": True}
+    for number in range(4):
+        drawn = [ct_slice(2, number, k, **options) for k in range(12)]
+        label = lesion_slices(2, number, slices=12, lobar=True)
+        assert label.any()
+        for record, sick in zip(drawn, label):
+            assert record["lesion"].any() == sick == record["slice_label"]
+            assert record["diagnosis"] == (1 if sick else 0)
+            np.testing.assert_array_equal(record["lesion_type"], 2 * record["lesion"])
+        # The lungs are those of the same patient with COVID-19.
+        covid = ct_slice(2, number, 6, slices=12, size=64)
+        np.testing.assert_array_equal(covid["lungs"], drawn[6]["lungs"])
+        assert covid["diagnosis"] == (2 if covid["lesion"].any() else 0)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_slice_has_the_diagnosis_that_its_label_allows(every):
+    source = opened(count=6, positive=0.7, other=0.5, label_every=every)
+    assert source.partial == ({"diagnosis"} if every > 1 else frozenset())
+    seen = set()
+    for index in range(len(source)):
+        record = source[index]
+        diagnosis = record.get("diagnosis")
+        assert source.peek(index, "diagnosis") == diagnosis
+        assert source.has(index, "diagnosis") == (diagnosis is not None)
+        if every > 1 and np.isnan(record["slice_label"]):
+            assert diagnosis is None
+            continue
+        volume = index // 12
+        sick = 1 if source._is_other(volume) else 2
+        assert diagnosis == (sick if record["lesion"].any() else 0)
+        seen.add(diagnosis)
+    assert seen == {0, 1, 2}
+    assert source.has(0, "lesion") and not source.has(0, "findings")  # noqa: PT018
+    assert source.peek(3, "slice") == 3
+    assert len(sources.only_with(source, {"diagnosis"})) == sum(
+        not np.isnan(label) for label in source.slice_table().label
+    )
+    versions = {opened(**o).version for o in ({}, {"other": 0.5}, {"other": 0.25})}
+    assert len(versions) == 3
+
+
 def test_weak_labels_are_every_nth_slice_with_a_lesion():
     table, exact = (opened(label_every=n).slice_table() for n in (3, 1))
     source = opened()
@@ -362,6 +416,7 @@ def test_a_config_opens_it():
         ({"size": 32}, "data.size=32 px"),
         ({"slices": 7}, "data.slices=7"),
         ({"positive": 1.5}, "data.positive=1.5"),
+        ({"other": -0.1}, "data.other=-0.1"),
         ({"label_every": 0}, "data.label_every=0"),
     ],
 )

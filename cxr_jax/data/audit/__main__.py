@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output:
         safe_write.make_folder(args.output, "--output")
     opened, notes = collected.open_splits(data)
-    seen = collected.Seen(args.seen) if args.seen else None
+    look = collected.SeenLungs if sources.DATASETS[args.name].ct else collected.Seen
+    seen = look(args.seen) if args.seen else None
     films = collected.collect(opened, most=args.films, seen=seen, notes=notes, bar=True)
     found = report.audit(films)
     print(report.text(found))
@@ -102,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seen",
         type=int,
         default=0,
-        help="of the middle square at so many px, blurred and equalised, as a model sees it; such "
-        "numbers are not kept beside the set (default: of the films as they are)",
+        help="of the middle square at so many px, blurred and equalised, as a model sees it; of CT "
+        "slices the lungs, cut out; such numbers are not kept beside the set (default: of the "
+        "films as they are)",
     )
     return parser
 

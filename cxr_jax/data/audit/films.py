@@ -4,23 +4,25 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tqdm
 
 from cxr_jax.data import sources
 from cxr_jax.data.audit import duplicates, features
+from cxr_jax.data.ct_slices import LungCrop
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import Record
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 
-ORIGINAL, STORED, NO_FILE, SEEN = (
+ORIGINAL, STORED, NO_FILE, SEEN, SEEN_LUNGS = (
     "the films' own files",
     "as prepared: shrunk and encoded anew",
     "there are no files",
     "of the middle square, shrunk, blurred and equalised",
+    "of the lungs, cut out and resized, black outside",
 )
 
 
@@ -80,11 +82,29 @@ class Seen:
     """
 
     size: int
+    words: ClassVar[str] = SEEN
 
     def __call__(self, film: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> uint8 [size, size], blurred and equalised."""
         square = Visible(crop="square")({"image": film})["image"]
         return Preprocess(self.size, order=("resize", "blur", "equalize")).film(square)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenLungs:
+    """A CT slice as `ct_slices.LungCrop` shows it to a network.
+
+    Attributes:
+      size: px of its sides.
+    """
+
+    size: int
+    words: ClassVar[str] = SEEN_LUNGS
+
+    def __call__(self, slice_: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] -> uint8 [size, size]: the lungs, the whole slice where none are found."""
+        seen = LungCrop()({"image": slice_})["image"]
+        return Preprocess(self.size, order=("resize",)).film(seen)
 
 
 def open_splits(data: Any) -> tuple[list[sources.Source], list[str]]:
@@ -119,7 +139,7 @@ def collect(
     *,
     most: int,
     prints: bool = True,
-    seen: Callable[[np.ndarray], np.ndarray] | None = None,
+    seen: Seen | SeenLungs | None = None,
     notes: Sequence[str] = (),
     bar: bool = False,
 ) -> Films:
@@ -162,7 +182,7 @@ def collect(
         features=np.stack([look["features"] for look in looks]),
         labels=dict(_labels(looks, first)),
         prints=[look["print"] for look in looks] if prints else [],
-        files=_files(first) if seen is None else SEEN,
+        files=_files(first) if seen is None else seen.words,
         notes=list(notes),
     )
 
@@ -186,7 +206,8 @@ def _look(
         "view": str(record.get("view", "")),
         "shape": film.shape,
         "features": features.measure(film, stored),
-        "print": duplicates.print_of(film) if prints else None,
+        # Copies are looked for in what there is: cut out lungs are much like one another.
+        "print": duplicates.print_of(record["image"]) if prints else None,
         **_truth(record),
     }
 

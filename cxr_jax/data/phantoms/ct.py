@@ -23,17 +23,20 @@ Exact truth. Masks are taken from the very fields that are drawn:
   are never lesion; a vessel inside a lesion belongs to it.
 * `lesion_type`: 1 ground glass, 2 consolidation. Crazy paving is ground glass with a net of septa
   and has type 1. Where both overlap, consolidation.
+* `diagnosis`, of the slice: normal where it has no lesion, else what the volume has.
 * A slice has a lesion if and only if the mask on a fixed lattice of 256 x 256 holds a full square
   of 5 x 5 cells; a slice with less is cleared of opacity. So the label of a slice can be had
   without its picture, and agrees with its mask at every size.
 
-A positive volume has one to six lesions: plain ground glass, crazy paving or consolidation (some
-with a halo of ground glass, some with air bronchograms). Each is an ellipsoid with a ragged edge
-(a smooth random field in space), clipped to the lungs, from about 1 cm to a third of a lung, more
-often low, at the back and near the pleura. At least one of them is seen in some slice.
+A positive volume has COVID-19, one to six lesions: plain ground glass, crazy paving or
+consolidation (some with a halo of ground glass, some with air bronchograms). One that is `lobar`
+has another infection: one large consolidation with air bronchograms and no ground glass. Each is
+an ellipsoid with a ragged edge (a smooth random field in space), clipped to the lungs, from about
+1 cm to a third of a lung, more often low, at the back and near the pleura. At least one of them is
+seen in some slice.
 
 What is not true to life: the shapes are simple, the noise is not a scanner's, lesions stand at
-slices that were taken and do not follow lobes, there is no other disease of the lungs.
+slices that were taken and do not follow lobes, there is no third disease of the lungs.
 
 Phantoms are not patients. They serve to test code and to see whether a model can learn at all;
 a number measured on them claims nothing about any patient or any reader.
@@ -46,13 +49,19 @@ import cv2
 import numpy as np
 
 from cxr_jax.data.phantoms.ct_anatomy import LATTICE, Thorax, label_sides
-from cxr_jax.data.phantoms.ct_disease import Opacity, choose_lesions, lesion_truth, opacity_at
+from cxr_jax.data.phantoms.ct_disease import (
+    Opacity,
+    choose_lesions,
+    choose_lobar,
+    lesion_truth,
+    opacity_at,
+)
 from cxr_jax.data.phantoms.ct_lungs import add_airways, lung_hu
 from cxr_jax.data.phantoms.ct_scanner import mask_view, reconstruct
 from cxr_jax.data.phantoms.ct_tissue import tissue_hu
 from cxr_jax.data.phantoms.ct_trees import Trees
 from cxr_jax.data.phantoms.drawing import Pen
-from cxr_jax.data.records import Record
+from cxr_jax.data.records import DIAGNOSES, Record
 from cxr_jax.errors import InputError
 
 MIN_SIZE, MAX_SIZE = 64, 512  # px
@@ -84,6 +93,7 @@ def ct_slice(
     size: int = 256,
     slices: int = 32,
     positive: bool = True,
+    lobar: bool = False,
     disease_extent: float = 0.0,
     window_hu: tuple[float, float] = WINDOW_HU,
 ) -> Record:
@@ -100,36 +110,36 @@ def ct_slice(
       size: height and width, 64..512 px.
       slices: of the volume, 8..512; they span the same chest, so more lie closer together.
       positive: whether the volume has lesions: then at least one slice has.
+      lobar: whether they are those of another infection than COVID-19.
       disease_extent: 0..1, how much wider and longer lesions are: at 1 twice.
       window_hu: centre and width of the window.
 
     Returns:
       A record: image, lungs, lesion, lesion_type uint8 [size, size]; slice int32, slice_label
-      float32 (0 or 1, exact), pixel_area float32 (1); id, group, volume str.
+      float32 (0 or 1, exact), pixel_area float32 (1); diagnosis int; id, group, volume str.
 
     Raises:
       InputError: an argument outside its range.
     """
     _check_numbers(seed, number, size)
     _check_slices(slices)
-    if not 0 <= disease_extent <= 1:
-        raise InputError(f"disease_extent={disease_extent}; expected 0..1")
-    if not 0 <= index < slices:
-        raise InputError(f"slice {index} of a volume of {slices}; expected 0..{slices - 1}")
+    _check_slice(index, slices, disease_extent)
     if not window_hu[1] > 0:
         raise InputError(f"window_hu={window_hu}: the width must be positive")
     volume = ct_volume(
-        seed, number, slices=slices, positive=positive, disease_extent=disease_extent
+        seed, number, slices=slices, positive=positive, lobar=lobar, disease_extent=disease_extent
     )
     drawn = _draw(volume, index, size=size, show_lesions=True)
     name = f"ct-{seed}-{number:07d}"
+    sick = bool(drawn.lesion.any())
     return {
         "image": _windowed(drawn.hu, *window_hu),
         "id": f"{name}-{index:03d}",
         "group": name,
         "volume": name,
         "slice": np.int32(index),
-        "slice_label": np.float32(drawn.lesion.any()),
+        "slice_label": np.float32(sick),
+        "diagnosis": slice_diagnosis(sick, lobar),
         "pixel_area": np.float32(1),
         "lungs": drawn.lungs,
         "lesion": drawn.lesion,
@@ -137,11 +147,24 @@ def ct_slice(
     }
 
 
+def slice_diagnosis(lesion: bool, lobar: bool) -> int:
+    """The number in `records.DIAGNOSES` of a slice with or without a lesion."""
+    disease = "other infection" if lobar else "covid-19"
+    return DIAGNOSES.index(disease if lesion else "normal")
+
+
 def _check_numbers(seed: int, number: int, size: int) -> None:
     if min(seed, number) < 0:
         raise InputError(f"phantom seed={seed}, volume={number} must not be negative")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InputError(f"CT phantom size={size} px must lie in {MIN_SIZE}..{MAX_SIZE}")
+
+
+def _check_slice(index: int, slices: int, disease_extent: float) -> None:
+    if not 0 <= disease_extent <= 1:
+        raise InputError(f"disease_extent={disease_extent}; expected 0..1")
+    if not 0 <= index < slices:
+        raise InputError(f"slice {index} of a volume of {slices}; expected 0..{slices - 1}")
 
 
 def _check_slices(slices: int) -> None:
@@ -162,6 +185,7 @@ def lesion_slices(
     *,
     slices: int = 32,
     positive: bool = True,
+    lobar: bool = False,
     disease_extent: float = 0.0,
 ) -> np.ndarray:
     """bool [slices]: which slices of the volume have a lesion. Draws no picture."""
@@ -169,7 +193,7 @@ def lesion_slices(
     if not positive:
         return np.zeros(slices, bool)
     volume = ct_volume(
-        seed, number, slices=slices, positive=positive, disease_extent=disease_extent
+        seed, number, slices=slices, positive=positive, lobar=lobar, disease_extent=disease_extent
     )
     return np.array([volume.opacity_at(z) is not None for z in volume.thorax.z])
 
@@ -182,12 +206,13 @@ def draw_slice(
     size: int,
     slices: int = 32,
     positive: bool = True,
+    lobar: bool = False,
     disease_extent: float = 0.0,
     show_lesions: bool = True,
 ) -> Slice:
     """The slice in HU; with `show_lesions` False its picture lacks them, all else equal."""
     volume = ct_volume(
-        seed, number, slices=slices, positive=positive, disease_extent=disease_extent
+        seed, number, slices=slices, positive=positive, lobar=lobar, disease_extent=disease_extent
     )
     return _draw(volume, index, size=size, show_lesions=show_lesions)
 
@@ -196,11 +221,19 @@ class Volume:
     """One patient's scan. Not changed after construction: threads may share it."""
 
     def __init__(
-        self, seed: int, number: int, *, slices: int, positive: bool, disease_extent: float
+        self,
+        seed: int,
+        number: int,
+        *,
+        slices: int,
+        positive: bool,
+        lobar: bool,
+        disease_extent: float,
     ):
         self._key = (seed, number)
         self.thorax = Thorax(self.rng(0), slices)
-        self.lesions = choose_lesions(self.thorax, self.rng(1), disease_extent) if positive else []
+        choose = choose_lobar if lobar else choose_lesions
+        self.lesions = choose(self.thorax, self.rng(1), disease_extent) if positive else []
         self.trees = Trees(self.thorax, seed, number)
 
     def rng(self, *stream: int) -> np.random.Generator:
@@ -215,10 +248,17 @@ class Volume:
 # A volume is some 300 kB and takes milliseconds; neighbouring slices are mostly read in a row.
 @functools.lru_cache(maxsize=8)
 def ct_volume(
-    seed: int, number: int, *, slices: int, positive: bool, disease_extent: float
+    seed: int, number: int, *, slices: int, positive: bool, lobar: bool, disease_extent: float
 ) -> Volume:
     """The volume with these numbers, which a small cache keeps."""
-    return Volume(seed, number, slices=slices, positive=positive, disease_extent=disease_extent)
+    return Volume(
+        seed,
+        number,
+        slices=slices,
+        positive=positive,
+        lobar=lobar,
+        disease_extent=disease_extent,
+    )
 
 
 def _draw(volume: Volume, index: int, *, size: int, show_lesions: bool) -> Slice:

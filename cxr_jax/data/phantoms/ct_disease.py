@@ -1,7 +1,8 @@
 """Lesions of one CT volume: where they lie, their opacity at each height and their exact masks.
 
 Each lesion is an ellipsoid with a ragged edge (a smooth random field in space), clipped to the
-lungs, more often low, at the back and near the pleura.
+lungs, more often low, at the back and near the pleura. COVID-19 has one to six, most of them ground
+glass; another infection is one large consolidation without ground glass, as in lobar pneumonia.
 """
 
 import dataclasses
@@ -63,10 +64,35 @@ def choose_lesions(thorax: Thorax, rng: np.random.Generator, disease_extent: flo
             thorax, rng, most=0.095 if k else np.inf, disease_extent=disease_extent
         )
         lesions += [halo, lesion] if halo else [lesion]
-        # The first one is seen for certain; at this size it nearly always is.
-        while not k and opacity_at(lesions, thorax, lesion.z) is None:
-            lesion.radii, lesion.reach = 1.15 * lesion.radii, 1.15 * lesion.reach
+        if not k:  # the first one is seen for certain
+            _grow_until_seen(lesions, lesion, thorax)
     return lesions
+
+
+def choose_lobar(thorax: Thorax, rng: np.random.Generator, disease_extent: float) -> list[Lesion]:
+    """One consolidation of a large part of a lung, its airways open; seen in its slice."""
+    centre, z, angle = _place(thorax, rng)
+    size = rng.uniform(0.085, 0.15) * (1 + disease_extent)
+    stretch = rng.uniform(1.0, 1.5)
+    lesion = Lesion(
+        kind=CONSOLIDATION,
+        centre=centre,
+        z=z,
+        radii=size * np.array([stretch, 1 / stretch]),
+        reach=float(size * rng.uniform(0.9, 1.7) / HEIGHT),
+        angle=angle,
+        strength=rng.uniform(0.86, 0.99),
+        noise=rng.standard_normal((_NOISE_Z, _NOISE, _NOISE)).astype(np.float32),
+        bronchograms=True,
+    )
+    _grow_until_seen([lesion], lesion, thorax)
+    return [lesion]
+
+
+def _grow_until_seen(lesions: list[Lesion], lesion: Lesion, thorax: Thorax) -> None:
+    """At the size that was drawn it nearly always is."""
+    while opacity_at(lesions, thorax, lesion.z) is None:
+        lesion.radii, lesion.reach = 1.15 * lesion.radii, 1.15 * lesion.reach
 
 
 def _choose_lesion(

@@ -23,7 +23,14 @@ what all of them ask first; `whole` looks at header and end only.
 """
 
 from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header, read_view
-from cxr_jax.data.readers.films import check_frontal, films_in, find_films, read_film, read_mask
+from cxr_jax.data.readers.films import (
+    check_frontal,
+    films_in,
+    find_films,
+    read_film,
+    read_labels,
+    read_mask,
+)
 from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
 from cxr_jax.data.readers.whole import check_whole
 
@@ -38,6 +45,7 @@ __all__ = [
     "read_film",
     "read_hounsfield",
     "read_jsrt",
+    "read_labels",
     "read_mask",
     "read_slice_header",
     "read_view",

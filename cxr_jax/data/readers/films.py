@@ -12,6 +12,7 @@ from cxr_jax.data.readers.dicom import check_view, read_dicom
 from cxr_jax.data.readers.dicom_header import is_dicom
 from cxr_jax.data.readers.pictures import (
     gif_or_bmp,
+    is_png,
     is_png_or_jpeg,
     read_gif_or_bmp,
     read_png_or_jpeg,
@@ -96,13 +97,50 @@ def read_mask(
             grey = read_gif_or_bmp(path.read_bytes(), kind, max_pixels)
         else:
             raise BadFile("not an image this program knows; expected a PNG, JPEG, GIF or BMP mask")
-        if shape is not None and grey.shape != tuple(shape):
-            raise BadFile(
-                f"the mask has {grey.shape[1]}x{grey.shape[0]} px (width x height), its film "
-                f"{shape[1]}x{shape[0]}; draw or export it on the film's own pixels"
-            )
+        _check_shape(grey, shape)
     highest = int(grey.max())
     return (grey > (0 if highest < 16 else highest / 2)).astype(np.uint8)
+
+
+def read_labels(
+    path: str | Path,
+    shape: tuple[int, int] | None = None,
+    *,
+    most: int,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Reads a grey PNG whose values are labels.
+
+    Args:
+        path: the file.
+        shape: (H, W) of its film.
+        most: the highest label.
+        max_pixels: as in `read_film`.
+
+    Returns:
+        uint8 [H, W], 0 .. `most`.
+
+    Raises:
+        InputError: as in `read_mask`; no PNG, whose values would be no labels any more; or a higher
+            value.
+    """
+    path = Path(path)
+    with naming(path):
+        if not is_png(read_head(path)):
+            raise BadFile("not a PNG; labels are kept by that alone: export them as PNG")
+        labels = read_png_or_jpeg(path.read_bytes(), max_pixels)
+        _check_shape(labels, shape)
+        if (highest := int(labels.max())) > most:
+            raise BadFile(f"it holds the value {highest}; its labels are 0..{most}")
+    return labels.astype(np.uint8)
+
+
+def _check_shape(mask: np.ndarray, shape: tuple[int, int] | None) -> None:
+    if shape is not None and mask.shape != tuple(shape):
+        raise BadFile(
+            f"the mask has {mask.shape[1]}x{mask.shape[0]} px (width x height), its film "
+            f"{shape[1]}x{shape[0]}; draw or export it on the film's own pixels"
+        )
 
 
 def films_in(paths: Iterable[str | Path]) -> list[Path]:

@@ -23,6 +23,11 @@ _JSRT_SIDE = 2048  # pixels
 _MAX_CHUNKS = 1_000_000  # of a PNG
 
 
+def is_png(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a PNG."""
+    return head.startswith(_PNG)
+
+
 def is_png_or_jpeg(head: bytes) -> bool:
     """Whether a file that begins with `head` is one that `read_png_or_jpeg` reads."""
     return head.startswith((_PNG, _JPEG))

@@ -19,6 +19,7 @@ from cxr_jax.data.sources.base import (
     Source,
     Subset,
     by_classes,
+    by_lesion,
     by_severity,
     by_view,
     names_of,
@@ -41,6 +42,7 @@ __all__ = [
     "Subset",
     "block",
     "by_classes",
+    "by_lesion",
     "by_severity",
     "by_view",
     "check_options",
@@ -66,16 +68,18 @@ class Entry(NamedTuple):
       file: the file beside this one; FILE:NAME where it holds several data sets.
       source: what `prepare --source` is given; empty where nothing is prepared.
       by_path: the prepared folder is named by the option `path`.
+      ct: its records are slices of CT, not films.
     """
 
     file: str
     source: str = ""
     by_path: bool = False
+    ct: bool = False
 
 
 DATASETS = {
     "phantom_cxr": Entry("phantom_cxr"),
-    "phantom_ct": Entry("phantom_ct"),
+    "phantom_ct": Entry("phantom_ct", ct=True),
     "brixia_cohen": Entry("brixia_cohen", "the clone of BrixIA/Brixia-score-COVID-19"),
     "manifest": Entry("manifest", "your CSV file of films", by_path=True),
     "chexpert": Entry("chexpert", "the folder CheXpert-v1.0-small, or CheXpert-v1.0"),
@@ -94,9 +98,24 @@ DATASETS = {
     "montgomery": Entry("lung_masks:MONTGOMERY", "the folder MontgomerySet/"),
     "shenzhen": Entry("lung_masks:SHENZHEN", "the folder ChinaSet_AllFiles/ beside mask/"),
     "films": Entry("films"),
-    "ct_lesions": Entry("ct_lesions", "the folder with ct/, lesions/, lungs/ and the tables"),
-    "covid19_ct_seg": Entry("covid19_ct_seg", "the folder COVID-19-CT-Seg_20cases/ lies in"),
-    "ct_volume": Entry("ct_volume", "your CSV file of volumes", by_path=True),
+    "ct_lesions": Entry(
+        "ct_lesions", "the folder with ct/, lesions/, lungs/ and the tables", ct=True
+    ),
+    "covid19_ct_seg": Entry(
+        "covid19_ct_seg", "the folder COVID-19-CT-Seg_20cases/ lies in", ct=True
+    ),
+    "ct_volume": Entry("ct_volume", "your CSV file of volumes", by_path=True, ct=True),
+    "covid_ct": Entry(
+        "covid_ct", "the clone of UCSD-AI4H/COVID-CT, unpacked, or labels.csv and images/", ct=True
+    ),
+    "covidx_ct": Entry(
+        "covidx_ct", "the folder with 2A_images/ and train_COVIDx_CT-2A.txt", ct=True
+    ),
+    "cncb": Entry("cncb:SLICES", "the folder with NCP/, CP/, Normal/ and the tables", ct=True),
+    "cncb_lesions": Entry(
+        "cncb:LESIONS", "the folder with ct_lesion_seg/, or that with image/ and mask/", ct=True
+    ),
+    "sarscov2_ct": Entry("sarscov2_ct", "the folder with COVID/ and non-COVID/", ct=True),
 }
 NOT_OPTIONS = ("name", "labels")  # what a block holds beside the options; `labels`: a second block
 # A second set of phantoms is of other films than the first one, whose seed is 0.

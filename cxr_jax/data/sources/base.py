@@ -311,6 +311,50 @@ def by_classes(source: Source, classes: Sequence[str]) -> Source:
     return chosen
 
 
+class _ByLesion(SliceSubset):
+    """Slices whose class is whether a lesion is in them."""
+
+    def __init__(self, source: SliceSource, indices: list[int], names: tuple[str, str]):
+        super().__init__(source, indices, partial=source.partial)
+        self.fields = source.fields | {"diagnosis"}
+        self.version += "+bylesion"
+        self.diagnoses = tuple(names)
+        self._labels = source.slice_table().label[indices].astype(int).tolist()
+
+    def __getitem__(self, index: int) -> Record:
+        return super().__getitem__(index) | {"diagnosis": self._labels[index]}
+
+    def has(self, index: int, field: str) -> bool:
+        return field == "diagnosis" or super().has(index, field)
+
+    def peek(self, index: int, field: str) -> Any:
+        return self._labels[index] if field == "diagnosis" else super().peek(index, field)
+
+
+def by_lesion(source: Source, names: tuple[str, str]) -> Source:
+    """The slices of a set of volumes with a `diagnosis`, its `slice_label`: no lesion or one;
+    `source` itself where it has diagnoses of its own. Slices of which nobody knows are left out.
+
+    Args:
+      names: of the two classes, no lesion first.
+
+    Raises:
+      InputError: a set that has neither, or no slice of which it is known.
+    """
+    if "diagnosis" in source.fields:
+        return source
+    who = f"data set {source.name!r} (split {source.split!r})"
+    if not hasattr(source, "slice_table"):
+        raise InputError(f"{who} has neither diagnoses nor CT slices with a label")
+    known = np.flatnonzero(~np.isnan(source.slice_table().label)).tolist()
+    if not known:
+        raise InputError(f"{who} has no slice of which it is known whether a lesion is in it")
+    chosen = _ByLesion(source, known, names)
+    if left := len(source) - len(known):
+        chosen.notes += (f"left out: {left} of {len(source)} slices, of unknown label",)
+    return chosen
+
+
 def told_classes(labels: Iterable[int | None], names: Sequence[str] = DIAGNOSES) -> str:
     """How many films there are of each class, for the user.
 

@@ -55,9 +55,6 @@ def open_split(options: Options, split: str) -> "Films":
     if {"cxr_3class", "brixia_cohen"} <= set(names):
         at = names.index("brixia_cohen")
         opened[at] = _without_shared(opened[at], options.data_dir)
-    for source in opened:
-        if "slice" in source.fields:
-            raise InputError(f"data.sets={options.sets!r}: {source.name!r} is of CT, not of films")
     return Films(opened, split)
 
 
@@ -122,6 +119,8 @@ def _check(names: Sequence[str], data_dir: str) -> None:
         )
     for name in names:
         sources.find(name, "data.sets")
+        if sources.DATASETS[name].ct:
+            raise InputError(f"data.sets={','.join(names)!r}: {name!r} is of CT, not of films")
         if name == "films" or names.count(name) > 1:
             raise InputError(f"data.sets={','.join(names)!r} has {name!r} where it cannot be")
     if len(alike := sorted(SAME_FILMS & set(names))) > 1:
@@ -133,7 +132,8 @@ def _check(names: Sequence[str], data_dir: str) -> None:
 
 def _prepared_sets(data_dir: str) -> list[str]:
     """Those of films that lie in the folder."""
-    known = [name for name, entry in sources.DATASETS.items() if entry.source and not entry.by_path]
+    every = sources.DATASETS.items()
+    known = [name for name, e in every if e.source and not e.by_path and not e.ct]
     folder = prepared.data_folder(data_dir)
     return [name for name in known if (folder / name).is_dir()]
 

@@ -6,6 +6,7 @@ Nothing is stored.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Options:
       size: height and width, 64..512 px
       slices: of a volume, 8..512
       positive: 0..1, share of volumes with lesions
+      other: 0..1, share of these that have another infection than COVID-19
       disease_extent: 0..1, how much wider and longer lesions are: at 1 twice
       test_disease_extent: of the val and test volumes; -1: as disease_extent
       label_every: training labels every n-th slice with a lesion; 1: all of them
@@ -42,6 +44,7 @@ class Options:
     size: int = 256
     slices: int = 32
     positive: float = 0.6
+    other: float = 0.0
     disease_extent: float = 0.0
     test_disease_extent: float = -1.0
     label_every: int = 4
@@ -64,6 +67,7 @@ def open_split(options: Options, split: str) -> "PhantomCT":
         size=o.size,
         slices=o.slices,
         positive=o.positive,
+        other=o.other,
         disease_extent=o.test_disease_extent if other else o.disease_extent,
         label_every=o.label_every,
     )
@@ -78,7 +82,8 @@ class PhantomCT:
     fourth or fifth slice with a lesion, so of a positive volume the first lesion-bearing slice from
     above, and every `label_every`-th after it, is 1; its other slices are NaN, unknown, be there a
     lesion or not. Negative volumes are 0 throughout. With `label_every` 1, and in the other
-    splits, every label is known.
+    splits, every label is known. A slice of known label has a `diagnosis`, of its own: normal where
+    it has no lesion, else the infection of its volume.
 
     Args:
       split: 'train', 'val' or 'test'.
@@ -87,6 +92,8 @@ class PhantomCT:
       size: height and width in pixels, 64..512.
       slices: of a volume, 8..512.
       positive: 0..1, share of positive volumes.
+      other: 0..1, share of the positive ones that have another infection than COVID-19; they are
+        spread as evenly.
       disease_extent: 0..1, how much wider and longer lesions are: at 1 twice.
       label_every: 1 or more.
 
@@ -95,8 +102,7 @@ class PhantomCT:
     """
 
     name = "phantom_ct"
-    fields = CT_FIELDS | {"image", "id", "group", "lungs", "lesion", "lesion_type"}
-    partial = frozenset()
+    fields = CT_FIELDS | {"image", "id", "group", "diagnosis", "lungs", "lesion", "lesion_type"}
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class PhantomCT:
         size: int,
         slices: int = 32,
         positive: float = 0.6,
+        other: float = 0.0,
         disease_extent: float = 0.0,
         label_every: int = 4,
     ):
@@ -120,20 +127,23 @@ class PhantomCT:
         least, most = ct.MIN_SLICES, ct.MAX_SLICES
         if not least <= slices <= most:
             raise InputError(f"data.slices={slices} a volume; expected {least}..{most}")
-        if not 0 <= positive <= 1:
-            raise InputError(f"data.positive={positive}; expected 0..1")
-        if not 0 <= disease_extent <= 1:
-            raise InputError(f"data.disease_extent={disease_extent}; expected 0..1")
+        shares = {"positive": positive, "other": other, "disease_extent": disease_extent}
+        for option, share in shares.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"data.{option}={share}; expected 0..1")
         if label_every < 1:
             raise InputError(f"data.label_every={label_every}; expected 1 or more")
         self.split, self.count, self.seed, self.size = split, count, seed, size
         self.slices, self.positive, self.disease_extent = slices, positive, disease_extent
+        self.other = other
         self.label_every = label_every if split == "train" else 1
+        self.partial = frozenset({"diagnosis"} if self.label_every > 1 else ())
         # Labels by volume, made when first asked for. Threads that ask at once write the same.
         self._labels: dict[int, np.ndarray] = {}
         self.version = f"{VERSION}+seed{seed},{size}px,{slices}slices,positive{positive:g}"
         # `heavy`: its name when the first runs were trained, which compare this text.
         self.version += f",heavy{disease_extent:g}" if disease_extent else ""
+        self.version += f",other{other:g}" if other else ""
         self.version += f",label{label_every}" if self.label_every > 1 else ""
 
     def __len__(self) -> int:
@@ -150,11 +160,28 @@ class PhantomCT:
             size=self.size,
             slices=self.slices,
             positive=self._is_positive(volume),
+            lobar=self._is_other(volume),
             disease_extent=self.disease_extent,
         )
         if self.label_every > 1:
             record["slice_label"] = self._volume_labels(volume)[position]
+            if np.isnan(record["slice_label"]):
+                del record["diagnosis"]
         return record
+
+    def has(self, index: int, field: str) -> bool:
+        """Whether a record has a field; draws none."""
+        if field == "diagnosis":
+            return self.peek(index, field) is not None
+        return field in self.fields
+
+    def peek(self, index: int, field: str) -> Any:
+        """As `base.peek`; no slice is drawn for its diagnosis."""
+        if field != "diagnosis":
+            return self[index].get(field)
+        volume, position = divmod(index, self.slices)
+        label = self._volume_labels(volume)[position]
+        return None if np.isnan(label) else ct.slice_diagnosis(label == 1, self._is_other(volume))
 
     def slice_table(self) -> SliceTable:
         """Draws the lesions of every positive volume on a small lattice, once: about 40 ms each."""
@@ -166,9 +193,13 @@ class PhantomCT:
         )
 
     def _is_positive(self, volume: int) -> bool:
-        # A hair less, so that 15 * 0.2, which is a little over 3, counts as 3.
-        before, after = (math.ceil(n * self.positive - 1e-9) for n in (volume, volume + 1))
-        return after > before
+        return _count(volume + 1, self.positive) > _count(volume, self.positive)
+
+    def _is_other(self, volume: int) -> bool:
+        """Of the positive volumes every so-and-so-manieth, the first one not before its turn."""
+        before = _count(volume, self.positive)
+        turn = math.floor((before + 1) * self.other + 1e-9) > math.floor(before * self.other + 1e-9)
+        return turn and self._is_positive(volume)
 
     def _volume_labels(self, volume: int) -> np.ndarray:
         """float32 [slices]: 1, 0 or NaN."""
@@ -177,7 +208,11 @@ class PhantomCT:
         if volume not in self._labels:
             number = FIRST[self.split] + volume
             lesion = ct.lesion_slices(
-                self.seed, number, slices=self.slices, disease_extent=self.disease_extent
+                self.seed,
+                number,
+                slices=self.slices,
+                lobar=self._is_other(volume),
+                disease_extent=self.disease_extent,
             )
             labels = lesion.astype(np.float32)
             if self.label_every > 1:
@@ -185,3 +220,9 @@ class PhantomCT:
                 labels[np.flatnonzero(lesion)[:: self.label_every]] = 1
             self._labels[volume] = labels
         return self._labels[volume]
+
+
+def _count(volumes: int, share: float) -> int:
+    """How many of the first volumes are of that share."""
+    # A hair less, so that 15 * 0.2, which is a little over 3, counts as 3.
+    return math.ceil(volumes * share - 1e-9)

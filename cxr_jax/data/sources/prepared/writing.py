@@ -50,6 +50,7 @@ def film_builder(
     data_dir: str,
     max_side: int,
     notes: Sequence[str] = (),
+    diagnoses: tuple[str, ...] = records.DIAGNOSES,
 ) -> B:
     """The builder of a set from what its tables say of every film; reads no film yet.
 
@@ -63,6 +64,7 @@ def film_builder(
       fingerprint: of `fingerprint`.
       data_dir, max_side: as the `prepare` command has them.
       notes: for the user.
+      diagnoses: as of `RecordBuilder`.
     """
     folds = folds or {}
     return kind(
@@ -77,6 +79,7 @@ def film_builder(
         columns={split: columns(part) for split, part in parts.items()},
         metadata={"fingerprint": fingerprint, "max_side": max_side},
         notes=notes,
+        diagnoses=diagnoses,
     )
 
 
