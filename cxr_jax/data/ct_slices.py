@@ -21,7 +21,7 @@ from cxr_jax.data.sources.base import SliceSubset, Source
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 
-MASKS = ("record", "morphology", "record_or_morphology")
+MASKS = ("morphology", "record_or_morphology")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class LungCrop:
     """What is left of a slice: `config.crop`.
 
     Attributes:
-      masks: where the lungs are from: the `record`; `morphology`, as in the paper
-        (`ct_lungs.segment`); or record_or_morphology, of the record where it has them.
+      masks: where the lungs are from: `morphology`, as in the paper (`ct_lungs.segment`), or
+        record_or_morphology, the record's own where it has them.
       hide: what is outside the lungs is black.
       least_intensity: 0..1, slices of volumes whose mean is lower are left out; 0: none is.
     """
@@ -49,11 +49,6 @@ class LungCrop:
                 f"config.crop.least_intensity={self.least_intensity}; expected 0 to below 1"
             )
 
-    @property
-    def needs_lungs(self) -> bool:
-        """Whether `lungs` must be among the record's fields."""
-        return self.masks == "record"
-
     def __call__(self, record: Record) -> Record:
         """The record's pictures cut to the lungs; its boxes are left out.
 
@@ -61,26 +56,31 @@ class LungCrop:
         nothing is known to be outside.
 
         Args:
-          record: with `image`, and `lungs` where they are needed.
+          record: with `image`.
 
         Returns:
           A record with `lungs`, as they were found, and pictures of one size, at least 1 x 1.
         """
-        record = record | {"lungs": self.lungs(record)}
-        return self._visible(record)(record)
+        record = self.with_lungs(record)
+        return self.visible(record)(record)
 
     def on_slice(self, values: np.ndarray, record: Record) -> np.ndarray:
         """A map of what was left, float32 [h, w], on the whole slice [H, W]; 0 beside the crop."""
-        record = record | {"lungs": self.lungs(record)}
-        return self._visible(record).on_film(values, record)
+        record = self.with_lungs(record)
+        return self.visible(record).on_film(values, record)
+
+    def with_lungs(self, record: Record) -> Record:
+        """The record with its `lungs`."""
+        return record | {"lungs": self.lungs(record)}
 
     def lungs(self, record: Record) -> np.ndarray:
         """uint8 [H, W]: 0 outside, 1 right lung (image left), 2 left lung."""
-        if self.masks == "record" or (self.masks != "morphology" and "lungs" in record):
+        if self.masks != "morphology" and "lungs" in record:
             return record["lungs"]
         return ct_lungs.segment(record["image"])
 
-    def _visible(self, record: Record) -> Visible:
+    def visible(self, record: Record) -> Visible:
+        """What is left of a record that has its `lungs`."""
         if not record["lungs"].any():
             return Visible()
         return Visible(crop="lungs", hide="outside" if self.hide else "nothing")

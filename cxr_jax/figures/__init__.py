@@ -12,7 +12,13 @@ from cxr_jax.figures.charts import (
     threshold_chart,
     training_curves,
 )
-from cxr_jax.figures.classes import confusion_chart, reliability_chart, roc_chart
+from cxr_jax.figures.classes import (
+    confusion_chart,
+    hit_rate_chart,
+    precision_recall_chart,
+    reliability_chart,
+    roc_chart,
+)
 from cxr_jax.figures.films import (
     diagnosis_panel,
     findings_panel,
@@ -21,6 +27,7 @@ from cxr_jax.figures.films import (
     severity_panel,
     slice_panel,
 )
+from cxr_jax.figures.lesions import DrawnLesions, lesions_panel
 from cxr_jax.figures.sheets import contact_sheet
 from cxr_jax.figures.style import PREDICTION, TRUTH, save, to_array
 from cxr_jax.figures.views import views_panel
@@ -29,6 +36,7 @@ __all__ = [
     "PREDICTION",
     "TRUTH",
     "DrawnBoxes",
+    "DrawnLesions",
     "Region",
     "auc_chart",
     "boxes_panel",
@@ -36,8 +44,11 @@ __all__ = [
     "contact_sheet",
     "diagnosis_panel",
     "findings_panel",
+    "hit_rate_chart",
+    "lesions_panel",
     "lungs_comparison",
     "lungs_panel",
+    "precision_recall_chart",
     "reliability_chart",
     "roc_chart",
     "save",

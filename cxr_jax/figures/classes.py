@@ -1,6 +1,7 @@
-"""Charts of a classifier over a whole split, on white: ROC, confusion matrix, reliability."""
+"""Charts of a classifier over a whole split, on white: ROC, precision and recall, confusion matrix,
+reliability; and of the maps that explain it, hit rates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import sklearn.metrics
@@ -34,6 +35,48 @@ def roc_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
         ax.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": 9.5})
     else:
         write(ax, 0.5, 0.1, "undefined: one class only", ha="center", color="#777777")
+    plain_axes(ax)
+    fig.tight_layout(pad=0.8)
+    return fig
+
+
+def precision_recall_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """Precision against recall, a curve a class, against the rest; as `roc_chart`."""
+    fig, ax = _square()
+    for k, name in enumerate(names):
+        mine = labels == k
+        if mine.any() and not mine.all():
+            precision, recall, _ = sklearn.metrics.precision_recall_curve(mine, probs[:, k])
+            area = sklearn.metrics.average_precision_score(mine, probs[:, k])
+            # A step curve: the precision at a recall is that of the next point it reaches.
+            text = f"{name}, AP {area:.3f}"
+            ax.step(recall, precision, where="post", color=f"C{k}", linewidth=1.8, label=text)
+    ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, loc="lower left", prop={"family": FONT, "size": 9.5})
+    else:
+        write(ax, 0.5, 0.1, "undefined: one class only", ha="center", color="#777777")
+    plain_axes(ax)
+    fig.tight_layout(pad=0.8)
+    return fig
+
+
+def hit_rate_chart(overlaps: np.ndarray, rates: Mapping[str, Sequence[float]]) -> Figure:
+    """Hit rates of maps against the overlap that a hit asks for (Wu et al. 2022, Table 5).
+
+    Args:
+        overlaps: [T].
+        rates: map -> [T] 0..1, NaN where there is no lesion to hit.
+    """
+    fig, ax = _square()
+    if any(np.isfinite(values).any() for values in rates.values()):
+        for k, (name, values) in enumerate(rates.items()):
+            ax.plot(overlaps, values, "o-", color=f"C{k}", linewidth=1.6, markersize=4, label=name)
+        ax.legend(frameon=False, loc="upper right", prop={"family": FONT, "size": 9.5})
+    else:
+        write(ax, 0.5, 0.5, "undefined: no slice has a lesion", ha="center", color="#777777")
+    ax.set(xlabel="overlap, share of the lesion's box", ylabel="hit rate", xlim=(0, 1))
+    ax.set_ylim(0, 1.02)
     plain_axes(ax)
     fig.tight_layout(pad=0.8)
     return fig

@@ -1,4 +1,4 @@
-"""Discrimination and agreement of labels: AUROC, operating points, Cohen's kappa.
+"""Discrimination and agreement of labels: AUROC, average precision, operating points, kappa.
 
 Labels are 0 or 1; NaN is an unknown label and the example takes no part. Functions return a float:
 NaN where the number is undefined (a class is missing); nothing is invented.
@@ -6,6 +6,7 @@ NaN where the number is undefined (a class is missing); nothing is invented.
 
 import numpy as np
 import scipy.stats
+import sklearn.metrics
 
 
 def _known(scores, labels) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +40,15 @@ def auroc(scores, labels) -> float:
     ranks = scipy.stats.rankdata(scores)  # ties get their mean rank
     wins = ranks[positive].sum() - num_pos * (num_pos + 1) / 2
     return float(wins / (num_pos * num_neg))
+
+
+def average_precision(scores, labels) -> float:
+    """Area under the precision-recall curve, by its steps: scores and labels as `auroc`; of a
+    scorer that knows nothing it is the share of positives. NaN as there."""
+    scores, positive = _known(scores, labels)
+    if not positive.any() or positive.all() or np.isnan(scores).any():
+        return float("nan")
+    return float(sklearn.metrics.average_precision_score(positive, scores))
 
 
 def threshold_at_sensitivity(scores, labels, sensitivity: float = 0.8) -> float:

@@ -108,6 +108,14 @@ def _area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.prod(np.maximum(high - low, 0), axis=-1)
 
 
+def chance_hits(lesions: np.ndarray) -> np.ndarray:
+    """How probable it is that a box around the whole slice, whose place is drawn blindly, hits each
+    lesion: its share of the slice, whatever the overlap asked for. [B, T, 4] -> [B, T], NaN
+    likewise."""
+    inside = np.clip(np.asarray(lesions, np.float64), 0.0, 1.0)
+    return np.prod(inside[..., 2:] - inside[..., :2], axis=-1)
+
+
 def hit_rates(rows: Rows) -> dict[str, Value]:
     """Hits over true lesions, at each overlap (Table 5): `hit_rate_10`, .., `hit_rate_90`."""
     true = np.asarray(rows["lesion_true"], bool)

@@ -7,7 +7,6 @@ or of all; the paper has a model for PA and one for AP films.
 No lesion mask is ever trained on: `measure` and `score` alone read them.
 """
 
-import collections
 import dataclasses
 import functools
 from typing import Any, ClassVar
@@ -25,23 +24,15 @@ from cxr_jax.data.lungs import LungMasks
 from cxr_jax.data.pipeline import Transforms
 from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.records import FINDINGS, Record
-from cxr_jax.data.sources.base import (
-    VIEWS,
-    Source,
-    by_classes,
-    by_view,
-    names_of,
-    only_with,
-    peek,
-)
+from cxr_jax.data.sources.base import VIEWS, Source, by_view, only_with
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 from cxr_jax.explain import gradcam, measured, relevance
-from cxr_jax.metrics import diagnosis
 from cxr_jax.models import corpus_vit
 from cxr_jax.models.diagnosis import DiagnosisNet
 from cxr_jax.models.pcam import PCAMHeads
-from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
+from cxr_jax.tasks.base import Data, Evaluation, Task
+from cxr_jax.tasks.classes import ClassEvaluation, check_class_names, check_classes, of_classes
 
 # The maps that are drawn, and their names there.
 MAPS = {
@@ -112,17 +103,13 @@ class Diagnosis(Task):
           InputError: there is none, a class that the set does not name, or one of which there is no
             training film.
         """
-        source = by_view(only_with(source, {"diagnosis"}), self.view)
-        names = names_of(source, "diagnoses")
-        if unknown := [name for name in self.classes if name not in names]:
-            raise InputError(
-                f"config.classes has {unknown[0]!r}; data set {source.name!r} has the classes "
-                f"{', '.join(names)}"
-            )
-        source = by_classes(source, self.classes)
+        source = self._labelled(source)
         if training:
-            _check_classes(source, self.classes)
+            check_classes(source, self.classes)
         return source
+
+    def _labelled(self, source: Source) -> Source:
+        return of_classes(by_view(only_with(source, {"diagnosis"}), self.view), self.classes)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         seen = self.visible(record)
@@ -213,7 +200,7 @@ class Diagnosis(Task):
 
     @property
     def evaluation(self) -> Evaluation:
-        return DiagnosisEvaluation(self.classes, self.view)
+        return ClassEvaluation(self.classes, self._labelled)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         called = int(outputs["probs"].argmax())
@@ -244,66 +231,6 @@ class Diagnosis(Task):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class DiagnosisEvaluation(Evaluation):
-    """Tables 4, 7 and 9, and calibration; beside them the shares of the training films."""
-
-    classes: tuple[str, ...]
-    view: str
-    fits = True
-    columns = (
-        *("accuracy", "balanced_accuracy", "mean_auc", "mean_sensitivity", "mean_specificity"),
-        *("ece", "scaled_ece"),
-    )
-    mean_over_runs = ("probs",)
-    fitted_rows = ("threshold", "temperature")
-    compared_with_references = ("accuracy", "mean_auc")
-
-    def report(self, units):
-        return diagnosis.DiagnosisReport(self.classes)(units)
-
-    def fit(self, validation):
-        return diagnosis.choose(validation["probs"], validation["label"], self.classes)
-
-    def with_fit(self, rows, fitted):
-        return diagnosis.with_choice(rows, fitted, self.classes)
-
-    def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
-        """The classes' shares among the training films of the view, the same for every film."""
-        training = by_view(only_with(training, {"diagnosis"}), self.view)
-        names = names_of(training, "diagnoses")
-        labels = collections.Counter(
-            names[peek(training, index, "diagnosis")] for index in range(len(training))
-        )
-        shares = np.array([labels[name] for name in self.classes], np.float64)
-        probs = np.tile(shares / shares.sum(), (len(rows["label"]), 1))
-        kept = {name: rows[name] for name in ("label", "group", "id")}
-        return {"constant, training shares": kept | {"probs": probs}}
-
-    def figures(self, rows):
-        probs, labels = np.asarray(rows["probs"]), np.asarray(rows["label"], int)
-        temperature = rows.get("temperature", np.array([np.nan]))[:1]
-        return {
-            "roc": figures.roc_chart(probs, labels, self.classes),
-            "confusion": figures.confusion_chart(probs.argmax(axis=1), labels, self.classes),
-            "reliability": figures.reliability_chart(probs, labels, float(temperature[0])),
-        }
-
-
-def _check_classes(source: Source, classes: tuple[str, ...]) -> None:
-    """Looks at labels until every class has been seen."""
-    missing = set(range(len(classes)))
-    for index in range(len(source)):
-        missing.discard(int(peek(source, index, "diagnosis")))
-        if not missing:
-            return
-    names = ", ".join(classes[k] for k in sorted(missing))
-    raise InputError(
-        f"data set {source.name!r}: no training film is of class {names}; name the classes there "
-        "are with --config.classes, or choose other data"
-    )
-
-
 def _over_maximum(heat):
     """A map [..., h, w] without what is below 0, from 0 to 1; all 0 where nothing is above."""
     heat = jnp.maximum(heat, 0)
@@ -329,9 +256,7 @@ def _make_model(config: ml_collections.ConfigDict) -> DiagnosisNet:
 
 def _check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings that cannot be meant."""
-    classes = tuple(config.classes)
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise InputError(f"config.classes={classes}; expected at least two different names")
+    check_class_names(config.classes)
     if config.view not in ("", *VIEWS):
         raise InputError(f"config.view={config.view!r}; expected PA, AP, or nothing: all films")
     if wrong := [name for name in config.model.weighing if name not in FINDINGS]:
