@@ -20,6 +20,7 @@ No lesion mask is ever trained on: `score` alone reads the boxes around them.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -239,35 +240,51 @@ class Lesions(Task):
             heats = np.asarray(heats) * called[:, None, None]  # a flat map has no lesion
         return lesion_maps.find_lesions(heats, cut=cut.threshold, least=cut.least)
 
-    def _drawn(self, record: Record, outputs) -> tuple[lesion_maps.Lesions, np.ndarray, np.ndarray]:
-        """Of one slice the lesions that are told, their boxes [L, 4] and places [L, 2] in its own
-        pixels."""
-        name = self.maps[0]
-        found = self.found(outputs[f"{name}_heat"][None], outputs["probs"][None], name)
-        record = self.crop.with_lungs(record)
-        rows, columns = self.crop.visible(record).window(record)
-        corner = np.array([columns.start, rows.start])
-        sides = np.array([columns.stop - columns.start, rows.stop - rows.start])
+    def on_slices(
+        self, found: lesion_maps.Lesions, records: Sequence[Record]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [L, 4] and places [L, 2] of lesions in the slices' own pixels."""
+        windows = np.zeros((len(records), 4))  # left, top, width, height
+        for k in np.unique(found.slice_index):
+            record = self.crop.with_lungs(records[k])
+            rows, columns = self.crop.visible(record).window(record)
+            windows[k] = (
+                *(columns.start, rows.start),
+                *(columns.stop - columns.start, rows.stop - rows.start),
+            )
+        corner, sides = np.split(windows[found.slice_index], 2, axis=1)
         boxes = found.boxes * np.tile(sides, 2) + np.tile(corner, 2)
-        return found, boxes, found.points * sides + corner
+        return boxes.astype(np.float32), (found.points * sides + corner).astype(np.float32)
+
+    def _drawn(self, record: Record, outputs) -> lesion_maps.Lesions:
+        """Of one slice the lesions that are told."""
+        name = self.maps[0]
+        return self.found(outputs[f"{name}_heat"][None], outputs["probs"][None], name)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
-        found, boxes, points = self._drawn(record, outputs)
+        boxes, points = self.on_slices(self._drawn(record, outputs), [record])
+        return self.panel(record, outputs, figures.DrawnLesions(boxes, points))
+
+    def panel(self, record: Record, outputs, drawn: figures.DrawnLesions):
+        """The picture of a slice with these lesions."""
+        found = self._drawn(record, outputs)
+        record = self.crop.with_lungs(record)
         lesion_map = outputs[f"{self.maps[0]}_heat"] * found.mask[0]
         return figures.lesions_panel(
             record["image"],
-            self.crop.on_slice(lesion_map, record),
-            figures.DrawnLesions(boxes, points),
+            self.crop.visible(record).on_film(lesion_map, record),
+            drawn,
             probs=outputs["probs"],
             names=self.classes,
             label=int(record["diagnosis"]) if "diagnosis" in record else None,
             lesion_true=record.get("lesion"),
-            lungs=self.crop.with_lungs(record)["lungs"],
+            lungs=record["lungs"],
             title=str(record["id"]),
         )
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        found, boxes, points = self._drawn(record, outputs)
+        found = self._drawn(record, outputs)
+        boxes, points = self.on_slices(found, [record])
         probs = outputs["probs"]
         return {
             "diagnosis": self.classes[int(probs.argmax())],
