@@ -13,6 +13,11 @@ from cxr_jax.lesion_space.space import Space
 from cxr_jax.tasks.lesions import Lesions
 from cxr_jax.trained import TrainedRun
 
+# Bright on a slice, none of them the truth's blue.
+_COLORS = (
+    *("#ffb000", "#dc267f", "#44bb99", "#9f86ff", "#fe6100"),
+    *("#bbcc33", "#ff9ec6", "#c9a66b", "#9be7ff", "#b8b8b8"),
+)
 EXAMPLES = 8  # of a cluster
 _MARKS = {0: "o", 1: "o", 2: "s", -1: "x"}  # of true types
 _CELL = 128  # px of an example
@@ -20,7 +25,7 @@ _CELL = 128  # px of an example
 
 def cluster_color(cluster: int) -> str:
     """The colour of a cluster, the same in every picture."""
-    return f"C{cluster % 10}"
+    return _COLORS[cluster % len(_COLORS)]
 
 
 def space_chart(found: Found, clusters: np.ndarray, space: Space, places: np.ndarray) -> Figure:

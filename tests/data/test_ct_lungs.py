@@ -219,14 +219,14 @@ def test_the_real_lungs(cxr_data):
 
 def test_the_crop_is_the_lungs_and_black_outside(phantoms):
     record = phantoms[4]
-    seen = LungCrop(masks="record")(record)
+    seen = LungCrop(masks="record_or_morphology")(record)
     assert seen["image"].shape == seen["lungs"].shape == seen["lesion"].shape
     assert seen["image"].size < record["image"].size / 2
     assert (seen["image"] * (seen["lungs"] == 0)).sum() == 0
     assert (seen["lungs"] > 0).sum() == (record["lungs"] > 0).sum()
     inside = record["image"][record["lungs"] > 0]
     np.testing.assert_array_equal(seen["image"][seen["lungs"] > 0], inside)
-    shown = LungCrop(masks="record", hide=False)(record)
+    shown = LungCrop(masks="record_or_morphology", hide=False)(record)
     assert shown["image"].shape == seen["image"].shape
     assert (shown["image"] * (seen["lungs"] == 0)).any()
 
@@ -246,18 +246,12 @@ def test_where_the_lungs_are_from(phantoms):
     record["lungs"][40:60, 30:50] = 1
     bare = {name: value for name, value in record.items() if name != "lungs"}
     morphology = segment(record["image"])
-    expected = {
-        "record": (record["lungs"], None),
-        "morphology": (morphology, morphology),
-        "record_or_morphology": (record["lungs"], morphology),
-    }
-    for masks, (drawn, found) in expected.items():
+    expected = {"morphology": morphology, "record_or_morphology": record["lungs"]}
+    for masks, drawn in expected.items():
         crop = LungCrop(masks=masks)
-        assert crop.needs_lungs == (masks == "record")
         np.testing.assert_array_equal(crop.lungs(record), drawn)
-        if found is not None:
-            assert (crop(bare)["lungs"] > 0).sum() == (found > 0).sum()
-            np.testing.assert_array_equal(crop.lungs(bare), found)
+        assert (crop(bare)["lungs"] > 0).sum() == (morphology > 0).sum()
+        np.testing.assert_array_equal(crop.lungs(bare), morphology)
 
 
 @pytest.mark.parametrize("grey", [0, 200])
@@ -283,7 +277,7 @@ def test_intensity_by_hand():
     lungs[10:20, 10:20], lungs[10:20, 40:50] = 1, 2
     image[lungs > 0] = 51
     record = {"image": image, "lungs": lungs}
-    crop = LungCrop(masks="record")
+    crop = LungCrop(masks="record_or_morphology")
     # The box has a margin of 2% of its sides: one pixel to the left and to the right.
     assert crop.intensity(record) == pytest.approx(0.2 * 200 / (10 * 42))
 
@@ -296,7 +290,7 @@ def volumes():
 
 
 def test_dark_slices_of_volumes_are_left_out_and_counted(volumes):
-    crop = LungCrop(masks="record")
+    crop = LungCrop(masks="record_or_morphology")
     kept = pickle.loads(pickle.dumps(crop.bright(volumes)))
     intensities = [crop.intensity(volumes[i]) for i in range(len(volumes))]
     bright = [i for i, value in enumerate(intensities) if value >= 0.08]
@@ -320,13 +314,16 @@ def test_nothing_is_left_out_of_figures_or_without_a_limit(volumes):
     films = sources.open_source(sources.block("phantom_cxr", train=2), "train")
     assert LungCrop().bright(films) is films
     with pytest.raises(InputError, match="no slice with a mean intensity of the lungs of at least"):
-        LungCrop(masks="record", least_intensity=0.99).bright(volumes)
+        LungCrop(masks="record_or_morphology", least_intensity=0.99).bright(volumes)
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"masks": "drawn"}, "config.crop.masks='drawn'; expected one of record, morphology"),
+        (
+            {"masks": "drawn"},
+            "config.crop.masks='drawn'; expected one of morphology, record_or_morphology",
+        ),
         ({"least_intensity": 1.0}, "config.crop.least_intensity=1.0; expected 0 to below 1"),
         ({"least_intensity": float("nan")}, "config.crop.least_intensity=nan"),
     ],
