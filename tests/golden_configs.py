@@ -56,6 +56,17 @@ WITH_OPTIONS = {
         "paper=severity",
         "quick,paper=severity",
     ],
+    "lesions": [
+        *(
+            f"{base}{option}"
+            for base in ("", "quick,")
+            for option in (
+                *("network=resnet50", "network=vgg16", "network=xception", "network=wsnet"),
+                *("network=decovnet", "network=covidnet_ct"),
+                *("pyramid=0", "fusion=0", "pyramid=0,fusion=0"),
+            )
+        ),
+    ],
     "lungs": [
         *("method=semi", "method=adain", "opacities=1"),
         *(
