@@ -77,7 +77,8 @@ def prepare(config: ml_collections.ConfigDict):
     films they are, and phantoms are always there."""
     task, parallel = make_task(config), Parallel.create(config.parallel)
     name = "phantom_ct" if isinstance(task, VolumeTask) else "phantom_cxr"
-    config.data = sources.block(name, train=max(8, config.batch_size))
+    # As many as have a film of every class.
+    config.data = sources.block(name, train=max(64, config.batch_size))
     if "lungs" in config:
         config.lungs.masks = "record"
         task = make_task(config)
