@@ -164,7 +164,7 @@ def in_two_dimensions(features: np.ndarray, seed: int) -> np.ndarray:
     if count < 4:
         return np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.float32)
     dimensions = min(_DIMENSIONS, features.shape[1] - 1, count - 1)
-    if dimensions > 1:
+    if dimensions > 1 and np.ptp(features, axis=0).any():  # else all lesions are equal
         svd = TruncatedSVD(dimensions, random_state=seed)
         features = svd.fit_transform(np.asarray(features, np.float64))
     perplexity = min(30.0, (count - 1) / 3)
