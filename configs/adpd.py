@@ -92,7 +92,8 @@ def paper(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
     config.balanced_presence = False  # [released code, whose weights cancel]
     config.threshold = 0.5  # [released code]
     config.fusion = options["fusion"]  # 0.03 [paper, Sec. 3.2]
-    config.preprocess.update(size=224, order=("resize",))  # [paper, Sec. 3.4]
+    # 224 [paper, Sec. 3.4], which crops the middle first; ours stretches. NIH's films are square.
+    config.preprocess.update(size=224, order=("resize",))
     config.preprocess.update(mean=0.505 * 255, std=0.248 * 255)  # [released code]
     config.augment.update(rotate_deg=2.0, shift=0.02, scale=0.0, shrink=0.05)  # [released code]
     config.augment.update(brightness=0.0, gain=0.2, contrast=0.2, blur=0.5)  # [released code]

@@ -84,7 +84,7 @@ def method(config: ml_collections.ConfigDict, options: dict[str, object]) -> Non
     config.task = "cam_detector"
     config.method = options["method"]
     config.update(common.detector(()))
-    config.balanced = True  # [Wang et al.; Yu et al., baselines' code]
+    config.balanced = True  # [baselines' code; Wang et al. and Yu et al. in forms of their own]
     # Ours: every finding has a box, for AP ranks them. The baselines' code leaves out those below
     # 0.5, which in batches of 16 a rare finding never reaches, balanced or not.
     config.threshold = 0.0

@@ -183,6 +183,21 @@ def test_both_reductions_are_a_hundredth_of_the_sum_at_the_papers_batch(part):
         assert float(ours) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("over", ["present", "all"])
+def test_a_film_is_pooled_as_in_training(over):
+    """Of two regions with one probability p the log-sum-exp is p, or p + log(2 / 29) / 5."""
+    task = make("mil", mil_over=over)
+    out = flat()
+    out["presence"][:] = -1.0
+    out["presence"][0, [3, 7]] = 1.0  # the other film has none
+    out["findings"][0, :, 0], out["findings"][0, :, 1] = 2.0, -4.0
+    found = saying(task, **out).predict({}, {"image": np.zeros((2, SIDE, SIDE), np.float32)})
+    probs = 1 / (1 + np.exp(-out["findings"][0, 0]))
+    shift = np.log(2 / A) / 5 if over == "all" else 0.0
+    np.testing.assert_allclose(found["probs"][0], np.maximum(probs + shift, 0), rtol=1e-5)
+    assert not np.any(found["probs"][1])
+
+
 # Records.
 
 

@@ -68,6 +68,20 @@ def test_absent_regions_take_no_part_whatever_their_box():
     np.testing.assert_allclose(found, l1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("logit", [-100.0, -40.0, -22.0, 40.0])
+def test_box_losses_have_finite_gradients_at_extreme_logits(logit):
+    """Of a region that is not there too, whose box nothing holds."""
+    present, targets = np.array([[True, False]]), jnp.full((1, 2, 4), 0.3)
+
+    def total(logits):
+        terms = losses.fixed_box_losses(jax.nn.sigmoid(logits), targets, present)
+        return sum(jnp.sum(v) for v in terms.values())
+
+    grad = jax.jit(jax.grad(total))(jnp.full((1, 2, 4), logit))
+    assert np.isfinite(grad).all()
+    assert (grad[0, 1] == 0).all()
+
+
 def test_a_batch_without_boxes_costs_nothing():
     nothing = jnp.zeros((2, 3), bool)
     targets = jnp.full((2, 3, 4), jnp.nan)

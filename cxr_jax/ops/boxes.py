@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+LEAST = 1e-18  # an area that counts, a billionth of a side squared: its square is still a float32
+
 
 def to_corners(boxes_cxcywh: Array) -> Array:
     """[..., 4] cxcywh -> float32 [..., 4] xyxy, not clipped to the film."""
@@ -25,7 +27,7 @@ def to_centres(boxes_xyxy: Array) -> Array:
 def iou(a_xyxy: Array, b_xyxy: Array) -> Array:
     """Intersection over union: [..., 4] twice, which may broadcast -> float32 [...], 0..1.
 
-    0 where both boxes have no area, with a finite gradient; 0 where one is NaN.
+    0 where both boxes have no area (at most `LEAST`), with a finite gradient; 0 where one is NaN.
     """
     intersection, union, _ = _areas(a_xyxy, b_xyxy)
     return _share(intersection, union)
@@ -36,7 +38,7 @@ def generalized_iou(a_xyxy: Array, b_xyxy: Array) -> Array:
     CVPR 2019).
 
     [..., 4] twice, which may broadcast -> float32 [...], -1..1. Unlike IoU it has a gradient where
-    the boxes do not meet. A term whose denominator is 0 is 0, with a finite gradient.
+    the boxes do not meet. A term whose denominator is at most `LEAST` is 0, with a finite gradient.
     """
     intersection, union, hull = _areas(a_xyxy, b_xyxy)
     return _share(intersection, union) - _share(hull - union, hull)
@@ -56,7 +58,8 @@ def _area(low: Array, high: Array) -> Array:
 
 
 def _share(part: Array, whole: Array) -> Array:
-    """part / whole; 0 where there is no whole."""
-    some = whole > 0
-    # Filled before the division: a masked infinity would still make the gradient NaN.
+    """part / whole; 0 where there is no whole to speak of."""
+    # The gradient has 1 / whole^2, which is infinite below some 1e-19. Filled before the division:
+    # a masked infinity would still make the gradient NaN.
+    some = whole > LEAST
     return jnp.where(some, part / jnp.where(some, whole, 1.0), 0.0)

@@ -216,17 +216,18 @@ class AnatomyDetection(Detector):
 
     def predict(self, variables, batch):
         """`presence` [B, 29], `regions` [B, 29, 4] (cxcywh, shares of the film), `region_probs`
-        [B, 29, K], and `probs` [B, K] of the film, pooled over the regions that are there; 0 where
-        none is. `combine` adds `boxes` [B, K, M, 4] (xyxy, shares) and `scores` [B, K, M] of the
-        findings, the best first, NaN where there is none."""
+        [B, 29, K], and `probs` [B, K] of the film, pooled over the regions that are there as in
+        training; 0 where none is, or where `mil_over='all'` gives less. `combine` adds `boxes`
+        [B, K, M, 4] (xyxy, shares) and `scores` [B, K, M] of the findings, the best first, NaN
+        where there is none."""
         out = self.model.apply(variables, batch["image"], train=False)
         presence = jnp.where(self._kept, jax.nn.sigmoid(out["presence"]), 0.0)
-        probs, _ = region_lse(out["findings"], presence > PRESENT, over="present")
+        probs, _ = region_lse(out["findings"], presence > PRESENT, over=self.mil_over)
         return {
             "presence": presence,
             "regions": out["boxes"],
             "region_probs": jax.nn.sigmoid(out["findings"]),
-            "probs": probs,
+            "probs": jnp.maximum(probs, 0.0),
         }
 
     def explain(self, variables, batch):

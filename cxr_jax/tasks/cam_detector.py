@@ -16,9 +16,10 @@ The loss is the binary cross-entropy of the findings that are known, as a mean o
 - agxnet: that of the findings + that of the regions, which are abnormal where they hold any of them
   [Yu et al. 2022].
 
-`balanced` weighs the two labels of a finding by how often the batch has them, as ChestX-ray8,
-AGXNet and the baselines' code do. A rare finding then weighs as much as a common one, as far as a
-batch has any of it.
+`balanced` weighs the two labels of a finding by how often the batch has them, as the baselines'
+code does. A rare finding then weighs as much as a common one, as far as a batch has any of it.
+(ChestX-ray8 counts the labels of all findings of a batch together, AGXNet's code those of a finding
+in the whole training set.)
 
 True boxes are never trained on: `score` alone reads them.
 """

@@ -57,7 +57,7 @@ def test_ious_are_bounded_symmetric_and_do_not_mind_a_flip(a, b):
         if min(*(a[2:] - a[:2]), *(b[2:] - b[:2])) > 1e-2:
             assert function(*flipped) == pytest.approx(float(value), abs=1e-4)
     assert IOUS[1](a, b) <= IOUS[0](a, b) + 1e-6
-    if (a[2:] > a[:2]).all() and np.prod(a[2:] - a[:2]) > 1e-30:
+    if (a[2:] > a[:2]).all() and np.prod(a[2:] - a[:2]) > boxes.LEAST:
         assert IOUS[0](a, a) == 1
 
 
@@ -69,6 +69,8 @@ def test_ious_are_bounded_symmetric_and_do_not_mind_a_flip(a, b):
         ([0.2, 0.2, 0.2, 0.8], [0.2, 0.3, 0.2, 0.9]),  # two lines on one line
         ([0.1, 0.1, 0.4, 0.4], [0.2, 0.2, 0.2, 0.2]),  # a point in a box
         ([0.1, 0.1, 0.4, 0.4], [0.4, 0.1, 0.7, 0.4]),  # boxes that touch
+        ([0.0, 0.0, 1e-10, 1e-10], [0.0, 0.0, 0.0, 0.0]),  # an area without a float32 square
+        ([0.0, 0.0, 1e-9, 1e-11], [0.0, 0.0, 1e-10, 1e-10]),  # twice
     ],
 )
 def test_vanishing_areas_give_finite_values_and_gradients(function, a, b):
