@@ -26,7 +26,6 @@ from cxr_jax.data import pipeline, sources
 from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.base import VolumeTask
 
 
 def main() -> None:
@@ -75,13 +74,16 @@ def _parser() -> argparse.ArgumentParser:
 def prepare(config: ml_collections.ConfigDict):
     """The jitted train step, a fresh state and a batch of phantoms: the step does not care whose
     films they are, and phantoms are always there."""
-    task, parallel = make_task(config), Parallel.create(config.parallel)
-    name = "phantom_ct" if isinstance(task, VolumeTask) else "phantom_cxr"
-    # As many as have a film of every class.
-    config.data = sources.block(name, train=max(64, config.batch_size))
+    parallel = Parallel.create(config.parallel)
+    # Of films as many as have one of every class; volumes have many slices.
+    ct = sources.DATASETS[config.data.name].ct
+    count = max(8 if ct else 64, config.batch_size)
+    config.data = sources.block("phantom_ct" if ct else "phantom_cxr", train=count)
     if "lungs" in config:
         config.lungs.masks = "record"
-        task = make_task(config)
+    if "crop" in config:
+        config.crop.least_intensity = 0.0  # it reads every slice
+    task = make_task(config)
     source = splits.open_split(task, config, "train", workdir=pathlib.Path(), training=True)
     example = splits.example_batch(task, source)
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)["params"]

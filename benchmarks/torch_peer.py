@@ -6,7 +6,7 @@
 The same network (parameter counts are printed by both), optimizer, loss, batch and image size, read
 from the same config; random images, since only time is measured. Channels-last, eager and, with
 --compile, torch.compile. For configs of severity and diagnosis with a DenseNet and a ViT, without
-dropout, and of adpd.
+dropout, of adpd, and of lesions with FeCNN whole.
 """
 
 import argparse
@@ -202,6 +202,87 @@ class Anatomy(nn.Module):
         return terms.mean()
 
 
+class Bottleneck(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            *(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+            nn.Conv2d(width, width, 3, stride, 1, bias=False),
+            *(nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
+        )
+        fits = stride == 1 and channels == 4 * width
+        shortcut = [nn.Conv2d(channels, 4 * width, 1, stride, bias=False)]
+        shortcut += [nn.BatchNorm2d(4 * width)]
+        self.shortcut = nn.Identity() if fits else nn.Sequential(*shortcut)
+
+    def forward(self, x):
+        return F.relu(self.branch(x) + self.shortcut(x))
+
+
+class FeCNN(nn.Module):
+    """A ResNet of bottlenecks, a pyramid over its last three stages and two levels more, fusion."""
+
+    levels = 5
+
+    def __init__(self, config):
+        super().__init__()
+        c, b = config.model, config.model.backbone
+        channels, width, classes = b.init_features, c.width, len(config.classes)
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(3, channels, 7, 2, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU()),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        stages, self.momentum = [], c.momentum
+        for index, count in enumerate(b.block_sizes):
+            inside, blocks = b.init_features * 2**index, []
+            for k in range(count):
+                blocks.append(Bottleneck(channels, inside, 2 if index and not k else 1))
+                channels = 4 * inside
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        wide = [channels // 4, channels // 2, channels]
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(n, width, 1, bias=False), nn.BatchNorm2d(width)) for n in wide
+        )
+        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in wide)
+        self.more = nn.ModuleList(nn.Conv2d(n, width, 3, 2, 1) for n in (channels, width))
+        self.level = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+            for _ in range(self.levels)
+        )
+        self.drop = nn.Dropout(c.dropout)
+        self.score = nn.ModuleList(nn.Linear(width, classes) for _ in range(self.levels))
+        self.register_buffer("errors", torch.full((self.levels,), 0.12))
+        self.classes = nn.Linear(self.levels * classes, classes, bias=False)
+
+    def forward(self, x):
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        merged = None
+        found = []
+        for lateral, smooth, cells in reversed(list(zip(self.lateral, self.smooth, maps[-3:]))):
+            own = lateral(cells)
+            merged = own if merged is None else own + F.interpolate(merged, scale_factor=2)
+            found.insert(0, smooth(merged))
+        found.append(self.more[0](maps[-1]))
+        found.append(self.more[1](F.relu(found[-1])))
+        vectors = [level(cells).mean((2, 3)) for level, cells in zip(self.level, found)]
+        scores = torch.stack([F.relu(s(self.drop(v))) for s, v in zip(self.score, vectors)], 1)
+        weights = 0.5 * torch.log((1 - self.errors) / self.errors)
+        return self.classes((weights[:, None] * scores).flatten(1)), scores
+
+    def loss(self, out):
+        logits, scores = out
+        labels = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
+        with torch.no_grad():
+            wrong = (scores.argmax(2) != labels[:, None]).float().mean(0)
+            self.errors.mul_(self.momentum).add_(wrong, alpha=1 - self.momentum)
+        return F.cross_entropy(logits, labels)
+
+
 def asymmetric(probs, labels):
     """ASL, gamma- 4, gamma+ 1, clip 0.05."""
     low = (probs - 0.05).clamp(min=0)
@@ -220,7 +301,7 @@ def giou(a, b):
     return shared / union - (hull - union) / hull
 
 
-KINDS = {"severity": Severity, "diagnosis": Diagnosis, "adpd": Anatomy}
+KINDS = {"severity": Severity, "diagnosis": Diagnosis, "adpd": Anatomy, "lesions": FeCNN}
 
 
 def main() -> None:
