@@ -42,7 +42,7 @@ METHODS = {
     "lse_map": dict(sharpness=5.0),
     "weldon": dict(top_cells=3),
     "multimap": dict(maps_each=12, alpha=0.7),
-    "stl": dict(hidden=512),  # ours
+    "stl": dict(hidden=512, sharpness=5.0),  # ours
     "gradcam": dict(hidden=512),  # ours
     "agxnet": dict(beta=0.1, drop_channels=0.1),  # [Yu et al., released code]
 }

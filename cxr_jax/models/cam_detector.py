@@ -15,10 +15,9 @@ of films alone; `ops/map_boxes.py` makes a box of a map.
 | agxnet | `AGXNet`, a network of its own | AGXNet |
 
 ADPD says which pooling some of them have: the mean (CheXNet), log-sum-exp (CXR and STL) and max-min
-(WELDON, MultiMap) [Sec. 2]; STL's is the maximum here. It says no more of how they are built. 'The
-baselines' code' is what its first author released with another paper that has them (WSRPN, Müller
-et al., IEEE TMI 2024, arXiv:2402.11985); where a source is silent, that code is followed or 'ours'
-is said.
+(WELDON, MultiMap) [Sec. 2]. It says no more of how they are built. 'The baselines' code' is what
+its first author released with another paper that has them (WSRPN, Müller et al., IEEE TMI 2024,
+arXiv:2402.11985); where a source is silent, that code is followed or 'ours' is said.
 """
 
 from typing import Any
@@ -199,19 +198,21 @@ class TransferHead(nn.Module):
 
     Hwang and Kim, MICCAI 2016 (arXiv:1602.01625): both read the same features and learn the same
     labels; the first leads the features at the beginning, the second at the end (the task's `loss`
-    has the weights). Localisation: a 1x1 convolution and the largest cell of each map (ADPD has
-    STL among what pools by log-sum-exp, Sec. 2). Their classification branch has fully connected
-    layers, here `HiddenHead` (ours, since the encoder's map is not flattened). The baselines' code
-    has the mean and one linear layer in both, which are then the same function.
+    has the weights). Localisation: a 1x1 convolution and log-sum-exp of each map, which is what
+    ADPD says of STL (Sec. 2); r is that of `LseMapHead`. Their classification branch has fully
+    connected layers, here `HiddenHead` (ours, since the encoder's map is not flattened). The
+    baselines' code has the mean and one linear layer in both, which are then the same function.
 
     Attributes:
       num_findings: K.
       hidden: units of the hidden layer of the classification branch.
+      sharpness: r, above 0.
       dtype: of the products.
     """
 
     num_findings: int
     hidden: int = 512
+    sharpness: float = 5.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -221,7 +222,7 @@ class TransferHead(nn.Module):
         maps = _score_maps(cells, self.num_findings, self.dtype)
         classify = HiddenHead(self.num_findings, self.hidden, self.dtype, name="classify")
         return {
-            "logits": jnp.max(maps, axis=(1, 2)),
+            "logits": pooling.lse_pool(maps, gamma=self.sharpness),
             "maps": maps,
             "class_logits": classify(cells)["logits"],
         }

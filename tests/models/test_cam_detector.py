@@ -20,7 +20,7 @@ HEADS = {
     "lse_map": models.LseMapHead(K),
     "weldon": models.WeldonHead(K, top_cells=2),
     "multimap": models.MultiMapHead(K, maps_each=4, alpha=0.7),
-    "stl": models.TransferHead(K, hidden=7),
+    "stl": models.TransferHead(K, hidden=7, sharpness=2.0),
     "gradcam": models.HiddenHead(K, hidden=7),
 }
 
@@ -54,7 +54,7 @@ def by_hand(name, params, cells):
         "lse_map": lambda: lse(maps, 5.0),
         "weldon": lambda: ordered[:, -2:].mean(axis=1) + ordered[:, :2].mean(axis=1),
         "multimap": lambda: ordered[:, -1] + 0.7 * ordered[:, 0],
-        "stl": lambda: ordered[:, -1],
+        "stl": lambda: lse(maps, 2.0),
     }[name]()
     out = {"logits": logits, "maps": maps}
     return out | ({"class_logits": hidden(params["classify"])} if name == "stl" else {})
