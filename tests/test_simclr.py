@@ -550,11 +550,11 @@ def test_a_probe_finds_what_is_in_the_features(run, monkeypatch):
     assert found["trained"]["mean_auc"].value == 0.5
 
 
-def test_a_probe_that_cannot_be_is_one_line(run, diagnosis_run):
+def test_a_probe_that_cannot_be_is_one_line(run, diagnosis_run, data_dir):
     with pytest.raises(InputError, match="task 'diagnosis' have no embedding to probe"):
         linear_probe.probe(diagnosis_run, data_of(diagnosis_run))
     with pytest.raises(InputError, match="has no field 'diagnosis'"):
-        linear_probe.probe(run, sources.block("phantom_ct"))
+        linear_probe.probe(run, sources.block("brixia_cohen", data_dir=str(data_dir)))
     few = data_of(run).copy_and_resolve_references()
     few.train = 1
     with pytest.raises(InputError, match="a probe needs two classes or more"):
