@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from cxr_jax.data import lesions as true_lesions
 from cxr_jax.data.records import Record
+from cxr_jax.data.records import blank as blank_record
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
 from cxr_jax.inputs import splits
@@ -50,7 +51,7 @@ class Found:
 
 
 def load(workdir: pathlib.Path) -> TrainedRun:
-    """A run of the lesions task, with its last checkpoint alone.
+    """A run of the lesions task, with its last checkpoint and the map that is told, alone.
 
     Raises:
       InputError: none, or of another task.
@@ -60,7 +61,8 @@ def load(workdir: pathlib.Path) -> TrainedRun:
         raise InputError(
             f"{workdir} is a run of task {run.task.name!r}; expected one of configs/lesions.py"
         )
-    return dataclasses.replace(run, steps=run.steps[-1:], ensemble=run.ensemble[-1:])
+    task = dataclasses.replace(run.task, maps=run.task.maps[:1])
+    return dataclasses.replace(run, task=task, steps=run.steps[-1:], ensemble=run.ensemble[-1:])
 
 
 def collect(run: TrainedRun, split: str) -> Found:
@@ -72,6 +74,7 @@ def collect(run: TrainedRun, split: str) -> Found:
     task: Lesions = run.task
     source = splits.open_split(task, run.config, split, workdir=run.workdir)
     function = jax.jit(lambda v, batch: task.predict(v, batch) | {"cells": task.cells(v, batch)})
+    variables = run.ensemble[0]
     size = run.config.eval_batch_size
     parts = []
     for start in tqdm(range(0, len(source), size), "slices", disable=None):
@@ -79,22 +82,17 @@ def collect(run: TrainedRun, split: str) -> Found:
         records = [source[index] for index in numbers]
         filling = [records[0]] * (size - len(records))
         batch = make_batch(task, [*records, *filling])
-        outputs = jax.device_get(function(run.ensemble[0], batch))
+        outputs = jax.device_get(function(variables, batch))
         outputs = {name: values[: len(records)] for name, values in outputs.items()}
         parts.append(_of_batch(task, records, outputs, start))
-    empty = _of_batch(task, [], _no_outputs(task, run), 0)
-    joined = {name: np.concatenate([part[name] for part in [empty, *parts]]) for name in empty}
-    return Found(source=source, **joined)
-
-
-def _no_outputs(task: Lesions, run: TrainedRun) -> dict[str, np.ndarray]:
-    """Outputs of no slice, of the right shapes: a split may have no lesion at all."""
-    blank = {"image": np.zeros((task.preprocess.size,) * 2, np.uint8), "id": "", "group": ""}
-    batch = make_batch(task, [blank])
-    shapes = jax.eval_shape(
-        lambda v, b: task.predict(v, b) | {"cells": task.cells(v, b)}, run.ensemble[0], batch
+    # Of no slice, for the shapes: a split may have no lesion, or no slice, at all.
+    blank = make_batch(task, [blank_record(task.data.inputs)])
+    shapes = jax.eval_shape(function, variables, blank)
+    none = {name: np.zeros((0, *shape.shape[1:]), shape.dtype) for name, shape in shapes.items()}
+    parts.append(_of_batch(task, [], none, 0))
+    return Found(
+        source=source, **{n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
     )
-    return {name: np.zeros((0, *shape.shape[1:]), shape.dtype) for name, shape in shapes.items()}
 
 
 def _of_batch(

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from cxr_jax import figures
 from cxr_jax.data.records import LESION_TYPES
+from cxr_jax.data.sources.base import peek
 from cxr_jax.figures.style import BLUE, FONT, GREY, plain_axes, white_figure, write
 from cxr_jax.lesion_space.collected import Found
 from cxr_jax.lesion_space.space import Space
@@ -130,7 +131,7 @@ def chosen_slices(found: Found, count: int) -> Sequence[int]:
     """Slices with most lesions first, at most one of a patient as long as there are others."""
     numbers, counts = np.unique(found.slices, return_counts=True)
     order = numbers[np.argsort(-counts, kind="stable")]
-    groups = [str(found.source[int(number)]["group"]) for number in order[: 20 * count]]
+    groups = [str(peek(found.source, int(number), "group")) for number in order[: 20 * count]]
     seen: set[str] = set()
     fresh, again = [], []
     for number, group in zip(order, groups):

@@ -7,11 +7,9 @@ Rows of a hit: `lesion_hit` [N, T, 9] bool, of each true lesion at `OVERLAPS`, a
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.ndimage
 from scipy.optimize import linear_sum_assignment
 
 from cxr_jax.metrics.bootstrap import Value
-from cxr_jax.ops.components import label_components
 
 Rows = Mapping[str, np.ndarray]
 
@@ -20,37 +18,6 @@ OVERLAPS = np.round(np.arange(1, 10) * 0.1, 1)  # Table 5: 0.1 .. 0.9
 SHARES = ("lesion", "union", "map")
 _ROUNDING = 1e-6  # boxes are shares of the slice in float32
 _NO_LESION = "no slice has a lesion"
-
-
-def mask_boxes(masks: np.ndarray, *, most: int, least: int = 1) -> np.ndarray:
-    """Boxes around the 4-connected components of lesion masks, largest first.
-
-    Args:
-      masks: [B, H, W], lesion where not 0.
-      most: T, how many have room; smaller components beyond them are left out.
-      least: pixels of a component; smaller ones are left out. (The paper's maps hit none below 225
-        pixels of 512x512; it does not say that it left them out.)
-
-    Returns:
-      float32 [B, T, 4], x0, y0, x1, y1 by the pixels' corners, shares of the slice; NaN where there
-      is none.
-    """
-    batch, height, width = masks.shape
-    labels, count = label_components(masks)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    places = scipy.ndimage.find_objects(labels) if count else []
-    spans = [[axis.start for axis in p] + [axis.stop for axis in p] for p in places]
-    found = np.array(spans, int).reshape(-1, 6)  # first slice, row, column; those behind the last
-    order = np.lexsort((-sizes, found[:, 0]))
-    order = order[sizes[order] >= least]
-    at = found[order, 0]
-    each = np.bincount(at, minlength=batch)
-    place = np.arange(len(order)) - (np.cumsum(each) - each)[at]
-    kept = place < most
-    boxes = np.full((batch, most, 4), np.nan, np.float32)
-    corners = found[order][:, [2, 1, 5, 4]] / [width, height, width, height]
-    boxes[at[kept], place[kept]] = corners[kept]
-    return boxes
 
 
 def hit_rows(

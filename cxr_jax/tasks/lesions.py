@@ -144,8 +144,7 @@ class Lesions(Task):
         if "diagnosis" in source.fields or len(self.classes) != 2:
             return only_with(source, {"diagnosis"})
         without, found = 1 - self.positive, self.positive
-        source = by_lesion(source, (self.classes[without], self.classes[found]))
-        return source
+        return by_lesion(source, (self.classes[without], self.classes[found]))
 
     def _labelled(self, source: Source) -> Source:
         return of_classes(self._with_class(source), self.classes)

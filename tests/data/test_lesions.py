@@ -66,3 +66,17 @@ def test_phantoms_have_both_kinds():
             sick += len(found.kinds) > 0
     assert kinds == {1, 2}
     assert sick > 5
+
+
+def test_boxes_are_those_of_4_connected_components_largest_first():
+    masks = np.zeros((3, 6, 8), np.uint8)
+    masks[0, 1:3, 2:5] = 1
+    masks[0, 4, 7] = 1
+    masks[0, 3, 5] = 1  # touches the first by a corner
+    masks[2, 0, 0] = 1
+    found = [lesions_of({"lesion": mask}).boxes for mask in masks]
+    np.testing.assert_allclose(found[0][:2], [[2, 1, 5, 3], [5, 3, 6, 4]])
+    assert len(found[0]) == 3
+    assert found[1].shape == (0, 4)
+    np.testing.assert_allclose(found[2], [[0, 0, 1, 1]])
+    assert [len(lesions_of({"lesion": mask}, least=2).boxes) for mask in masks] == [1, 0, 0]

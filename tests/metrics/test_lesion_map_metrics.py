@@ -115,23 +115,6 @@ def test_wrong_shapes_and_shares_are_told():
             lesion_maps.hit_rows(*args, share=share)
 
 
-def test_boxes_of_masks_largest_first():
-    masks = np.zeros((3, 6, 8), np.uint8)
-    masks[0, 1:3, 2:5] = 2
-    masks[0, 4, 7] = 1
-    masks[0, 3, 5] = 1  # touches the first by a corner
-    masks[2, 0, 0] = 1
-    boxes = lesion_maps.mask_boxes(masks, most=2) * [8, 6, 8, 6]
-    np.testing.assert_allclose(boxes[0], [[2, 1, 5, 3], [5, 3, 6, 4]], rtol=1e-6)
-    assert np.isnan(boxes[1]).all()
-    np.testing.assert_allclose(boxes[2, 0], [0, 0, 1, 1], rtol=1e-6)
-    assert np.isnan(boxes[2, 1]).all()
-    large = lesion_maps.mask_boxes(masks, most=4, least=2)
-    assert (~np.isnan(large[..., 0])).sum(axis=1).tolist() == [1, 0, 0]
-    assert lesion_maps.mask_boxes(masks[1:2], most=3).shape == (1, 3, 4)
-    assert lesion_maps.mask_boxes(masks[:0], most=3).shape == (0, 3, 4)
-
-
 # Table 7: rows are the truth, columns the clusters, as it is headed.
 TABLE_7 = np.array([[51, 3, 1], [2, 4, 1], [1, 2, 12]])
 NAMES = ("ggo", "partial", "consolidation")
