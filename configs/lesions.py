@@ -109,9 +109,8 @@ def small(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
         config.model.hidden = (32, 16)
     config.augment.update(brightness=0.1, contrast=0.2)
     config.batch_size, config.total_steps = 16, 600
-    config.checkpoint_every = 100
-    config.eval_steps = (500, 550, 600)
     config.checkpoint_every = 50
+    config.eval_steps = (500, 550, 600)
     config.eval_batch_size = 32
     common.small_optimizer(config, warmup_steps=30, lr=1e-3)
 
@@ -147,6 +146,8 @@ def smoke(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
     common.smoke(config)
     config.data.update(size=64, slices=8, positive=0.5, train=4, val=2, test=4)
     config.model.width = 8
+    if options["network"] == "fecnn":
+        config.model.backbone.update(block_sizes=(1, 1, 1), init_features=8)
     config.eval_steps = (1, 2)
     config.optimizer.warmup_steps = 0
 

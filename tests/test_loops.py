@@ -76,7 +76,13 @@ def smoke_run(request, tmp_path_factory):
     config.devices = 1
     config.keep_last = 2  # both steps, for an ensemble
     workdir = tmp_path_factory.mktemp(request.param.stem)
-    assert train.train(config, workdir)
+    programs, compile_run = [], train.compile_run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train, "compile_run", lambda run: programs.append(compile_run(run)) or programs[-1]
+        )
+        assert train.train(config, workdir)
+    assert [program.step._cache_size() for program in programs] == [1]  # compiled once
     metrics = evaluate.evaluate(config, workdir)
     return config, workdir, metrics
 
@@ -319,7 +325,7 @@ def test_another_config_is_refused(smoke_run):
     workdirs.check_config(other, workdir)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("batch_size", [3, 7])
 def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
     config, workdir, metrics = smoke_run
     config = config.copy_and_resolve_references()
@@ -362,9 +368,12 @@ def test_an_ensemble_is_what_the_task_makes_of_its_members(smoke_run):
     assert any(not np.array_equal(single[0][0][name], single[1][0][name]) for name in both[0])
 
 
+KILLS = 3
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
-    """kill -9, five times, first in stage 2 of 6 of progressive self-training; then the parameters,
+    """kill -9, three times, first in stage 2 of 6 of progressive self-training; then the parameters,
     the teacher, the optimizer and every logged loss are those of an uninterrupted run, which also
     says that the data came in the same order."""
     overrides = dict(total_steps=40, checkpoint_every=4, eval_steps="(40,)", figures=0, bootstrap=0)
@@ -383,7 +392,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
                 stderr=log,
             )
             target = _last_step(killed) + rng.randint(1, 9) if kills else 10  # in steps 7..14
-            while process.poll() is None and kills < 5:
+            while process.poll() is None and kills < KILLS:
                 if _last_step(killed) >= target:
                     time.sleep(rng.random() * 0.05)
                     process.send_signal(signal.SIGKILL)
@@ -393,7 +402,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
             else:
                 assert process.wait() == 0, (tmp_path / "log").read_text()
                 break
-    assert kills == 5
+    assert kills == KILLS
     assert_same_state(whole, killed)
     lines = [(d / "metrics.jsonl").read_text() for d in (whole, killed)]
     assert lines[0] == lines[1]
@@ -451,7 +460,7 @@ run_command(main.main)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
-    workdir, cache = tmp_path / "run", {"CXR_CACHE": str(tmp_path / "cache")}
+    workdir = tmp_path / "run"
     args = command(
         "--config=configs/severity.py:smoke",
         f"--workdir={workdir}",
@@ -461,14 +470,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         figures=0,
         bootstrap=0,
     )
-    subprocess.run(args, cwd=ROOT, env=environment() | cache, check=True, capture_output=True)
+    subprocess.run(args, cwd=ROOT, env=environment(), check=True, capture_output=True)
     whole = checkpoints.read_state(workdir)
     for step in (3, 4):
         shutil.rmtree(workdir / "checkpoints" / str(step), ignore_errors=True)
     full = subprocess.run(
         [sys.executable, "-c", LIMITED, *args[3:]],
         cwd=ROOT,
-        env=environment() | cache,
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -478,7 +487,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     )
     assert len(said) == 1, full.stderr
     assert "Traceback" not in full.stderr
-    subprocess.run(args, cwd=ROOT, env=environment() | cache, check=True, capture_output=True)
+    subprocess.run(args, cwd=ROOT, env=environment(), check=True, capture_output=True)
     again = checkpoints.read_state(workdir)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 

@@ -111,7 +111,9 @@ class Fusion(nn.Module):
         init = nn.initializers.lecun_normal(batch_axis=0)
         kernel = self.param("level_kernel", init, shape)
         bias = self.param("level_bias", nn.initializers.zeros_init(), (levels, self.num_classes))
-        errors = self.variable("batch_stats", "errors", jnp.full, (levels,), FIRST_ERROR)
+        errors = self.variable(
+            "batch_stats", "errors", jnp.full, (levels,), FIRST_ERROR, jnp.float32
+        )
 
         def score(vectors: Array) -> Array:
             return nn.relu(jnp.einsum("blc,lck->blk", vectors, kernel) + bias)
