@@ -222,6 +222,10 @@ def test_hits_by_hand():
     assert report["lam_hit_rate_50_of_union"].value == pytest.approx(1 / 3)
     assert report["lam_hit_rate_50_of_map"].value == pytest.approx(2 / 3)
     assert report["chance_hit_rate"].value == pytest.approx((1 / 16 + 1 / 16 + 1 / 8) / 3)
+    # On 4 x 4 cells the first and the third are one lesion, whose first cell lies in the third
+    # alone; the second has one cell.
+    assert report["perfect_hit_rate_50"].value == pytest.approx(1 / 3)
+    assert report["perfect_lesions"].value == 1
 
 
 def test_a_slice_that_is_not_called_positive_has_no_lesion():

@@ -373,9 +373,9 @@ KILLS = 3
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
-    """kill -9, three times, first in stage 2 of 6 of progressive self-training; then the parameters,
-    the teacher, the optimizer and every logged loss are those of an uninterrupted run, which also
-    says that the data came in the same order."""
+    """kill -9, three times, first in stage 2 of 6 of progressive self-training; then parameters,
+    teacher, optimizer and every logged loss are those of an uninterrupted run, which also says
+    that the data came in the same order."""
     overrides = dict(total_steps=40, checkpoint_every=4, eval_steps="(40,)", figures=0, bootstrap=0)
     overrides |= {"regime.stage_steps": 7, "regime.shares": 5}
     config = "--config=configs/severity.py:smoke,regime=progressive"

@@ -83,6 +83,33 @@ def chance_hits(lesions: np.ndarray) -> np.ndarray:
     return np.prod(inside[..., 2:] - inside[..., :2], axis=-1)
 
 
+def perfect_heat(lesions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """What a map of so many cells shows at best: how much of each cell lies in a true lesion's box.
+
+    Args:
+      lesions: [B, T, 4] xyxy, shares of the slice; NaN where there is none.
+      shape: h, w.
+
+    Returns:
+      float32 [B, h, w], 0..1; of boxes that overlap the larger share counts.
+    """
+    boxes = np.nan_to_num(np.asarray(lesions, np.float64))
+    height, width = shape
+    along_x = _covered(boxes[..., 0], boxes[..., 2], width)
+    along_y = _covered(boxes[..., 1], boxes[..., 3], height)
+    shares = along_y[..., :, None] * along_x[..., None, :]  # [B, T, h, w]
+    return shares.max(axis=1, initial=0.0).astype(np.float32)
+
+
+def _covered(low: np.ndarray, high: np.ndarray, cells: int) -> np.ndarray:
+    """Shares of `cells` equal parts of 0..1 that lie in low..high: [..., cells]."""
+    left = np.arange(cells)
+    inside = np.minimum(high[..., None] * cells, left + 1) - np.maximum(
+        low[..., None] * cells, left
+    )
+    return np.clip(inside, 0.0, 1.0)
+
+
 def hit_rates(rows: Rows) -> dict[str, Value]:
     """Hits over true lesions, at each overlap (Table 5): `hit_rate_10`, .., `hit_rate_90`."""
     true = np.asarray(rows["lesion_true"], bool)

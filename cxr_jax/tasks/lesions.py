@@ -12,6 +12,9 @@ A classifier of slices, FeCNN or a baseline of its Table 3, sees the lungs cut o
 | grad_cam_plus_plus | Grad-CAM++ | as lam |
 | brightness | the slice itself, which no network has seen | as lam |
 
+Beside them stands `perfect`: the boxes of the true lesions on as many cells, cut as lam is, the
+most that this resolution allows.
+
 `same_cut` has all of them cut as lam is: what of Table 6 is the map's, and what its cut's? A slice
 that is not called positive has no lesion (`gate`): the paper looks for them in slices 'predicted
 COVID-19 positive'. Lesions that it misses so are missed.
@@ -304,7 +307,7 @@ class LesionsEvaluation(ClassEvaluation):
     columns = (
         *("accuracy", "f1", "auc", "average_precision"),
         *("lam_hit_rate_50", "cam_hit_rate_50", "norm_grad_hit_rate_50"),
-        *("brightness_hit_rate_50", "chance_hit_rate"),
+        *("brightness_hit_rate_50", "chance_hit_rate", "perfect_hit_rate_50"),
     )
 
     def finish_rows(self, rows: Rows) -> Rows:
@@ -312,16 +315,12 @@ class LesionsEvaluation(ClassEvaluation):
         true = rows.pop("lesion_boxes")
         rows["lesion_true"] = ~np.isnan(true).any(axis=-1)
         rows["lesion_chance"] = map_metrics.chance_hits(true)
+        shape = rows[f"{self.task.maps[0]}_heat"].shape[1:]
+        heat = map_metrics.perfect_heat(true, shape)
+        _add_hits(rows, "perfect", lesion_maps.find_lesions(heat, least=_LAM.least), true)
         for name in self.task.maps:
             found = self.task.found(rows.pop(f"{name}_heat"), rows["probs"], name)
-            most = max(int(found.mask[0].size), 1) if len(found.mask) else 1
-            told = lesion_maps.lesion_rows(found, most=most)
-            rows[f"{name}_count"] = told["lesion_count"]
-            for share in map_metrics.SHARES:
-                hits = map_metrics.hit_rows(
-                    told["lesion_boxes"], told["lesion_points"], true, share=share
-                )
-                rows[f"{name}_{share}_hit"] = hits["lesion_hit"]
+            _add_hits(rows, name, found, true)
         return rows
 
     def report(self, units):
@@ -330,13 +329,13 @@ class LesionsEvaluation(ClassEvaluation):
             return told
         probs, labels = np.asarray(units["probs"]), np.asarray(units["label"], int)
         told |= slices.positives_report(probs, labels, self.task.positive)
-        return told | slices.maps_report(units, self.task.maps)
+        return told | slices.maps_report(units, (*self.task.maps, "perfect"))
 
     def figures(self, rows):
         probs, labels = np.asarray(rows["probs"]), np.asarray(rows["label"], int)
         rates = {
             name: [value.value for value in self._rates(rows, name).values()]
-            for name in self.task.maps
+            for name in (*self.task.maps, "perfect")
         }
         return super().figures(rows) | {
             "precision_recall": figures.precision_recall_chart(probs, labels, self.classes),
@@ -347,6 +346,18 @@ class LesionsEvaluation(ClassEvaluation):
         return map_metrics.hit_rates(
             {"lesion_hit": rows[f"{name}_lesion_hit"], "lesion_true": rows["lesion_true"]}
         )
+
+
+def _add_hits(
+    rows: dict[str, np.ndarray], name: str, found: lesion_maps.Lesions, true: np.ndarray
+) -> None:
+    """Rows of a map: which true lesions `found` hits, and how many it has a slice."""
+    most = max(int(found.mask[0].size), 1) if len(found.mask) else 1
+    told = lesion_maps.lesion_rows(found, most=most)
+    rows[f"{name}_count"] = told["lesion_count"]
+    for share in map_metrics.SHARES:
+        hits = map_metrics.hit_rows(told["lesion_boxes"], told["lesion_points"], true, share=share)
+        rows[f"{name}_{share}_hit"] = hits["lesion_hit"]
 
 
 def _told(values: np.ndarray) -> list[float]:

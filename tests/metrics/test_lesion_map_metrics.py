@@ -167,3 +167,13 @@ def test_no_lesions_are_undefined_with_a_reason():
     report = lesion_maps.cluster_report(nothing, nothing, num_clusters=2, names=("a", "b"))
     assert all(np.isnan(value.value) for value in report.values())
     assert all(value.reason for value in report.values())
+
+
+def test_a_perfect_map_shows_the_share_of_each_cell_in_a_box():
+    boxes = np.full((2, 3, 4), np.nan)
+    boxes[0, 0] = 0.125, 0.5, 0.5, 1.0  # half of column 0, column 1; rows 2 and 3
+    boxes[0, 1] = 0.25, 0.75, 0.5, 0.875  # inside the first
+    heat = lesion_maps.perfect_heat(boxes, (4, 4))
+    expected = np.zeros((4, 4))
+    expected[2:, 0], expected[2:, 1] = 0.5, 1.0
+    np.testing.assert_allclose(heat, [expected, np.zeros((4, 4))])
