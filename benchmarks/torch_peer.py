@@ -271,7 +271,8 @@ class FeCNN(nn.Module):
         found.append(self.more[1](F.relu(found[-1])))
         vectors = [level(cells).mean((2, 3)) for level, cells in zip(self.level, found)]
         scores = torch.stack([F.relu(s(self.drop(v))) for s, v in zip(self.score, vectors)], 1)
-        weights = 0.5 * torch.log((1 - self.errors) / self.errors)
+        errors = self.errors.clamp(1e-3, 0.5)
+        weights = 0.5 * torch.log((1 - errors) / errors)
         return self.classes((weights[:, None] * scores).flatten(1)), scores
 
     def loss(self, out):

@@ -1,7 +1,8 @@
 """Slices classified without a deep network: the first rows of FeCNN's Table 3 (Wu et al. 2022).
 
 Local binary patterns, or a histogram of 64 grey levels, and a support vector machine, or a
-multi-layer perceptron of 25, 10 and as many units as there are classes.
+multi-layer perceptron of 25, 10 and as many units as there are classes (scikit-learn's: of two
+classes one logistic unit, where the paper's two have tanh).
 
 The paper says little more. Ours: the patterns are the uniform ones, the same after rotation, at
 three distances (its reference, Zhang et al. 2004, takes them region by region of a face); the

@@ -1,6 +1,7 @@
 """Lesion space: elbow, clusters, types, files; from lesions by hand and from a run."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -38,8 +39,10 @@ def lesions(features, types=None, masked=True):
         heat=np.ones(count, np.float32),
         probs=np.full(count, 0.75, np.float32),
         features=np.asarray(features, np.float32),
+        brightness=np.linspace(50, 200, count, dtype=np.float32),
         types=np.full(count, -1) if types is None else np.asarray(types),
         masked=np.full(count, masked),
+        on_lesion=np.zeros(count, bool) if types is None else np.asarray(types) > 0,
     )
 
 
@@ -134,11 +137,33 @@ def test_files_of_lesions_by_hand(three, tmp_path):
     assert (rows[0]["x0"], rows[0]["place_y"]) == ("5.0", "9.0")
     assert report["metrics"]["sensitivity_ground_glass"] == {"value": 1.0, "n": 12}
     assert report["metrics"]["places_on_a_lesion"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert report["metrics"]["mean_sensitivity"]["value"] == 1.0
+    assert 0.4 < report["metrics"]["chance_mean_sensitivity"]["value"] < 0.9
+    # Grey levels rise with the lesions' numbers: the types are two of the three thirds.
+    assert report["metrics"]["brightness_mean_sensitivity"]["value"] == 1.0
     assert sum(cluster["lesions"] for cluster in report["clusters"]) == 36
     assert {"space.png", "clusters.png", "space.npz", "report.json"} <= {
         path.name for path in tmp_path.iterdir()
     }
     assert "stands for ground glass" in written.told(report)
+
+
+def test_a_space_that_is_applied_keeps_what_its_clusters_stand_for(three, tmp_path):
+    """Lesions that look like consolidation and are ground glass are mistakes, not another name."""
+    fitted = space.fit(three, network="n", clusters=3, seed=0)
+    turned = dataclasses.replace(three, types=np.array([1] * 12 + [2] * 12 + [-1] * 12))
+    report = written.write(tmp_path, None, turned, fitted, slices=0, seed=0)
+    assert report["metrics"]["mean_sensitivity"]["value"] == 0.0
+
+
+def test_places_on_lesions_of_no_known_type_are_counted(three, tmp_path):
+    untyped = dataclasses.replace(
+        three, types=np.full(36, -1), on_lesion=np.arange(36) < 27, masked=np.full(36, True)
+    )
+    fitted = space.fit(untyped, network="n", clusters=3, seed=0)
+    report = written.write(tmp_path, None, untyped, fitted, slices=0, seed=0)
+    assert report["metrics"]["places_on_a_lesion"] == {"value": 0.75, "n": 36}
+    assert report["metrics"]["mean_sensitivity"]["value"] is None
 
 
 def test_no_lesion_at_all_is_an_empty_result(tmp_path):
@@ -189,7 +214,7 @@ def test_features_are_those_of_the_place(run_folder):
     run = collected.load(run_folder)
     found = collected.collect(run, "test")
     assert len(found)
-    assert found.features.shape[1] == 256
+    assert found.features.shape[1] == 4 * 8 * 4  # the last block of three, bottleneck
     name = run.task.maps[0]
     at = int(found.slices[0])
     outputs = run.predict([found.source[at]])[0]

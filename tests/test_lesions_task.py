@@ -10,10 +10,11 @@ import pytest
 
 from configs import lesions as config_file
 from cxr_jax.data import sources
+from cxr_jax.data.augment import Augment
 from cxr_jax.data.records import blank
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.lesions import MOST_TRUE
+from cxr_jax.tasks.lesions import MOST_TRUE, brightness
 from cxr_jax.trained import make_batch
 
 SIDE = 64
@@ -110,8 +111,22 @@ def test_true_boxes_are_shares_of_what_is_seen():
     expected = [[0.25, 0.25, 0.75, 0.5], [0.9, 0.8, 0.95, 1.2]]
     np.testing.assert_allclose(boxes[:2], expected, rtol=1e-6)
     assert np.isnan(boxes[2:]).all()
+    other = record | {"diagnosis": 1 - task.positive}  # its lesions are not those looked for
+    assert np.isnan(task.data.transforms.example(other)["lesion_boxes"]).all()
     large = make(**{"crop.masks": "record_or_morphology", "least_lesion": 9})
     assert np.isnan(large.data.transforms.example(record)["lesion_boxes"][1:]).all()
+
+
+@pytest.mark.parametrize("variant", ["", "quick", "covid_ct", "ct_lesions"])
+def test_black_stays_black_in_training(variant):
+    """The paper's brightness is a factor: what lies outside of the lungs stays black."""
+    config = config_file.get_config(variant)
+    augment = dataclasses.replace(Augment(**config.augment), contrast=0.0)
+    image = np.zeros((120, 120), np.uint8)
+    image[40:80, 40:80] = 70
+    grey = [augment({"image": image}, np.random.default_rng(seed))["image"] for seed in range(9)]
+    assert all(np.median(one) == 0 for one in grey)
+    assert len({int(one.max()) for one in grey}) > 4
 
 
 # What is said.
@@ -287,11 +302,33 @@ def test_a_slice_is_drawn_and_told_whatever_it_is(image, sick):
     outputs = {"probs": np.array([0.2, 0.8]), "lam_heat": heat}
     told = json.loads(json.dumps(task.describe(record, outputs)))
     assert told["diagnosis"] == "covid-19"
-    assert len(told["lesions"]) == 1
+    assert len(told["lesions"]) == (image == "lungs")
+    assert ("no lungs" in told.get("note", "")) == (image != "lungs")
     assert task.figure(record, outputs).axes
-    if image == "no lungs":  # all of it is seen
-        assert told["lesions"][0]["xyxy_px"] == [12.5, 17.5, 37.5, 35.0]
-        assert told["lesions"][0]["place_px"] == [18.8, 26.2]
+
+
+def test_brightness_is_of_the_lungs_alone():
+    """A bright cell among grey ones; outside of the lungs as dark as the darkest of them."""
+    images = np.full((3, 32, 32), -1.0, np.float32)
+    images[0, 8:24, 8:24] = 0.2
+    images[0, 8:16, 8:16] = 0.6
+    images[1] = 0.5  # nothing is outside
+    heat = np.asarray(brightness(jnp.asarray(images), (4, 4)))
+    assert np.unravel_index(heat[0].argmax(), (4, 4)) == (1, 1)
+    assert heat[0, 1, 1] == 1
+    outside = np.ones((4, 4), bool)
+    outside[1:3, 1:3] = False
+    assert (heat[0][outside] == 0).all()
+    assert (heat[1:] == 0).all()  # flat and black ones have no lesion
+
+
+def test_the_mean_of_runs_is_cut_as_one_maps_are():
+    """Of maps with different peaks the mean reaches no 1; CAM is cut at 0.2 of its range."""
+    heat = np.full((1, 4, 4), 0.0, np.float32)
+    heat[0, 0, :3] = 0.5, 0.11, 0.09
+    found = make(maps=("cam",)).found(heat, np.array([[0.0, 1.0]]), "cam")
+    assert found.sizes.tolist() == [2]
+    assert found.peaks.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

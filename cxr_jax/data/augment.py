@@ -2,7 +2,7 @@
 
 Flip is OFF by default and belongs off for radiographs: left and right matter (the heart, the side
 of a lesion), although with it on the sides of every label are exchanged too. Slices of CT may be
-turned by any angle and mirrored both ways, as in Wu et al. 2021 (Sec. 4.2.3): rotate_deg=180, flip,
+turned by any angle and mirrored both ways, as in Wu et al. 2022 (Sec. 4.2.3): rotate_deg=180, flip,
 flip_vertical, scale=0.05, contrast=0.3, and their brightness of +-50%, a factor, is gain=0.5.
 """
 

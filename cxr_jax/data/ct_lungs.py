@@ -1,6 +1,6 @@
 """The lungs of one axial CT slice by morphology, without a network.
 
-Wu et al. 2021, Sec. 4.2.2, say 'the lung was segmented out by morphological operation' and no more.
+Wu et al. 2022, Sec. 4.2.2, say 'the lung was segmented out by morphological operation' and no more.
 Here, in this order [PAPERS, 5: threshold, clear border, two largest components, closing, convex
 filling]:
 

@@ -1,4 +1,4 @@
-"""What of a CT slice a network sees: its lungs, cut out (Wu et al. 2021, Sec. 4.2.2).
+"""What of a CT slice a network sees: its lungs, cut out (Wu et al. 2022, Sec. 4.2.2).
 
 A slice is made 8 bits deep through a window where it is read (`volumes.window`); figures already
 are. Then, here: the lungs are found; slices of volumes that are dark are left out; the slice is cut

@@ -1,7 +1,7 @@
 """The lesions of a slice one by one: where each lies and of which kind it is.
 
 A record has masks; a lesion is a 4-connected component of `lesion`, as those of an activation map
-are (Wu et al. 2021, Sec. 3.2.1). Its kind is from `lesion_type`: consolidation, where at least a
+are (Wu et al. 2022, Sec. 3.2.1). Its kind is from `lesion_type`: consolidation, where at least a
 quarter of it is consolidated (a consolidation often has a halo of ground glass), else ground glass.
 """
 

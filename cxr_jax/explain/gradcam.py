@@ -64,7 +64,8 @@ def grad_cam_plus_plus(scores: Scores, features: Array, classes: Array) -> Array
     """Grad-CAM++ (Chattopadhyay et al., WACV 2018, arXiv:1710.11063, Eq. 10, 11 and 19).
 
     w_c = sum over the cells of a_c ReLU(g_c), a_c = g^2 / (2 g^2 + g^3 sum over the cells of F_c),
-    for the score exp(S), S the logit; exp(S) itself, a factor of the whole map, is left out. Where
+    for the score exp(S), S the logit or, of lesions, the log-odds, on whose scale the map depends;
+    exp(S) itself, a factor of the whole map, is left out. Where
     g > 0 that is 1 / (2 + g sum of F_c), which does not underflow; elsewhere ReLU(g) is 0. F is
     what comes out of a ReLU; of other features, channels of a negative sum count as of sum 0.
     Arguments as `grad_cam`.

@@ -6,8 +6,8 @@ mask, enlarged, is the lesion activation map (LAM). The highest cell of a compon
 (Eq. 8), the features there describe it (Eq. 9), and their distances to the centres of clusters give
 its score (Eq. 10).
 
-`lesion_heat` and `lesion_activation` are pure, and jitted by whoever calls them; components are
-found on the host, of a whole batch at once. A map that is flat, or not finite, and one whose
+`lesion_heat` is pure, and jitted by whoever calls it; components are found on the host, of a whole
+batch at once. A map that is flat, or not finite, and one whose
 components are single cells have no lesion: an empty result, with the shapes of any other.
 """
 
@@ -71,13 +71,6 @@ def scaled(heat: Array) -> Array:
     spread = high - low
     usable = (spread > 0) & jnp.isfinite(spread)
     return jnp.where(usable, (heat - low) / jnp.where(usable, spread, 1.0), 0.0)
-
-
-def lesion_activation(heat: Array, mask: Array, size: tuple[int, int]) -> Array:
-    """LAM: the map times the mask of its lesions, [B, h, w] each, enlarged to [B, *size], bilinear
-    by the cells' centres."""
-    lesions = jnp.asarray(heat, jnp.float32) * mask
-    return jax.image.resize(lesions, (len(lesions), *size), "bilinear")
 
 
 @dataclasses.dataclass(frozen=True)

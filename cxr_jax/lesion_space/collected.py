@@ -30,9 +30,11 @@ class Found:
       heat: float32 [L], 0..1, of the place.
       probs: float32 [L], how probable it is that the slice is positive.
       features: float32 [L, C], what the last block has at the place (Eq. 9).
+      brightness: float32 [L], the mean grey level in the box, 0..255.
       types: int [L], of LESION_TYPES: that of the true lesion in which the place lies; -1 where it
         lies in none, or nobody knows.
       masked: bool [L], the slice has a mask of true lesions.
+      on_lesion: bool [L], the place lies in one of them.
     """
 
     source: Source
@@ -43,8 +45,10 @@ class Found:
     heat: np.ndarray
     probs: np.ndarray
     features: np.ndarray
+    brightness: np.ndarray
     types: np.ndarray
     masked: np.ndarray
+    on_lesion: np.ndarray
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -67,6 +71,8 @@ def load(workdir: pathlib.Path) -> TrainedRun:
 
 def collect(run: TrainedRun, split: str) -> Found:
     """Looks at every slice of a split of the run's data.
+
+    Lesions are taken from slices that are called positive and, where that is known, are (Sec. 3.2).
 
     Raises:
       InputError: the data cannot be read.
@@ -98,11 +104,13 @@ def collect(run: TrainedRun, split: str) -> Found:
 def _of_batch(
     task: Lesions, records: list[Record], outputs: dict[str, np.ndarray], start: int
 ) -> dict[str, np.ndarray]:
-    name = task.maps[0]
-    found = task.found(outputs[f"{name}_heat"], outputs["probs"], name)
+    known = [int(record.get("diagnosis", task.positive)) == task.positive for record in records]
+    name = f"{task.maps[0]}_heat"
+    outputs = outputs | {name: outputs[name] * np.reshape(known, (-1, 1, 1))}
+    found = task.told(outputs, records)
     at = found.slice_index
     boxes, points = task.on_slices(found, records)
-    types, masked = _types(records, at, points)
+    types, masked, on_lesion = _types(records, at, points)
     return {
         "slices": start + at,
         "ids": np.array([str(records[k]["id"]) for k in at], object),
@@ -111,16 +119,30 @@ def _of_batch(
         "heat": found.peaks,
         "probs": outputs["probs"][at, task.positive],
         "features": found.features(outputs["cells"]).astype(np.float32),
+        "brightness": _brightness(records, at, boxes),
         "types": types,
         "masked": masked,
+        "on_lesion": on_lesion,
     }
+
+
+def _brightness(records: list[Record], at: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The mean grey level in each box."""
+    levels = np.zeros(len(at), np.float32)
+    for k, (x0, y0, x1, y1) in enumerate(boxes):
+        rows = slice(int(y0), max(int(np.ceil(y1)), int(y0) + 1))
+        columns = slice(int(x0), max(int(np.ceil(x1)), int(x0) + 1))
+        levels[k] = records[at[k]]["image"][rows, columns].mean()
+    return levels
 
 
 def _types(
     records: list[Record], at: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The types of the true lesions at the places, and whether there are masks."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The types of the true lesions at the places, whether there are masks, and whether a place
+    lies in one."""
     types, masked = np.full(len(at), true_lesions.UNKNOWN), np.zeros(len(at), bool)
+    on_lesion = np.zeros(len(at), bool)
     for k in np.unique(at):
         if "lesion" not in records[k]:
             continue
@@ -131,4 +153,5 @@ def _types(
         y = np.clip(points[mine, 1].astype(int), 0, height - 1)
         kinds = np.array([true_lesions.UNKNOWN, *true.kinds])
         types[mine], masked[mine] = kinds[true.labels[y, x]], True
-    return types, masked
+        on_lesion[mine] = true.labels[y, x] > 0
+    return types, masked, on_lesion

@@ -18,9 +18,12 @@ from cxr_jax.trained import TrainedRun
 _COLORS = (
     *("#ffb000", "#dc267f", "#44bb99", "#9f86ff", "#fe6100"),
     *("#bbcc33", "#ff9ec6", "#c9a66b", "#9be7ff", "#b8b8b8"),
+    *("#d62728", "#17becf", "#7f4f24", "#6a4c93", "#2a9d8f"),
+    *("#e9c46a", "#f4a261", "#8ecae6", "#ffafcc", "#606c38"),
 )
 EXAMPLES = 8  # of a cluster
-_MARKS = {0: "o", 1: "o", 2: "s", -1: "x"}  # of true types
+_UNTYPED = 0  # a lesion of which no type is known
+_MARKS = {_UNTYPED: "o", 1: "o", 2: "s", -1: "x"}  # of true types
 _CELL = 128  # px of an example
 
 
@@ -40,7 +43,9 @@ def space_chart(found: Found, clusters: np.ndarray, space: Space, places: np.nda
     """
     fig = white_figure(6.4, 5.2)
     ax = fig.add_subplot()
-    marks = found.types if found.masked.any() else np.full(len(found), 1)
+    marks = np.where(found.on_lesion & (found.types < 0), _UNTYPED, found.types)
+    if not found.masked.any():
+        marks = np.full(len(found), _UNTYPED)
     for kind in np.unique(marks):
         mine = marks == kind
         colors = [cluster_color(c) for c in clusters[mine]]
@@ -66,7 +71,9 @@ def space_chart(found: Found, clusters: np.ndarray, space: Space, places: np.nda
 
 
 def _mark_name(kind: int) -> str:
-    return f"truth: {LESION_TYPES[kind]}" if kind > 0 else "truth: no lesion, or of no known type"
+    if kind == _UNTYPED:
+        return "truth: a lesion"
+    return f"truth: {LESION_TYPES[kind]}" if kind > 0 else "truth: no lesion"
 
 
 def elbow_chart(space: Space) -> Figure:

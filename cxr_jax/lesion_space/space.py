@@ -16,7 +16,7 @@ from cxr_jax.explain import lesion_maps
 from cxr_jax.lesion_space.collected import Found
 from cxr_jax.metrics.lesion_maps import match_clusters
 
-MOST_CLUSTERS = 10  # that the elbow is looked for among
+MOST_CLUSTERS = 20  # that the elbow is looked for among; the paper's bends at 12 [Sec. 6.3]
 _DIMENSIONS = 50  # before t-SNE [paper, Sec. 5.3]
 _STARTS = 10  # of k-means
 _LIMIT = 1 << 28  # bytes of a space that is read
@@ -113,15 +113,16 @@ def fit(found: Found, *, network: str, clusters: int, seed: int) -> Space:
     if not clusters:
         most = min(MOST_CLUSTERS, len(np.unique(found.features, axis=0)))
         distances = np.array(
-            [_k_means(found.features, k, seed).inertia_ for k in range(1, most + 1)]
+            [k_means(found.features, k, seed).inertia_ for k in range(1, most + 1)]
         )
         clusters = elbow(distances)
-    model = _k_means(found.features, clusters, seed)
+    model = k_means(found.features, clusters, seed)
     types = _types(model.labels_, found.types, clusters)
     return Space(model.cluster_centers_.astype(np.float32), types, distances, network)
 
 
-def _k_means(features: np.ndarray, clusters: int, seed: int) -> KMeans:
+def k_means(features: np.ndarray, clusters: int, seed: int) -> KMeans:
+    """scikit-learn's, fitted to features [L, C]."""
     with warnings.catch_warnings():
         # Lesions with equal features leave a cluster empty; it is then a copy of another.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -1,6 +1,7 @@
 """The files of a lesion space, and what is told of it."""
 
 import csv
+import functools
 import io
 import pathlib
 from typing import Any
@@ -11,7 +12,7 @@ from cxr_jax import figures, safe_write, writers
 from cxr_jax.data.records import LESION_TYPES
 from cxr_jax.lesion_space import pictures
 from cxr_jax.lesion_space.collected import Found
-from cxr_jax.lesion_space.space import Space, in_two_dimensions
+from cxr_jax.lesion_space.space import Space, in_two_dimensions, k_means
 from cxr_jax.metrics.bootstrap import Value
 from cxr_jax.metrics.lesion_maps import cluster_report
 from cxr_jax.trained import TrainedRun
@@ -21,6 +22,7 @@ COLUMNS = (
     *("cluster", "score", "distance", "type"),
 )
 TYPES = LESION_TYPES[1:]
+_DRAWS = 200  # of clusters that mean nothing
 
 
 def write(
@@ -84,14 +86,9 @@ def _report(found: Found, space: Space, placed: dict[str, np.ndarray]) -> dict[s
         "metrics": {},
     }
     if found.masked.any():
-        on = found.types[found.masked] > 0
+        on = found.on_lesion[found.masked]
         told = {"places_on_a_lesion": Value(float(on.mean()), len(on))}
-        told |= cluster_report(
-            placed["cluster"],
-            np.where(found.types > 0, found.types - 1, -1),
-            num_clusters=len(space),
-            names=[name.replace(" ", "_") for name in TYPES],
-        )
+        told |= _types_report(found, space, placed["cluster"])
         report["metrics"] = {
             name: {
                 "value": None if np.isnan(v.value) else round(v.value, 4),
@@ -101,6 +98,31 @@ def _report(found: Found, space: Space, placed: dict[str, np.ndarray]) -> dict[s
             for name, v in told.items()
         }
     return report
+
+
+def _types_report(found: Found, space: Space, clusters: np.ndarray) -> dict[str, Value]:
+    """Table 7, by the types that the clusters stood for where the space was fitted; beside it what
+    matching finds in as many clusters of grey levels alone, and in clusters that mean nothing."""
+    types = np.where(found.types > 0, found.types - 1, -1)
+    names = [name.replace(" ", "_") for name in TYPES]
+    of_types = functools.partial(cluster_report, types=types, num_clusters=len(space), names=names)
+    known = (space.types > 0).any()
+    told = of_types(
+        clusters, matched=np.where(space.types > 0, space.types - 1, -1) if known else None
+    )
+    if not len(space):
+        return told
+    blind = of_types(k_means(found.brightness[:, None], len(space), 0).labels_)
+    rng = np.random.default_rng(0)
+    drawn = [of_types(rng.permutation(clusters)) for _ in range(_DRAWS)]
+    for name in ("mean_sensitivity", "mean_specificity"):
+        told[f"brightness_{name}"] = blind[name]
+        told[f"chance_{name}"] = Value(
+            float(np.mean([one[name].value for one in drawn])),
+            blind[name].count,
+            blind[name].reason,
+        )
+    return told
 
 
 def told(report: dict[str, Any]) -> str:

@@ -138,7 +138,12 @@ def match_clusters(counts: np.ndarray) -> np.ndarray:
 
 
 def cluster_report(
-    clusters: np.ndarray, types: np.ndarray, *, num_clusters: int, names: Sequence[str]
+    clusters: np.ndarray,
+    types: np.ndarray,
+    *,
+    num_clusters: int,
+    names: Sequence[str],
+    matched: np.ndarray | None = None,
 ) -> dict[str, Value]:
     """How well clusters tell the types of lesions, after the best matching (Sec. 4.3.3, Table 7).
 
@@ -153,6 +158,8 @@ def cluster_report(
       types: int [L], 0..T-1; lesions of a type below 0, unknown, take no part.
       num_clusters: K.
       names: of the T types.
+      matched: int [K], the type of each cluster, below 0 for none; None: the best matching of
+        these lesions.
 
     Returns:
       `cluster_accuracy`, lesions called right; `mean_sensitivity`, `mean_specificity`, over types
@@ -161,9 +168,11 @@ def cluster_report(
     """
     clusters, types = np.asarray(clusters, int), np.asarray(types, int)
     clusters, types = clusters[types >= 0], types[types >= 0]
-    counts = np.zeros((num_clusters, len(names)), int)
-    np.add.at(counts, (clusters, types), 1)
-    called = match_clusters(counts)[clusters]
+    if matched is None:
+        counts = np.zeros((num_clusters, len(names)), int)
+        np.add.at(counts, (clusters, types), 1)
+        matched = match_clusters(counts)
+    called = np.asarray(matched, int)[clusters]
     report = {"cluster_accuracy": _share(called == types, "no lesion has a known type")}
     for number, name in enumerate(names):
         is_it, so = types == number, called == number

@@ -7,17 +7,19 @@ A classifier of slices, FeCNN or a baseline of its Table 3, sees the lungs cut o
 | map | method | what is a lesion |
 | --- | --- | --- |
 | lam | Grad-CAM | above Otsu's threshold, more than one cell: the paper's |
-| cam | class activation map | above 0.2 of the maximum (Zhou et al. 2016) |
-| norm_grad | NormGrad | above 0.2 of the maximum, for nobody says otherwise |
+| cam | class activation map | above 0.2 of its range (Zhou et al. 2016, released code) |
+| norm_grad | NormGrad | above 0.2 of its range, for nobody says otherwise |
 | grad_cam_plus_plus | Grad-CAM++ | as lam |
-| brightness | the slice itself, which no network has seen | as lam |
+| brightness | the grey level in the lungs, which no network has seen | as lam |
 
 Beside them stands `perfect`: the boxes of the true lesions on as many cells, cut as lam is, the
 most that this resolution allows.
 
 `same_cut` has all of them cut as lam is: what of Table 6 is the map's, and what its cut's? A slice
 that is not called positive has no lesion (`gate`): the paper looks for them in slices 'predicted
-COVID-19 positive'. Lesions that it misses so are missed.
+COVID-19 positive'. Lesions that it misses so are missed; brightness and the perfect map are of all
+slices. True lesions are those of slices of the positive class: of three classes the third one has
+others. A slice without lungs has no lesion that is told.
 
 No lesion mask is ever trained on: `score` alone reads the boxes around them.
 """
@@ -165,7 +167,8 @@ class Lesions(Task):
 
     def _true_boxes(self, record: Record, window: tuple[slice, slice]) -> np.ndarray:
         padded = np.full((MOST_TRUE, 4), np.nan, np.float32)
-        if "lesion" in record:
+        mine = int(record.get("diagnosis", self.positive)) == self.positive
+        if mine and "lesion" in record:
             rows, columns = window
             found = true_lesions.lesions_of(record, least=self.least_lesion).boxes[:MOST_TRUE]
             corner = np.array([columns.start, rows.start] * 2)
@@ -216,8 +219,7 @@ class Lesions(Task):
             if name in METHODS
         }
         if "brightness" in self.maps:
-            bright = jax.image.resize(batch["image"], maps[-1].shape[:3], "linear", antialias=True)
-            heats["brightness_heat"] = lesion_maps.scaled(bright)
+            heats["brightness_heat"] = brightness(batch["image"], maps[-1].shape[1:3])
         return {"probs": jax.nn.softmax(classify(maps[-1]))} | heats
 
     def cells(self, variables, batch):
@@ -237,10 +239,20 @@ class Lesions(Task):
     def found(self, heats: np.ndarray, probs: np.ndarray, name: str) -> lesion_maps.Lesions:
         """The lesions of a map's heats [B, h, w], of slices of these `probs` [B, K]."""
         cut = _LAM if self.same_cut else CUTS[name]
-        if self.gate == "slice":
+        heats = np.asarray(lesion_maps.scaled(heats))  # the mean of several runs' reaches no 1
+        if self.gate == "slice" and name in METHODS:
             called = np.asarray(probs).argmax(axis=1) == self.positive
-            heats = np.asarray(heats) * called[:, None, None]  # a flat map has no lesion
+            heats = heats * called[:, None, None]  # a flat map has no lesion
         return lesion_maps.find_lesions(heats, cut=cut.threshold, least=cut.least)
+
+    def told(
+        self, outputs: dict[str, np.ndarray], records: Sequence[Record]
+    ) -> lesion_maps.Lesions:
+        """The lesions of the first map on these slices; one without lungs has none."""
+        name = self.maps[0]
+        lungs = [bool(self.crop.with_lungs(record)["lungs"].any()) for record in records]
+        heats = outputs[f"{name}_heat"] * np.reshape(lungs, (-1, 1, 1))
+        return self.found(heats, outputs["probs"], name)
 
     def on_slices(
         self, found: lesion_maps.Lesions, records: Sequence[Record]
@@ -260,8 +272,7 @@ class Lesions(Task):
 
     def _drawn(self, record: Record, outputs) -> lesion_maps.Lesions:
         """Of one slice the lesions that are told."""
-        name = self.maps[0]
-        return self.found(outputs[f"{name}_heat"][None], outputs["probs"][None], name)
+        return self.told({name: values[None] for name, values in outputs.items()}, [record])
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         boxes, points = self.on_slices(self._drawn(record, outputs), [record])
@@ -288,7 +299,9 @@ class Lesions(Task):
         found = self._drawn(record, outputs)
         boxes, points = self.on_slices(found, [record])
         probs = outputs["probs"]
-        return {
+        lungs = self.crop.with_lungs(record)["lungs"].any()
+        note = {} if lungs else {"note": "no lungs were found on this slice: do not trust it"}
+        return note | {
             "diagnosis": self.classes[int(probs.argmax())],
             "probabilities": {n: round(float(p), 4) for n, p in zip(self.classes, probs)},
             "lesions": [
@@ -358,6 +371,24 @@ def _add_hits(
     for share in map_metrics.SHARES:
         hits = map_metrics.hit_rows(told["lesion_boxes"], told["lesion_points"], true, share=share)
         rows[f"{name}_{share}_hit"] = hits["lesion_hit"]
+
+
+def brightness(images: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """The mean grey level of the lungs in each of so many cells, 0..1: [B, H, W] -> [B, h, w].
+
+    What is black is outside; a cell half of which is outside is as dark as the darkest one.
+    """
+    inside = images > jnp.min(images, axis=(1, 2), keepdims=True)
+
+    def mean(values):
+        return jax.image.resize(values, (len(images), *shape), "linear", antialias=True)
+
+    share = mean(inside.astype(jnp.float32))
+    level = mean(jnp.where(inside, images, 0.0)) / jnp.maximum(share, 0.5)
+    within = share >= 0.5
+    darkest = jnp.min(jnp.where(within, level, jnp.inf), axis=(1, 2), keepdims=True)
+    level = jnp.where(within, level, darkest)
+    return lesion_maps.scaled(level)
 
 
 def _told(values: np.ndarray) -> list[float]:

@@ -224,17 +224,6 @@ def test_a_saturated_probability_still_has_a_map():
     assert lesion_maps.lesion_heat(sure, CELLS, positive=int(classes[0]))[0].any()
 
 
-def test_lesion_activation_is_the_masked_map_enlarged():
-    mask = MAP > 0.2
-    lam = np.asarray(lesion_maps.lesion_activation(MAP[None], mask[None], (50, 60)))
-    assert lam.shape == (1, 50, 60)
-    assert 0 <= lam.min() < lam.max() <= 0.9 + 1e-6
-    # Between four equal cells, far from others, it is their value; far from all cells 0.
-    assert lam[0, 2, 52] == pytest.approx(0.9, abs=1e-6)
-    assert not lam[0, 45:].any()
-    assert np.unravel_index(lam.argmax(), lam.shape[1:])[0] < 5
-
-
 def test_one_cluster_has_it_all_and_scores_do_not_underflow():
     scores = lesion_maps.lesion_scores(np.zeros((2, 3)), np.ones((1, 3)))
     np.testing.assert_array_equal(scores["score"], [1, 1])
