@@ -330,10 +330,11 @@ class LesionsEvaluation(ClassEvaluation):
         rows["lesion_chance"] = map_metrics.chance_hits(true)
         shape = rows[f"{self.task.maps[0]}_heat"].shape[1:]
         heat = map_metrics.perfect_heat(true, shape)
-        _add_hits(rows, "perfect", lesion_maps.find_lesions(heat, least=_LAM.least), true)
+        perfect = lesion_maps.find_lesions(heat, least=_LAM.least)
+        _add_hits(rows, "perfect", found=perfect, true=true)
         for name in self.task.maps:
             found = self.task.found(rows.pop(f"{name}_heat"), rows["probs"], name)
-            _add_hits(rows, name, found, true)
+            _add_hits(rows, name, found=found, true=true)
         return rows
 
     def report(self, units):
@@ -362,7 +363,7 @@ class LesionsEvaluation(ClassEvaluation):
 
 
 def _add_hits(
-    rows: dict[str, np.ndarray], name: str, found: lesion_maps.Lesions, true: np.ndarray
+    rows: dict[str, np.ndarray], name: str, *, found: lesion_maps.Lesions, true: np.ndarray
 ) -> None:
     """Rows of a map: which true lesions `found` hits, and how many it has a slice."""
     most = max(int(found.mask[0].size), 1) if len(found.mask) else 1
