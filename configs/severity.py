@@ -83,6 +83,10 @@ def second_set(config: ml_collections.ConfigDict, regime: str) -> None:
         shares=5,  # [PAPERS: a further fifth a stage]
         pseudo_labels="hard",
         second_fraction=0.0,
+        # The paper's teacher is the student as it is. Its corpus is frozen, statistics and all, and
+        # it says nothing of the head's.
+        refresh_batches=0,
+        teacher_decay=0.0,
     )
     config.second.labels = "given" if regime == "supervised" else "hidden"
     if regime != "labelled":

@@ -21,6 +21,9 @@ RENAMED = {
 ADDED: dict[str, Any] = {
     "measure_explanations": False,
     "early_stopping": {"metric": "", "patience": 0, "highest": True},
+    "refresh_batches": 0,
+    "regime.refresh_batches": 0,
+    "regime.teacher_decay": 0.0,
 }
 
 # The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
