@@ -291,7 +291,7 @@ def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[
     if not len(units["group"]):
         return {}
     found = bootstrap(
-        task.evaluation.report,
+        task.evaluation.report_of(units),
         units,
         units["group"],
         resamples=config.bootstrap,

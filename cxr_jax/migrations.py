@@ -33,6 +33,7 @@ ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("films", "fold"): -1,
     ("nih_cxr8", "boxed"): False,
     ("phantom_ct", "other"): 0.0,
+    ("phantom_cxr", "reader"): "exact",
 }
 
 
