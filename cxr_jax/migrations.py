@@ -48,6 +48,7 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     one_bag = "extra" in config  # of that time
     config = copy.deepcopy(dict(config))
+    _rename_pairs(config)
     for old, new in RENAMED.items():
         _rename(config, old.split("."), new.split(".")[-1])
     for path, value in ADDED.items():
@@ -58,6 +59,15 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
                 config[block].setdefault(option, value)
     blocks = ("data", "second") if one_bag else ()
     return config | {path: _reduced(config[path]) for path in blocks if path in config}
+
+
+def _rename_pairs(config: dict[str, Any]) -> None:
+    """What is `method=pairs` of lungs was called adain, and every lungs run had its block."""
+    if "normalise_weight" not in config.get("adain", {}):
+        return
+    block = config.pop("adain")
+    if config.get("method") == "adain":
+        config |= {"method": "pairs", "pairs": block}
 
 
 def _rename(config: dict[str, Any], path: list[str], new: str) -> None:

@@ -68,11 +68,11 @@ WITH_OPTIONS = {
         ),
     ],
     "lungs": [
-        *("method=semi", "method=adain", "opacities=1"),
+        *("method=semi", "method=pairs", "method=adain", "opacities=1"),
         *(
             f"{base},{option}"
             for base in ("quick", "healthy", "cohen", "cohen_mild", "smoke")
-            for option in ("method=semi", "method=adain", "opacities=1")
+            for option in ("method=semi", "method=pairs", "method=adain", "opacities=1")
         ),
     ],
     "seam": [

@@ -300,8 +300,17 @@ def test_renamed_fields_keep_their_values_and_the_dict_that_was_read_stays():
     assert "extra" not in new
     assert "diseased" not in new["data"]
     unknown = migrations.migrate({"extra": {"name": ""}, "data": {"name": "gone", "a": 1}})
-    added = dict(migrations.ADDED)
+    added = {name: value for name, value in migrations.ADDED.items() if "." not in name}
     assert unknown == {"second": {"name": ""}, "data": {"name": "gone", "a": 1}} | added
+
+
+@pytest.mark.parametrize("method, today", [("adain", "pairs"), ("semi", "semi")])
+def test_what_is_pairs_today_was_called_adain(method, today):
+    block = {"code_size": 16, "normalise_weight": 1.0, "distil_weight": 1.0}
+    new = migrations.migrate({"task": "lungs", "method": method, "adain": block, "data": {}})
+    assert new["method"] == today
+    assert new.get("pairs") == (block if today == "pairs" else None)
+    assert "adain" not in new
 
 
 @pytest.mark.parametrize(
