@@ -13,14 +13,14 @@ the AdaIN generator of Park et al. 2021 (Oh and Ye, arXiv:2104.05892).
 | cohen_mild | the same, masks of the milder half of them only (global score up to 7) |
 | smoke | two tiny steps |
 
-Options: `method=unet|semi|pairs|adain`; `opacities=1` shows unet, or adain, the synthetic opacities
-and strong exposure that semi and pairs have: of unet it is their control, what they gain without the
-films that have no masks. adain is Oh and Ye's generator, which learns adversarially what a normal
-film looks like; pairs is ours in its place, which learns it from synthetic opacities. semi, pairs
-and adain also learn from films without masks: with no variant, `shenzhen` beside `jsrt_scr`; of
-quick and healthy, heavily diseased phantoms of another scanner; of cohen, all 107 training films; of
-cohen_mild, those that are not among the milder ones (told by their severity scores, which are not
-trained on).
+Options: `method=unet|semi|pairs|adain`; `opacities=1` shows unet, or adain, the synthetic
+opacities and strong exposure that semi and pairs have: of unet it is their control, what they gain
+without the films that have no masks. adain is Oh and Ye's generator, which learns adversarially
+what a normal film looks like; pairs is ours in its place, which learns it from synthetic opacities.
+semi, pairs and adain also learn from films without masks: with no variant, `shenzhen` beside
+`jsrt_scr`; of quick and healthy, heavily diseased phantoms of another scanner; of cohen, all 107
+training films; of cohen_mild, those that are not among the milder ones (told by their severity
+scores, which are not trained on).
 On a fold, set it for both sets: `--config.data.fold=0 --config.second.fold=0`. Results: RESULTS.md.
 """
 

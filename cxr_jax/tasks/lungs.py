@@ -71,8 +71,8 @@ class Teaching:
       decay: of the teacher, a moving average of the student.
       weight: of a film without mask beside one with a mask.
       ramp_steps: that weight rises from 0 in so many steps.
-      confidence: of semi and pairs: the teacher's lung is learned where p >= confidence, its background where
-        p <= 1 - confidence; the pixels in between are left out.
+      confidence: of semi and pairs: the teacher's lung is learned where p >= confidence, its
+        background where p <= 1 - confidence; the pixels in between are left out.
       predict_with: 'teacher' or 'student', whose weights predict.
     """
 
@@ -500,7 +500,8 @@ def _check_second(config: ml_collections.ConfigDict) -> None:
     if config.method == "unet" and name and labels == "hidden":
         raise InputError(
             f"config.second.name={name!r} without masks beside config.method='unet', which learns "
-            "from masks alone; set config.method to semi, pairs or adain, or config.second.labels=given"
+            "from masks alone; set config.method to semi, pairs or adain, or "
+            "config.second.labels=given"
         )
     if config.method != "unet" and (not name or labels != "hidden"):
         raise InputError(
