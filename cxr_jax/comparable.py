@@ -34,7 +34,7 @@ def same_config(workdirs: Sequence[pathlib.Path], *free: str) -> list[ml_collect
                 f"differ in {', '.join((*MAY_DIFFER, *free))} only, and in starts that do. Compare "
                 f"kinds as A={workdirs[0]} B={folder}"
             )
-        _check_trained_on(workdirs[0], folder, configs[0], config, free)
+        _check_trained_on((workdirs[0], folder), (configs[0], config), free)
         _check_starts(folder, configs[0], config)
     return configs
 
@@ -85,15 +85,19 @@ def _difference(a, b, free: Sequence[str] = ()) -> str | None:
     return None
 
 
-def _check_trained_on(first: pathlib.Path, other: pathlib.Path, a, b, free: Sequence[str]) -> None:
+def _check_trained_on(
+    folders: tuple[pathlib.Path, pathlib.Path],
+    configs: tuple[ml_collections.ConfigDict, ml_collections.ConfigDict],
+    free: Sequence[str],
+) -> None:
     """Refuses two runs of one config whose training films are not of one version of the data."""
-    fields = workdir.flatten(a), workdir.flatten(b)
+    fields = [workdir.flatten(config) for config in configs]
     chosen = [n for n in (*MAY_DIFFER, *free) if n.startswith(("data.", "second."))]
     if any(fields[0].get(name) != fields[1].get(name) for name in chosen):
         return  # other films on purpose
-    there, here = _trained_on(first), _trained_on(other)
+    there, here = map(_trained_on, folders)
     if there and here and there != here:
-        raise InputError(f"{first} was trained on {there}, and {other} on {here}")
+        raise InputError(f"{folders[0]} was trained on {there}, and {folders[1]} on {here}")
 
 
 def _check_starts(folder: pathlib.Path, a, b) -> None:

@@ -24,7 +24,7 @@ def tiny(method, /, **changes):
     """The smoke config at 32 px, its network of one level, which compiles fast."""
     config = lungs_config.get_config(f"smoke,method={method}").copy_and_resolve_references()
     config.preprocess.size = SIZE
-    config.model.features = (3,) if method != "adain" else (3, 4)
+    config.model.features = (3,)
     config.update_from_flattened_dict(changes)
     return config
 

@@ -203,6 +203,7 @@ class StarGAN(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """The four networks, and the code of `distilled`."""
         self.generator = Generator(self.features, dtype=self.dtype)
         self.mapping = Mapping(self.hidden, self.code_size)
         self.style = Trunk(self.trunk, self.code_size, self.dtype)

@@ -236,6 +236,7 @@ class FindingsEvaluation(Evaluation):
         return findings.findings_report(units)
 
     def report_of(self, units):
+        """With means over the findings that `units` can measure."""
         return functools.partial(findings.findings_report, over=findings.measured(units))
 
     def figures(self, rows):

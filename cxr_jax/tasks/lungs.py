@@ -455,7 +455,7 @@ class AdversarialLungs(SemiLungs):
 
     def init(self, rng, batch):
         noise, domain = jnp.zeros((1, self.transfer.latent_size)), jnp.zeros(1, int)
-        return teacher.init(self.model.init(rng, batch["image"][:1], noise, domain))
+        return teacher.init(self.model.init(rng, batch["image"][:1], noise=noise, domain=domain))
 
     def loss(self, variables, batch, *, rng, step):
         """Masks of normal films, styles of all, the discriminator's own, and distillation."""
@@ -464,9 +464,9 @@ class AdversarialLungs(SemiLungs):
         for_styles, for_teacher = jax.random.split(rng)
         size = self.transfer.latent_size
         terms, made = style_transfer.generator_terms(
-            model, params, films, for_styles, step=step, latent_size=size
+            model, params, films, rng=for_styles, step=step, latent_size=size
         )
-        terms |= style_transfer.discriminator_terms(model, params, films, made)
+        terms |= style_transfer.discriminator_terms(model, params, films, made=made)
         logits = model.apply({"params": params}, films[0], method="segment")
         segment = losses.segmentation_loss(logits, batch["lungs"])
         terms["segment"] = jnp.where(known, segment, 0.0)

@@ -120,7 +120,7 @@ class Regime:
             return (Stage(0, 1.0, fraction),)
         shares = {"labelled": 0, "progressive": self.shares, "one_step": 1}[self.name]
         joining = [
-            Stage(k * self.stage_steps, k / shares, fraction, self.refresh_batches)
+            Stage(k * self.stage_steps, k / shares, fraction, refresh_batches=self.refresh_batches)
             for k in range(1, shares + 1)
         ]
         return (Stage(0, 0.0), *joining)

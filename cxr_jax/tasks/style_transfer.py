@@ -75,31 +75,31 @@ class StyleTransfer:
         return jnp.where(labelled, self.distil_normal_weight, self.distil_weight)
 
 
-def references(rng: Array, films: Array, domain: Array, wanted: Array) -> tuple[Array, Array]:
-    """For each film one of the batch, of the `wanted` domain, by chance: [B, H, W]; and whether
-    there is one, bool [B]."""
+def references(films: Array, domain: Array, *, wanted: Array, rng: Array) -> tuple[Array, Array]:
+    """For each `wanted` domain [n] a film of the batch of that domain, by chance: [n, H, W]; and
+    whether there is one, bool [n]."""
     fits = domain[None, :] == wanted[:, None]
     drawn = jnp.where(fits, jax.random.uniform(rng, fits.shape), -1.0)
     return films[jnp.argmax(drawn, axis=1)], jnp.any(fits, axis=1)
 
 
 def styles(
-    model: StarGAN, params: Params, batch: tuple[Array, Array], rng: Array, *, wanted: Array,
+    model: StarGAN, params: Params, batch: tuple[Array, Array], *, rng: Array, wanted: Array,
     latent_size: int, from_noise: Array,
 ) -> Array:  # fmt: skip
-    """A style [B, D] of the `wanted` domain for each film of (films, their domains): of noise, or
-    of a film of the batch where there is one."""
+    """A style [n, D] for each `wanted` domain [n]: of noise, or of a film of the batch of (films,
+    their domains) where there is one."""
     films, domain = batch
     for_noise, for_film = jax.random.split(rng)
-    noise = jax.random.normal(for_noise, (len(films), latent_size))
+    noise = jax.random.normal(for_noise, (len(wanted), latent_size))
     made = model.apply({"params": params}, noise, wanted, method="code")
-    reference, there = references(for_film, films, domain, wanted)
+    reference, there = references(films, domain, wanted=wanted, rng=for_film)
     seen = model.apply({"params": params}, reference, wanted, method="style_of")
     return jnp.where((from_noise | ~there)[:, None], made, seen)
 
 
 def generator_terms(
-    model: StarGAN, params: Params, batch: tuple[Array, Array], rng: Array, *, step: Array,
+    model: StarGAN, params: Params, batch: tuple[Array, Array], *, rng: Array, step: Array,
     latent_size: int,
 ) -> tuple[Terms, Array]:  # fmt: skip
     """`fool`, `style`, `cycle` and `diversity` [B], and the films made [B, H, W], a constant.
@@ -119,10 +119,11 @@ def generator_terms(
     def apply(method: str, *arrays: Array) -> Array:
         return model.apply({"params": params}, *arrays, method=method)
 
-    code, other = (
-        styles(model, params, batch, key, wanted=wanted, latent_size=latent_size, from_noise=even)
-        for key in jax.random.split(rng)
+    twice = jnp.concatenate([wanted, wanted])
+    codes = styles(
+        model, params, batch, rng=rng, wanted=twice, latent_size=latent_size, from_noise=even
     )
+    code, other = jnp.split(codes, 2)
     made = apply("translate", films, code)
     back = apply("translate", made, apply("style_of", films, domain))
     second = jax.lax.stop_gradient(apply("translate", films, other))
@@ -136,7 +137,7 @@ def generator_terms(
 
 
 def discriminator_terms(
-    model: StarGAN, params: Params, batch: tuple[Array, Array], made: Array
+    model: StarGAN, params: Params, batch: tuple[Array, Array], *, made: Array
 ) -> Terms:
     """`real`, `made` and `r1` [B]: of the films (films, their domains), and of those `made` of
     them, constants of the other domain."""
@@ -167,7 +168,7 @@ def distil_terms(
     teacher = jax.lax.stop_gradient(teacher)
     normal = jnp.full_like(domain, NORMAL)
     code = styles(
-        model, teacher, batch, rng, wanted=normal, latent_size=latent_size, from_noise=False
+        model, teacher, batch, rng=rng, wanted=normal, latent_size=latent_size, from_noise=False
     )
     changed = model.apply({"params": teacher}, films, code, method="translate")
     shown = jnp.where((domain == NORMAL)[:, None, None], films, changed)
