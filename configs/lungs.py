@@ -53,7 +53,7 @@ def paper(config: ml_collections.ConfigDict) -> None:
     config.task = "lungs"
     config.severe_from = 11  # the top quartile of the training films of brixia_cohen
     config.total_steps = 20_000  # [paper, Sec. 3]
-    config.batch_size = 1  # [paper]
+    config.batch_size = 1  # [paper]; its batch norm: docs/papers.md, Lung segmentation
     config.optimizer.update(name="adam", lr=1e-4)  # [paper]
     config.model = dict(features=(32, 64, 128, 256, 512))  # the paper names no size
     # What follows is ours: paper 1 gives no method of its semi-supervised fine-tuning.
