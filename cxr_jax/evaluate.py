@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cxr_jax import results, safe_write, small_files
+from cxr_jax import batch_statistics, results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
@@ -146,6 +146,7 @@ def evaluate(
         source = splits.open_split(task, config, split, workdir=workdir)
         run = TrainedRun.load(workdir, steps, config=config, sharding=parallel.replicated)
         _tell_steps(run)
+        run, statistics = _refreshed(run, parallel, trained=trained)
         chosen = task.evaluation.figure_indices(source, config.figures)
         measure = config.measure_explanations
         score = Scorer(task, source, parallel=parallel, config=config, measure=measure)
@@ -161,6 +162,7 @@ def evaluate(
         evaluation = {
             **_described(run, source, split),
             "fitted": fitted,
+            "statistics": statistics,
             "source": external.described(config, split),
             "seen": seen,
             "changed": workdirs.changed(config, trained),
@@ -171,6 +173,61 @@ def evaluate(
         _write_results(run, label, metrics=metrics, evaluation=evaluation)
         _draw(run, source, result, folder=workdir / "figures", label=label)
         return metrics
+
+
+def _refreshed(
+    run: TrainedRun, parallel: Parallel, *, trained: ml_collections.ConfigDict
+) -> tuple[TrainedRun, dict[str, Any]]:
+    """The run with batch statistics renewed on `config.refresh_batches` training batches, those of
+    its last stage, and how far those of each checkpoint were off; the run itself and {} for 0.
+
+    Args:
+      trained: the config of the run, whose films these are, whatever is evaluated.
+    """
+    count, task = run.config.refresh_batches, run.task
+    of = batch_statistics.networks(run.ensemble[0])
+    if not count or not of:
+        return run, {}
+
+    def refresh(variables: Variables, batch: dict[str, jax.Array]):
+        step, axis = jax.numpy.int32(run.steps[-1]), parallel.axis_name
+        rng = batch_statistics.step_key(jax.random.PRNGKey(trained.seed), step, batch)
+        moved = batch_statistics.refresh(
+            task, variables, batch, rng=rng, step=step, of=of, axis_name=axis
+        )
+        return moved, {}
+
+    compiled = parallel.compile_train_step(refresh)
+    batches = _last_batches(run, trained)
+    ensemble = [jax.tree.map(jax.numpy.copy, variables) for variables in run.ensemble]
+    with contextlib.closing(batches):
+        for _ in range(count):
+            batch = parallel.shard_batch(next(batches))
+            ensemble = [compiled(variables, batch)[0] for variables in ensemble]
+    shifts = [
+        round(batch_statistics.shift(old["batch_stats"], new["batch_stats"]), 4)
+        for old, new in zip(run.ensemble, ensemble)
+    ]
+    print(
+        f"batch statistics renewed on {count} training batches; the running means were off by "
+        f"{', '.join(map(str, shifts))} standard deviations",
+        flush=True,
+    )
+    return dataclasses.replace(run, ensemble=ensemble), {"batches": count, "shift_sd": shifts}
+
+
+def _last_batches(run: TrainedRun, trained: ml_collections.ConfigDict):
+    """Training batches as the last stage has them."""
+    last = run.task.data.stages[-1]
+    return pipeline.train_batches(
+        splits.open_training(run.task, trained, run.workdir),
+        run.task.data.transforms,
+        batch_size=trained.batch_size,
+        seed=trained.seed,
+        threads=trained.threads,
+        cache_mb=trained.cache_mb,
+        stages=(dataclasses.replace(last, first_step=0),),
+    )
 
 
 def _tell_steps(run: TrainedRun) -> None:
@@ -234,7 +291,7 @@ def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[
     if not len(units["group"]):
         return {}
     found = bootstrap(
-        task.evaluation.report,
+        task.evaluation.report_of(units),
         units,
         units["group"],
         resamples=config.bootstrap,

@@ -23,7 +23,7 @@ from cxr_jax.errors import InputError
 from cxr_jax.models.vit import resample_position
 from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
-from cxr_jax.teacher import COLLECTION
+from cxr_jax.teacher import COPIES
 
 Arrays = dict[str, np.ndarray]
 
@@ -75,7 +75,8 @@ def initialise(
 ) -> TrainState:
     """A fresh state with the arrays of `config.init_from`, where that is given; prints which.
 
-    A teacher in the state becomes a copy of the student as it is then.
+    A teacher in the state, and the average it is taken of, become copies of the student as it is
+    then.
 
     Args:
       trainable: bool pytree like the parameters.
@@ -101,10 +102,13 @@ def initialise(
         student = jax.tree_util.tree_map_with_path(
             lambda path, old: _placed(taken.get(path_of(path), old), old), student
         )
-        if COLLECTION in variables:
-            # Copies: the train step donates both, so they must not share their memory.
-            student[COLLECTION] = jax.tree.map(_placed, dict(student), variables[COLLECTION])
-        variables |= student
+        # Not the same arrays: the train step donates all, so they must not share their memory.
+        copies = {
+            name: jax.tree.map(_placed, student, variables[name])
+            for name in COPIES
+            if name in variables
+        }
+        variables |= student | copies
         params = variables.pop("params")
         train_state = train_state.replace(params=params, model_state=variables)
     check_frozen(

@@ -6,6 +6,7 @@ the batch's numbers of regions weigh. The mean over B is therefore the same numb
 on many.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -468,3 +469,38 @@ def _power(x: Array, exponent: float) -> Array:
 def _floored(log_prob: Array) -> Array:
     """max(log p, log 1e-8)."""
     return jnp.maximum(log_prob, jnp.log(jnp.float32(1e-8)))
+
+
+def adversarial_loss(logits: Array, *, real: bool) -> Array:
+    """How far a discriminator is from saying 'real', or 'made': the non-saturating form.
+
+    Args:
+        logits: [B] of being real.
+        real: what it should say.
+
+    Returns:
+        [B] float32, nats: log(1 + exp(-z)) or log(1 + exp(z)).
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    return jax.nn.softplus(-logits if real else logits)
+
+
+def r1_penalty(judge: Callable[[Array], Array], films: Array) -> Array:
+    """Half the squared length of the gradient of a judgement to the film (Mescheder et al.,
+    arXiv:1801.04406, Eq. 9): a discriminator is to be flat at real films.
+
+    Args:
+        judge: films [B, ...] -> logits [B], each of its own film alone.
+        films: real ones.
+
+    Returns:
+        [B] float32.
+    """
+    slope = jax.grad(lambda x: jnp.sum(judge(x)))(films)
+    return 0.5 * jnp.sum(jnp.square(slope.astype(jnp.float32)).reshape(len(films), -1), axis=1)
+
+
+def l1_distance(a: Array, b: Array) -> Array:
+    """Mean absolute difference of each example: [B, ...] twice -> float32 [B]."""
+    difference = jnp.asarray(a, jnp.float32) - jnp.asarray(b, jnp.float32)
+    return jnp.mean(jnp.abs(difference).reshape(len(difference), -1), axis=1)

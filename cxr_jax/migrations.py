@@ -21,6 +21,9 @@ RENAMED = {
 ADDED: dict[str, Any] = {
     "measure_explanations": False,
     "early_stopping": {"metric": "", "patience": 0, "highest": True},
+    "refresh_batches": 0,
+    "regime.refresh_batches": 0,
+    "regime.teacher_decay": 0.0,
 }
 
 # The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
@@ -30,6 +33,7 @@ ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("films", "fold"): -1,
     ("nih_cxr8", "boxed"): False,
     ("phantom_ct", "other"): 0.0,
+    ("phantom_cxr", "reader"): "exact",
 }
 
 
@@ -44,6 +48,7 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     one_bag = "extra" in config  # of that time
     config = copy.deepcopy(dict(config))
+    _rename_pairs(config)
     for old, new in RENAMED.items():
         _rename(config, old.split("."), new.split(".")[-1])
     for path, value in ADDED.items():
@@ -54,6 +59,15 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
                 config[block].setdefault(option, value)
     blocks = ("data", "second") if one_bag else ()
     return config | {path: _reduced(config[path]) for path in blocks if path in config}
+
+
+def _rename_pairs(config: dict[str, Any]) -> None:
+    """What is `method=pairs` of lungs was called adain, and every lungs run had its block."""
+    if "normalise_weight" not in config.get("adain", {}):
+        return
+    block = config.pop("adain")
+    if config.get("method") == "adain":
+        config |= {"method": "pairs", "pairs": block}
 
 
 def _rename(config: dict[str, Any], path: list[str], new: str) -> None:

@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 import scipy.stats
 
-from cxr_jax import results, small_files, tables
+from cxr_jax import comparable, results, small_files, tables
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -31,11 +31,7 @@ from cxr_jax.metrics.bootstrap import Value, bootstrap, numbers
 from cxr_jax.tables import Line
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.base import Evaluation
-from cxr_jax.workdir import flatten, read_config
-
-# A start from another seed's run, or other labelled phantoms, are part of the seed.
-MAY_DIFFER = ("seed", "data.first", "init_from")
-MAY_DIFFER += ("data.fold", "second.fold", "data.test_fold", "second.test_fold")
+from cxr_jax.workdir import flatten
 
 Rows = dict[str, np.ndarray]
 
@@ -120,11 +116,14 @@ def compare(
       metrics: columns; (): those of the task's table.
       tune: a split whose rows choose each run's threshold, a column then; '': as evaluated.
 
+    Below the table: training films that differ between the kinds, starts between a kind's runs.
+
     Raises:
       InputError: runs of one name that differ in more than the seed, other films, an unknown
         metric, a threshold that would be chosen on the split that is reported.
     """
     kinds = {name: _kind(workdirs, split, tune) for name, workdirs in groups.items()}
+    comparable.check_scored([folder for folders in groups.values() for folder in folders], split)
     _check_films(groups, kinds)
     first = next(iter(kinds.values()))
     lines = {name: tables.mean_and_sd(kind.reports) for name, kind in kinds.items()}
@@ -135,11 +134,11 @@ def compare(
         raise InputError(f"--metrics: {unknown[0]!r}; these runs report {', '.join(known)}")
     metrics = (*metrics, *first.chosen) if metrics else metrics
     names = list(metrics or [name for name in first.columns if name in known] or known)
-    return tables.markdown(lines, [*names, *tests])
+    return "\n\n".join([tables.markdown(lines, [*names, *tests]), *comparable.notes(groups)])
 
 
 def _kind(workdirs: list[pathlib.Path], split: str, tune: str) -> _Kind:
-    evaluation = make_task(_same_config(workdirs)[0]).evaluation
+    evaluation = make_task(comparable.same_config(workdirs)[0]).evaluation
     rows, chosen = _fitted(evaluation, workdirs, split=split, tune=tune)
     units = [evaluation.units(r) for r in rows]
     reports = [numbers(evaluation.report(u)) for u in units]
@@ -232,7 +231,7 @@ def against(
     """
     from cxr_jax.figures import save, setting_chart
 
-    configs = _same_config(workdirs, field)
+    configs = comparable.same_config(workdirs, field)
     values: dict[float, list[float]] = {}
     for workdir, config in zip(workdirs, configs):
         fields = flatten(config)
@@ -272,7 +271,7 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
     Raises:
       InputError: runs of several kinds or on other films; a task whose predictions have no mean.
     """
-    configs = _same_config(workdirs)
+    configs = comparable.same_config(workdirs)
     task = make_task(configs[0])
     if not task.evaluation.mean_over_runs:
         raise InputError(
@@ -281,11 +280,12 @@ def report(workdirs: list[pathlib.Path], split: str, *, pool: bool, resamples: i
             f"cxr_jax.report A={workdirs[0]} ...) for a table of any task"
         )
     rows = [read_rows(workdir, split) for workdir in workdirs]
+    comparable.check_scored(workdirs, split, pooled=pool)
     table = _Intervals(task.evaluation, resamples)
     make_lines = _pooled_lines if pool else _seed_lines
     lines = make_lines(table, configs, rows)
-    columns = task.evaluation.columns
-    return tables.markdown(lines, [n for n in columns if any(n in line for line in lines.values())])
+    names = [n for n in task.evaluation.columns if any(n in line for line in lines.values())]
+    return "\n\n".join([tables.markdown(lines, names), *comparable.notes({"": workdirs})])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,15 +297,18 @@ class _Intervals:
 
     def line(self, rows: Rows) -> Line:
         """Every metric of the rows."""
-        return self._texts(self.evaluation.report, self.evaluation.units(rows))
+        units = self.evaluation.units(rows)
+        return self._texts(self.evaluation.report_of(units), units)
 
     def paired(self, other: Rows, ours: Rows) -> Line:
         """How much larger the errors of `other` are, on the same resampled patients."""
 
+        reports = {"a": self.evaluation.report_of(other), "b": self.evaluation.report_of(ours)}
+
         def difference(both: Rows) -> dict[str, Value]:
             a, b = (
-                self.evaluation.report({k[1:]: v for k, v in both.items() if k.startswith(side)})
-                for side in "ab"
+                report({k[1:]: v for k, v in both.items() if k.startswith(side)})
+                for side, report in reports.items()
             )
             return {
                 name: Value(a[name].value - b[name].value, a[name].count)
@@ -353,29 +356,6 @@ def _references(
     evaluation: Evaluation, config: ml_collections.ConfigDict, rows: Rows
 ) -> dict[str, Rows]:
     return evaluation.references(rows, sources.open_source(config.data, "train"))
-
-
-def _same_config(workdirs: list[pathlib.Path], *free: str) -> list[ml_collections.ConfigDict]:
-    """The configs of runs that are repetitions of one another but for the fields `free`;
-    InputError where they are not."""
-    configs = [read_config(workdir) for workdir in workdirs]
-    for workdir, config in zip(workdirs, configs):
-        if (name := _difference(configs[0], config, free)) is not None:
-            raise InputError(
-                f"{workdir} differs from {workdirs[0]} in config.{name}; runs of one kind may "
-                f"differ in {', '.join((*MAY_DIFFER, *free))} only. Compare kinds as "
-                f"A={workdirs[0]} B={workdir}"
-            )
-    return configs
-
-
-def _difference(a, b, free: tuple[str, ...]) -> str | None:
-    """The first field in which two configs differ and may not."""
-    left, right = flatten(a), flatten(b)
-    for name in sorted(left.keys() | right.keys()):
-        if name not in (*MAY_DIFFER, *free) and left.get(name) != right.get(name):
-            return name
-    return None
 
 
 def read_rows(workdir: pathlib.Path, split: str) -> Rows:

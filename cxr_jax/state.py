@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxr_jax import batch_statistics, teacher
 from cxr_jax.tasks.base import Batch, Task
 
 Scalars = dict[str, jax.Array]
@@ -88,3 +89,26 @@ def make_train_step(
         return state, scalars | {"grad_norm": optax.tree.norm(grads)}
 
     return train_step
+
+
+def make_refresh_step(
+    task: Task, *, axis_name: str | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """(state, batch) -> (state, {}): the batch statistics one batch further, weights and all else
+    held: those of the network that the next teacher is copied of. Pure, as a train step is.
+
+    Args:
+      axis_name: as `make_train_step`.
+    """
+
+    def refresh_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        rng = batch_statistics.step_key(state.rng, state.step, batch)
+        variables, source = state.variables, teacher.source(state.variables)
+        of = [name for name in batch_statistics.networks(variables) if name == source]
+        variables = batch_statistics.refresh(
+            task, variables, batch, rng=rng, step=state.step, of=of, axis_name=axis_name
+        )
+        del variables["params"]
+        return state.replace(model_state=variables), {}
+
+    return refresh_step

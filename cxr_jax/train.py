@@ -140,10 +140,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled: `create` makes a fresh state, `step` one update."""
+    """What is compiled: `create` makes a fresh state, `step` one update, `refresh` none but of the
+    batch statistics."""
 
     create: Callable[[], state.TrainState]
     step: Callable[..., tuple[state.TrainState, state.Scalars]]
+    refresh: Callable[..., tuple[state.TrainState, state.Scalars]]
     learning_rate: Callable[[int], Any]
     trainable: Any
 
@@ -169,11 +171,13 @@ def compile_run(run: Run) -> Program:
             allowed=config.allow_random_frozen,
         )
     step = state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
+    refresh = state.make_refresh_step(task, axis_name=parallel.axis_name)
     create = functools.partial(state.create, task, tx, seed=config.seed)
     create = jax.jit(create, out_shardings=parallel.replicated)
     return Program(
         create=functools.partial(create, example),
         step=parallel.compile_train_step(step),
+        refresh=parallel.compile_train_step(refresh),
         learning_rate=optimizers.make_schedule(config.optimizer, config.total_steps),
         trainable=trainable,
     )
@@ -276,6 +280,7 @@ class _Loop:
         if self._stopping.lacks(step):
             self._log_validation(step, train_state)
         while not (self._stopping.complete(step) or self._stop.received):
+            train_state = self._refreshed(step, train_state)
             batch = next(self._batches)
             train_state, scalars = self._program.step(
                 train_state, self._run.parallel.shard_batch(batch)
@@ -296,6 +301,21 @@ class _Loop:
                 self._checkpoints.save(train_state, self._batches)
         faulthandler.cancel_dump_traceback_later()
         self._steps.finish()
+        return train_state
+
+    def _refreshed(self, step: int, train_state: state.TrainState) -> state.TrainState:
+        """The state, with batch statistics that belong to its weights where a stage that asks for
+        it begins. The films are the next ones of the stream, which then goes back: a run that is
+        killed meanwhile resumes from a checkpoint before, and does the same again."""
+        stages = self._run.task.data.stages
+        count = next((s.refresh_batches for s in stages if s.first_step == step), 0)
+        if not count:
+            return train_state
+        here = self._batches.get_state()
+        for _ in range(count):
+            batch = self._run.parallel.shard_batch(next(self._batches))
+            train_state, _ = self._program.refresh(train_state, batch)
+        self._batches.set_state(here)
         return train_state
 
     def _log(self, step: int) -> None:
@@ -340,6 +360,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("eval_every", 0),
         ("figures", 0),
         ("bootstrap", 0),
+        ("refresh_batches", 0),
         ("threads", 0),
         ("seed", 0),
     ):

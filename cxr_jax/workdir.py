@@ -50,9 +50,9 @@ _KINDS = {
 }
 _RULE = {"metric": str, "patience": int, "highest": bool}  # of early_stopping
 _REMEDY = "take the file from a copy of the run, or train it again"
-# What every evaluation may change beside: other data (an external test), and where it runs. A task
-# adds what becomes of its outputs (`Evaluation.settings`).
-FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel")
+# What every evaluation may change beside: other data (an external test), where it runs, and whether
+# batch statistics are renewed. A task adds what becomes of its outputs (`Evaluation.settings`).
+FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel", "refresh_batches")
 
 
 @contextlib.contextmanager

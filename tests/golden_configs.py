@@ -68,11 +68,11 @@ WITH_OPTIONS = {
         ),
     ],
     "lungs": [
-        *("method=semi", "method=adain", "opacities=1"),
+        *("method=semi", "method=pairs", "method=adain", "opacities=1"),
         *(
             f"{base},{option}"
             for base in ("quick", "healthy", "cohen", "cohen_mild", "smoke")
-            for option in ("method=semi", "method=adain", "opacities=1")
+            for option in ("method=semi", "method=pairs", "method=adain", "opacities=1")
         ),
     ],
     "seam": [
@@ -87,7 +87,7 @@ WITH_OPTIONS = {
         *("pool=mean", "quick,pool=mean", "vit=0", "quick,vit=0", "smoke,vit=0"),
         *(
             f"{base}regime={regime}"
-            for base in ("", "quick,", "fewlabels,", "smoke,")
+            for base in ("", "quick,", "fewlabels,", "hospitals,", "smoke,")
             for regime in ("supervised", "progressive", "one_step")
         ),
         *(
@@ -101,7 +101,7 @@ WITH_OPTIONS = {
             for name in ("none", "resnet18", "nasnet_large", "resnet50_hybrid")
         ),
         *("paper=corpus", "paper=corpus,backbone=none", "paper=corpus,backbone=resnet50_hybrid"),
-        "smoke,paper=corpus",
+        *("paper=corpus,trained=1", "smoke,paper=corpus"),
     ],
     "simclr": [
         f"{base}backbone={name}"

@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from configs import common
-from cxr_jax import meanings, migrations, workdir
+from cxr_jax import meanings, migrations, sweep_rows, train, workdir
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from tests import golden_configs
@@ -238,6 +239,19 @@ def test_an_option_of_another_data_set_is_one_line(args, words):
 # Older runs.
 
 
+# What a variant is otherwise today; the old run keeps its own values.
+SINCE = {
+    "severity-fewlabels-regime=progressive": {
+        "second.train": 1024,
+        "model.train_backbone": True,
+        "total_steps": 600,
+        "regime.stage_steps": 100,
+        "eval_steps": (550, 575, 600),
+        "checkpoint_every": 25,
+    }
+}
+
+
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
 def test_the_config_of_an_old_run_is_todays(path, tmp_path):
     """Written before each data set had its own options; an old run resumes."""
@@ -247,6 +261,7 @@ def test_the_config_of_an_old_run_is_todays(path, tmp_path):
     )
     if variant.endswith("-manifest"):
         config.data = sources.block("manifest", path="films.csv")
+    config.update_from_flattened_dict(SINCE.get(path.stem, {}))
     (tmp_path / "config.json").write_text(path.read_text())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     workdir.check_config(config, tmp_path)
@@ -279,13 +294,23 @@ def test_renamed_fields_keep_their_values_and_the_dict_that_was_read_stays():
     assert (new["data"]["disease_extent"], new["data"]["test_disease_extent"]) == (0.3, 0.7)
     assert (new["second"]["disease_extent"], new["second"]["labels"]) == (0.2, "given")
     assert new["second"]["test_disease_extent"] == 0.1
-    assert new["regime"] == {"second_fraction": 0.4}
+    added = {"refresh_batches": 0, "teacher_decay": 0.0}
+    assert new["regime"] == {"second_fraction": 0.4, **added}
     assert new["teaching"] == {"second_fraction": 0.6}
     assert "extra" not in new
     assert "diseased" not in new["data"]
     unknown = migrations.migrate({"extra": {"name": ""}, "data": {"name": "gone", "a": 1}})
-    added = dict(migrations.ADDED)
+    added = {name: value for name, value in migrations.ADDED.items() if "." not in name}
     assert unknown == {"second": {"name": ""}, "data": {"name": "gone", "a": 1}} | added
+
+
+@pytest.mark.parametrize("method, today", [("adain", "pairs"), ("semi", "semi")])
+def test_what_is_pairs_today_was_called_adain(method, today):
+    block = {"code_size": 16, "normalise_weight": 1.0, "distil_weight": 1.0}
+    new = migrations.migrate({"task": "lungs", "method": method, "adain": block, "data": {}})
+    assert new["method"] == today
+    assert new.get("pairs") == (block if today == "pairs" else None)
+    assert "adain" not in new
 
 
 @pytest.mark.parametrize(
@@ -330,3 +355,70 @@ def test_an_option_that_came_later_is_what_it_was_in_the_block_of_its_set():
     assert (new["data"]["test_fold"], new["second"]["test_fold"]) == (4, 2)
     other = json.loads(golden_configs.module("severity").get_config("smoke").to_json())
     assert migrations.migrate(other) == other
+
+
+def test_the_corpus_papers_severity_model_is_frozen_unless_it_is_said():
+    get = golden_configs.module("severity").get_config
+    assert not get("paper=corpus").model.train_backbone
+    assert get("paper=corpus,trained=1").model.train_backbone
+    assert get("paper=corpus,backbone=resnet50_hybrid").model.train_backbone  # has no corpus
+    with pytest.raises(InputError, match="trained=1 is an option of paper=corpus"):
+        get("trained=1")
+
+
+def test_a_frozen_corpus_is_required(tmp_path):
+    config = golden_configs.module("severity").get_config("smoke,paper=corpus")
+    config = config.copy_and_resolve_references()
+    config.devices, config.model.train_backbone = 1, False  # as without `smoke`
+    with pytest.raises(InputError, match="init_from"):
+        train.train(config, tmp_path / "run")
+
+
+def test_few_labels_are_in_the_papers_proportions():
+    config = golden_configs.module("severity").get_config("fewlabels,regime=progressive")
+    labelled, all_films = config.data.train, config.data.train + config.second.train
+    assert labelled / all_films == pytest.approx(452 / 3787, abs=0.001)
+    drawn = config.regime.stage_steps * config.batch_size
+    assert drawn / labelled == pytest.approx(2000 * 8 / 452, rel=0.03)
+    assert drawn / all_films == pytest.approx(2000 * 8 / 3787, rel=0.03)
+    assert config.total_steps == (1 + config.regime.shares) * config.regime.stage_steps
+    assert not config.model.train_backbone
+
+
+def test_the_second_hospital_has_a_scanner_and_a_reader_of_its_own():
+    config = golden_configs.module("severity").get_config("hospitals,regime=progressive")
+    assert (config.data.reader, config.data.appearance) == ("exact", "standard")
+    assert (config.second.reader, config.second.appearance) == ("strict", "shifted")
+    assert config.data.test_appearance == "shifted"
+    first, second = (
+        sources.open_source(
+            sources.block("phantom_cxr", train=12, size=128, reader=reader), "train"
+        )
+        for reader in ("exact", "strict")
+    )
+    assert first.version != second.version
+    scores = [[film["severity"] for film in source] for source in (first, second)]
+    assert {0, 1, 2} <= set(np.ravel(scores[0]))
+    np.testing.assert_array_equal(np.maximum(np.subtract(scores[0], 1), 0), scores[1])
+    with pytest.raises(InputError, match=r"data\.reader='kind'; expected one of exact, strict"):
+        sources.open_source(sources.block("phantom_cxr", reader="kind"), "train")
+
+
+def test_the_list_of_self_training_is_what_it_says():
+    plan = sweep_rows.read_list(ROOT / "configs" / "sweeps" / "selftraining_phantoms.toml")
+    runs = sweep_rows.make_runs(dataclasses.replace(plan, seeds=(3,)), ROOT, split="test")
+    found = {run.row.name: run.config for run in runs}
+    settings = {
+        name.removeprefix("progressive, "): (c.regime.refresh_batches, c.regime.teacher_decay)
+        for name, c in found.items()
+        if name.startswith("progressive")
+    }
+    assert settings == {
+        "as published": (0, 0.0),
+        "refreshed statistics": (40, 0.0),
+        "average as teacher": (0, 0.98),
+        "both": (40, 0.98),
+    }
+    del found["corpus"]
+    assert {c.data.first for c in found.values()} == {1300}
+    assert {c.init_from for c in found.values()} == {str(ROOT / "corpus" / "seed-3")}

@@ -17,7 +17,7 @@ from cxr_jax.tasks import lungs, make_task
 from tests import conftest
 
 SIZE, B = 32, 4
-TAUGHT = ("semi", "adain")
+TAUGHT = ("semi", "pairs")
 
 
 def tiny(method, /, **changes):
@@ -137,8 +137,8 @@ def test_the_chosen_weights_predict(method):
         assert np.abs(predict(changed, batch)["lung_probs"] - probs).max() > 0
 
 
-def test_adain_predicts_with_one_code():
-    task = make_task(tiny("adain", **{"teaching.predict_with": "student"}))
+def test_pairs_predicts_with_one_code():
+    task = make_task(tiny("pairs", **{"teaching.predict_with": "student"}))
     batch = batch_of()
     variables = start(task)
     predict = jax.jit(task.predict)
@@ -162,7 +162,7 @@ def test_adain_predicts_with_one_code():
 def test_the_normaliser_learns_from_pairs(taught):
     """Its loss is the distance to the film without opacities: 0 where there are none to remove."""
     task, variables, loss = taught
-    if not isinstance(task, lungs.AdaINLungs):
+    if not isinstance(task, lungs.PairsLungs):
         return
     params = variables["params"]
     still = jax.tree.map(jnp.zeros_like, params["picture"])  # no correction
@@ -314,10 +314,12 @@ def test_a_missed_consolidation_shows_in_its_recall():
         ("unet", {"second.name": "phantom_cxr"}, "without masks beside config.method='unet'"),
         ("semi", {"second.name": ""}, "needs films without masks"),
         ("adain", {"second.labels": "given"}, "config.second.labels to hidden"),
-        ("unet", {"method": "vnet"}, "expected one of unet, semi, adain"),
+        ("unet", {"method": "vnet"}, "expected one of unet, semi, pairs, adain"),
         ("semi", {"teaching.first_step": 0}, "first_step=0"),
         ("semi", {"teaching.decay": 1.0}, "decay=1.0"),
         ("semi", {"teaching.confidence": 0.3}, "confidence=0.3"),
+        ("adain", {"adain.r1_weight": -1.0}, "config.adain.r1_weight=-1.0"),
+        ("adain", {"adain.diversity_steps": 0}, "config.adain.diversity_steps=0"),
         ("adain", {"teaching.predict_with": "both"}, "expected teacher or student"),
         ("semi", {"opacities.whole": 2.0}, "opacities.whole=2.0"),
     ],
@@ -335,7 +337,7 @@ def test_every_variant_makes_a_task(variant, method):
     config = lungs_config.get_config(f"{variant},method={method}")
     task = make_task(config)
     assert task.data.stages[-1].first_step < config.total_steps
-    with pytest.raises(InputError, match="expected one of unet, semi, adain"):
+    with pytest.raises(InputError, match="expected one of unet, semi, pairs, adain"):
         lungs_config.get_config(f"{variant},method=vnet")
 
 
@@ -351,6 +353,7 @@ def test_a_generator_trains_and_then_labels_films(tmp_path, record):
     config = tiny("adain")
     config.preprocess.size = 64
     config.devices = 1
+    config.batch_size = 2
     assert train.train(config, tmp_path)
     metrics = evaluate.evaluate(config, tmp_path)
     assert {"test/lung_dice", "test/lung_area_ratio", "test/lesion_recall"} <= metrics.keys()

@@ -5,6 +5,7 @@ import types
 import ml_collections
 
 from cxr_jax.data import bags, sources
+from cxr_jax.data.sources import base
 from cxr_jax.inputs import splits
 from cxr_jax.tasks.base import Data
 
@@ -53,3 +54,23 @@ def test_slices_without_a_needed_mask_are_counted():
     (note,) = bags.Bags(source, 1, needed="lesion").notes
     assert note == f"left out: 1 of {count} positive slices, which have no lesion"
     assert bags.Bags(source, 1).notes == ()
+
+
+def test_films_that_were_stored_too_small_are_told(capsys):
+    """Equalised and blurred before the resize, they would have been so at another size."""
+    source = Source("val")
+    source.max_side = 512
+    part = base.Subset(source, [1, 2], partial=frozenset())
+    config = ml_collections.ConfigDict({"preprocess": {"size": 512, "order": ("resize", "blur")}})
+    splits.tell_reduced(part, config)
+    config.preprocess.order = ("equalize", "blur", "resize")
+    splits.tell_reduced(Source("train"), config)  # not stored by `prepare`
+    config.preprocess.size = 256
+    splits.tell_reduced(part, config)
+    assert not capsys.readouterr().out
+    config.preprocess.size = 512
+    splits.tell_reduced(part, config)
+    told = capsys.readouterr().out
+    assert "films (val): warning: its films were reduced to 512 px" in told
+    assert "has equalize, blur before the resize to 512 px" in told
+    assert "--max_side=1024 or more" in told

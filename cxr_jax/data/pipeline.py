@@ -56,11 +56,14 @@ class Stage:
       second_share: how much of the second set is in, 0..1. The films are drawn once, so that a
         larger share holds a smaller one.
       second_fraction: share of the second set in every batch; None: as the numbers of films are.
+      refresh_batches: before the first step, so many of its batches bring the batch statistics up
+        to the weights; the training then begins with the first of them. 0: none do.
     """
 
     first_step: int
     second_share: float = 1.0
     second_fraction: float | None = None
+    refresh_batches: int = 0
 
 
 class Entry(NamedTuple):

@@ -5,6 +5,8 @@
     python -m cxr_jax.data.prepare ct_volume --source=volumes.csv
 
 `--help` lists the data sets; each one's file in `data/sources` says what its folder holds.
+Films are reduced to 512 px, which is enough where a config resizes them first. One of 512 px that
+equalises or blurs them before (Park et al. 2021) needs --max_side=1024; training says so.
 A run that is killed leaves no half data set; running it again is safe.
 
 It ends with a warning where classes can be told apart without looking at the lungs, by a small

@@ -55,6 +55,11 @@ class Preprocess:
                 f"preprocess.order={self.order}; 'resize' must be there, and no step twice"
             )
 
+    @property
+    def full_size_steps(self) -> tuple[str, ...]:
+        """The steps before 'resize': they are meant for the film at its full size."""
+        return self.order[: self.order.index("resize")]
+
     def film(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> uint8 [size, size]: the steps of `order`, in that order."""
         _check_plane(image)

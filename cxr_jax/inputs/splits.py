@@ -10,7 +10,9 @@ import ml_collections
 import numpy as np
 
 from cxr_jax.data import pipeline, sources
+from cxr_jax.data.preprocess import Preprocess
 from cxr_jax.data.sources import combine
+from cxr_jax.data.sources.base import stored_side
 from cxr_jax.errors import InputError, one_line
 from cxr_jax.inputs.lungs import PredictedLungs
 from cxr_jax.tasks import Task
@@ -66,6 +68,7 @@ def open_split(
     """
     source = sources.open_source(config.data if data is None else data, split)
     _tell(source)
+    tell_reduced(source, config)
     if hidden:
         source = combine.Hidden(source, hidden)
     read = task.data.fields - task.data.labels
@@ -92,6 +95,21 @@ def _tell(source: sources.Source) -> None:
     """Prints the notes of a source."""
     for note in getattr(source, "notes", ()):
         _say_once(one_line(f"{source.name} ({source.split}): {note}"))
+
+
+def tell_reduced(source: sources.Source, config: ml_collections.ConfigDict) -> None:
+    """Prints that films were stored too small for steps that come before the resize."""
+    side = stored_side(source)
+    if not side or "preprocess" not in config:
+        return
+    preprocess = Preprocess(**config.preprocess)
+    steps, wanted = preprocess.full_size_steps, 2 * preprocess.size
+    if steps and side < wanted:
+        _say_once(
+            f"{source.name} ({source.split}): warning: its films were reduced to {side} px when "
+            f"they were prepared, and config.preprocess.order has {', '.join(steps)} before the "
+            f"resize to {preprocess.size} px; prepare them with --max_side={wanted} or more"
+        )
 
 
 @functools.lru_cache(maxsize=1000)

@@ -14,7 +14,8 @@
 Other rows are ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +76,31 @@ def finding_aucs(rows: Rows) -> dict[str, Value]:
     }
 
 
-def findings_report(rows: Rows) -> dict[str, Value]:
+class Measured(NamedTuple):
+    """Which findings means are taken over, bool [K] each: of AUCs, and of pointing."""
+
+    auc: np.ndarray
+    pointing: np.ndarray
+
+
+def measured(rows: Rows) -> Measured:
+    """The findings that can be measured on these rows: both classes, and a box."""
+    aucs = [auc.value for auc in finding_aucs(rows).values()]
+    boxed = np.zeros(len(FINDINGS), bool)
+    if "pointing_hit" in rows:
+        boxed = np.asarray(rows["pointing_valid"]).astype(bool).any(axis=0)
+    return Measured(auc=~np.isnan(aucs), pointing=boxed)
+
+
+def findings_report(rows: Rows, over: Measured | None = None) -> dict[str, Value]:
     """Every metric of the findings task over one split, and of how many films it is. NaN where
     undefined.
 
     Args:
         rows: see the module's table.
+        over: the findings that the means are over, of the split that the rows are a resample of;
+            a mean is NaN where the rows cannot measure one of them. By default those that they can:
+            a bootstrap would then average another set of findings each time.
 
     Returns:
         `mean_auc` over the findings that have both classes, `findings_with_auc`, how many these
@@ -90,30 +110,36 @@ def findings_report(rows: Rows) -> dict[str, Value]:
         Counts: known labels for `auc_<finding>`, films with a box for `pointing_<finding>`; for
         the means, films with any known finding, and with any box.
     """
+    over = measured(rows) if over is None else over
     aucs = finding_aucs(rows)
-    defined = [auc.value for auc in aucs.values()]
+    values = np.array([auc.value for auc in aucs.values()])
     known = int((~np.isnan(np.asarray(rows["labels"], np.float64))).any(axis=1).sum())
     report = {
-        "mean_auc": Value(regression.mean(defined), known),
-        "findings_with_auc": Value(float(sum(not np.isnan(auc) for auc in defined)), known),
+        "mean_auc": Value(_mean(values, over.auc), known),
+        "findings_with_auc": Value(float(np.sum(~np.isnan(values))), known),
         **aucs,
     }
-    report |= _pointing_report(rows) if "pointing_hit" in rows else {}
+    report |= _pointing_report(rows, over.pointing) if "pointing_hit" in rows else {}
     return report | explanations.means(rows)
 
 
-def _pointing_report(rows: Rows) -> dict[str, Value]:
+def _pointing_report(rows: Rows, over: np.ndarray) -> dict[str, Value]:
     valid = np.asarray(rows["pointing_valid"]).astype(bool)
     boxed = int(valid.any(axis=1).sum())
     hits = _per_finding(rows["pointing_hit"], valid)
     chances = _per_finding(rows["pointing_chance"], valid)
     return {
-        "mean_pointing": Value(regression.mean([hit.value for hit in hits.values()]), boxed),
+        "mean_pointing": Value(_mean([hit.value for hit in hits.values()], over), boxed),
         "mean_pointing_chance": Value(
-            regression.mean([chance.value for chance in chances.values()]), boxed
+            _mean([chance.value for chance in chances.values()], over), boxed
         ),
         **{f"pointing_{name}": hit for name, hit in hits.items()},
     }
+
+
+def _mean(values: Sequence[float], over: np.ndarray) -> float:
+    """Of the values [K] of these findings; NaN where one of them is, or there is none."""
+    return float(np.mean(np.asarray(values)[over])) if over.any() else float("nan")
 
 
 def _key(name: str) -> str:

@@ -9,6 +9,7 @@ with mean and standard deviation of each example and channel over the picture, a
 affine in the code s. All jobs share every convolution and differ by their codes alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -40,16 +41,17 @@ def instance_moments(x: Array) -> tuple[Array, Array]:
 
 
 class AdaIN(nn.Module):
-    """See the module. gamma and beta start at zero: at first every job is plain instance norm."""
+    """See the module. With the usual `kernel_init` gamma and beta start at zero: at first every job
+    is plain instance norm."""
 
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: Array, code: Array) -> Array:
         """[B, h, w, C] and codes [B, D] -> [B, h, w, C]."""
-        zeros = nn.initializers.zeros_init()
-        affine = nn.Dense(2 * x.shape[-1], kernel_init=zeros, name="affine")(code)
+        affine = nn.Dense(2 * x.shape[-1], kernel_init=self.kernel_init, name="affine")(code)
         gamma, beta = jnp.split(affine[:, None, None, :], 2, axis=-1)
         mean, variance = instance_moments(x)
         factor = (1 + gamma) * lax.rsqrt(variance + self.epsilon)

@@ -116,6 +116,13 @@ class Evaluation(abc.ABC):
         """Numbers over the `units` of a whole split, each with how many films, zones, patients, ...
         it is computed from; NaN where one is not defined."""
 
+    def report_of(self, units: Rows) -> Callable[[Rows], dict[str, Value]]:
+        """`report`, to be asked of resamples of these `units` and of themselves: means over
+        findings, say, are over those that can be measured on the whole, in every resample; where a
+        resample cannot measure one of them, its mean is NaN."""
+        del units
+        return self.report
+
     def paired_values(self, units: Rows) -> dict[str, np.ndarray]:
         """By which numbers runs are compared in pairs (Wilcoxon): name of a part of the `units` ->
         one number of each unit of it."""

@@ -10,6 +10,7 @@ alone read them.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -233,6 +234,10 @@ class FindingsEvaluation(Evaluation):
 
     def report(self, units):
         return findings.findings_report(units)
+
+    def report_of(self, units):
+        """With means over the findings that `units` can measure."""
+        return functools.partial(findings.findings_report, over=findings.measured(units))
 
     def figures(self, rows):
         """The AUC of each finding with its interval."""

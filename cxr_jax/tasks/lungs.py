@@ -1,6 +1,6 @@
 """Lung segmentation that survives disease: the masks every radiograph task needs.
 
-Three methods, one a class, chosen by `config.method`:
+Four methods, one a class, chosen by `config.method`:
 
 - 'unet': the supervised U-Net, the first stage of Kim et al. 2021 (Sec. 3: Adam 1e-4, batch 1,
   20,000 steps on normal films).
@@ -9,7 +9,9 @@ Three methods, one a class, chosen by `config.method`:
   that film with strong intensity changes and synthetic opacities, in the same geometry.
 - 'adain': one generator that segments, takes an abnormal film to a normal-looking one and, by
   distillation of the two, segments an abnormal film in one pass (Park et al. 2021; Oh and Ye,
-  arXiv:2104.05892), the job chosen by a code.
+  arXiv:2104.05892): a StarGAN v2 that learns styles adversarially, of unpaired films.
+- 'pairs': ours in its place. The same three jobs, chosen by a code; what is normal is learned from
+  pairs, a film with and without synthetic opacities.
 
 All are scored alike, on all films and on the severe ones: Dice of each lung after post-processing,
 and how much of the lungs is found (`lung_area_ratio`, `lung_recall`; below 1: under-segmentation).
@@ -38,8 +40,11 @@ from cxr_jax.errors import InputError
 from cxr_jax.metrics import regression, segmentation
 from cxr_jax.models import adain
 from cxr_jax.models.adain import AdaINGenerator
+from cxr_jax.models.stargan import StarGAN
 from cxr_jax.models.unet import UNet
+from cxr_jax.tasks import style_transfer
 from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
+from cxr_jax.tasks.style_transfer import StyleTransfer
 
 Array = jax.Array
 
@@ -60,13 +65,14 @@ class Teaching:
     """How films without masks are learned from.
 
     Attributes:
-      first_step: they join here; before, the labelled films are trained on alone.
+      first_step: they join here; before, the labelled films are trained on alone. Of adain, whose
+        films without masks are there from the start: distillation begins here.
       second_fraction: their share of every batch from then on; 0: as the numbers of films are.
       decay: of the teacher, a moving average of the student.
       weight: of a film without mask beside one with a mask.
       ramp_steps: that weight rises from 0 in so many steps.
-      confidence: the teacher's lung is learned where p >= confidence, its background where
-        p <= 1 - confidence; the pixels in between are left out.
+      confidence: of semi and pairs: the teacher's lung is learned where p >= confidence, its
+        background where p <= 1 - confidence; the pixels in between are left out.
       predict_with: 'teacher' or 'student', whose weights predict.
     """
 
@@ -131,7 +137,12 @@ class Lungs(Task):
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Lungs":
         """The task of `config.method`."""
-        methods = {"unet": Lungs, "semi": SemiLungs, "adain": AdaINLungs}
+        methods = {
+            "unet": Lungs,
+            "semi": SemiLungs,
+            "pairs": PairsLungs,
+            "adain": AdversarialLungs,
+        }
         if config.method not in methods:
             raise InputError(
                 f"config.method={config.method!r}; expected one of {', '.join(methods)}"
@@ -331,16 +342,16 @@ class SemiLungs(Lungs):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaINLungs(SemiLungs):
-    """One generator, three codes (`models/adain.py`); Oh and Ye, arXiv:2104.05892.
+class PairsLungs(SemiLungs):
+    """One generator, three codes (`models/adain.py`), after Oh and Ye, arXiv:2104.05892.
 
     'segment': the mask of a normal film (supervised). 'normalise': an abnormal film to a
     normal-looking one. 'distil': the mask of an abnormal film in one pass; its teacher normalises
     the film and then segments it. Prediction uses the code 'distil' alone.
 
-    Differs from Oh and Ye: 'normalise' is trained on pairs, a film with and without synthetic
-    opacities, by the mean absolute difference, and not adversarially on two unpaired sets (with a
-    discriminator, cycle and style losses): it is stable, and the lungs stay where they are. The
+    Differs from Oh and Ye, whose method is `AdversarialLungs`: 'normalise' is trained on pairs, a
+    film with and without synthetic opacities, by the mean absolute difference, and not
+    adversarially on two unpaired sets: it is stable, and the lungs stay where they are. The
     teacher is a moving average of the generator. Where there is a mask, 'distil' learns the mask of
     the film with opacities and not the teacher's; where there is none, the teacher's confident
     pixels by the loss of 'semi' and not by the L1 distance.
@@ -358,13 +369,13 @@ class AdaINLungs(SemiLungs):
         model = AdaINGenerator(
             features=tuple(config.model.features),
             out_channels=2,
-            code_size=config.adain.code_size,
+            code_size=config.pairs.code_size,
             dtype=jnp.dtype(config.precision),
         )
         return super().settings(config) | {
             "model": model,
-            "normalise_weight": config.adain.normalise_weight,
-            "distil_weight": config.adain.distil_weight,
+            "normalise_weight": config.pairs.normalise_weight,
+            "distil_weight": config.pairs.distil_weight,
         }
 
     def init(self, rng, batch):
@@ -410,6 +421,74 @@ class AdaINLungs(SemiLungs):
         return jax.nn.sigmoid(self._job(variables, normal, adain.SEGMENT)["logits"])
 
 
+@dataclasses.dataclass(frozen=True)
+class AdversarialLungs(SemiLungs):
+    """A StarGAN v2 whose generator segments (`models/stargan.py`); Oh and Ye, arXiv:2104.05892.
+
+    Films with masks are the normal ones, films without the abnormal ones, from the first step on;
+    distillation begins with `teaching.first_step`. Prediction is the masks at once.
+
+    Differs from Oh and Ye: the loss of masks is that of the other methods; distillation compares
+    probabilities, not logits; its teacher is the moving average, not the generator itself, and
+    makes films normal in the style of a normal film of the batch, not of one chosen film.
+    """
+
+    transfer: StyleTransfer
+
+    @classmethod
+    def settings(cls, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """The networks, how they learn styles, and how masks are taught."""
+        c = config.adain.to_dict()
+        model = StarGAN(
+            features=tuple(config.model.features),
+            trunk=tuple(c.pop("trunk")),
+            code_size=c.pop("code_size"),
+            hidden=c.pop("hidden"),
+            dtype=jnp.dtype(config.precision),
+        )
+        return super().settings(config) | {"model": model, "transfer": StyleTransfer(**c)}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Both kinds of film from the start."""
+        return (Stage(0, 1.0, self.teaching.second_fraction or None),)
+
+    def init(self, rng, batch):
+        noise, domain = jnp.zeros((1, self.transfer.latent_size)), jnp.zeros(1, int)
+        return teacher.init(self.model.init(rng, batch["image"][:1], noise=noise, domain=domain))
+
+    def loss(self, variables, batch, *, rng, step):
+        """Masks of normal films, styles of all, the discriminator's own, and distillation."""
+        model, params, known = self.model, variables["params"], batch["labelled"]
+        films = batch["clean_image"], known.astype(int)  # normal is 1
+        for_styles, for_teacher = jax.random.split(rng)
+        size = self.transfer.latent_size
+        terms, made = style_transfer.generator_terms(
+            model, params, films, rng=for_styles, step=step, latent_size=size
+        )
+        terms |= style_transfer.discriminator_terms(model, params, films, made=made)
+        logits = model.apply({"params": params}, films[0], method="segment")
+        segment = losses.segmentation_loss(logits, batch["lungs"])
+        terms["segment"] = jnp.where(known, segment, 0.0)
+        terms["distil"] = jax.lax.cond(
+            step >= self.teaching.first_step,
+            lambda: style_transfer.distil_terms(
+                model, params, batch["image"], teacher=variables[teacher.COLLECTION]["params"],
+                batch=films, rng=for_teacher, latent_size=size,
+            ),
+            lambda: jnp.zeros(len(known)),
+        )  # fmt: skip
+        weight = self.teaching.weight_at(step) * self.transfer.distillation(known)
+        loss = self.transfer.loss(terms, step) + weight * terms["distil"]
+        loss = jnp.mean(loss + self.transfer.segment_weight * terms["segment"])
+        shown = {name: jnp.mean(value) for name, value in terms.items()}
+        return loss, (self._next_teacher(variables, step), shown)
+
+    def _logits(self, variables, image):
+        params = {"params": variables["params"]}
+        return self.model.apply(params, image, distilled=True, method="segment")
+
+
 def _student(variables):
     """The network's own variables: flax would hand back a teacher beside them unchanged."""
     return {name: tree for name, tree in variables.items() if name != teacher.COLLECTION}
@@ -421,7 +500,8 @@ def _check_second(config: ml_collections.ConfigDict) -> None:
     if config.method == "unet" and name and labels == "hidden":
         raise InputError(
             f"config.second.name={name!r} without masks beside config.method='unet', which learns "
-            "from masks alone; set config.method to semi or adain, or config.second.labels=given"
+            "from masks alone; set config.method to semi, pairs or adain, or "
+            "config.second.labels=given"
         )
     if config.method != "unet" and (not name or labels != "hidden"):
         raise InputError(

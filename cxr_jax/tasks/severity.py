@@ -72,6 +72,10 @@ class Regime:
       shares: number of parts in which the films join (the paper's sixth stage ends the training).
       pseudo_labels: 'hard' (the teacher's probability >= 0.5) or 'soft' (the probability itself).
       second_fraction: share of the second set in every batch; 0: as the numbers of films are.
+      refresh_batches: before each copy, so many batches bring the batch statistics up to the
+        weights; 0: the teacher has the running ones.
+      teacher_decay: of a moving average of the student, of which the copies are taken; 0: the
+        student as it is at that step.
     """
 
     name: str = "labelled"
@@ -79,6 +83,8 @@ class Regime:
     shares: int = 5
     pseudo_labels: str = "hard"
     second_fraction: float = 0.0
+    refresh_batches: int = 0
+    teacher_decay: float = 0.0
 
     def __post_init__(self):
         for name, values in (("name", REGIMES), ("pseudo_labels", ("hard", "soft"))):
@@ -90,6 +96,11 @@ class Regime:
         for name in ("stage_steps", "shares"):
             if getattr(self, name) < 1:
                 raise InputError(f"config.regime.{name}={getattr(self, name)}; expected at least 1")
+        if self.refresh_batches < 0 or not 0 <= self.teacher_decay < 1:
+            raise InputError(
+                f"config.regime.refresh_batches={self.refresh_batches} and teacher_decay="
+                f"{self.teacher_decay}; expected at least 0, and 0..1 (1 excluded)"
+            )
         if not 0 <= self.second_fraction < 1:
             raise InputError(
                 f"config.regime.second_fraction={self.second_fraction}; expected 0 (as the numbers "
@@ -108,7 +119,10 @@ class Regime:
         if self.name == "supervised":
             return (Stage(0, 1.0, fraction),)
         shares = {"labelled": 0, "progressive": self.shares, "one_step": 1}[self.name]
-        joining = [Stage(k * self.stage_steps, k / shares, fraction) for k in range(1, shares + 1)]
+        joining = [
+            Stage(k * self.stage_steps, k / shares, fraction, refresh_batches=self.refresh_batches)
+            for k in range(1, shares + 1)
+        ]
         return (Stage(0, 0.0), *joining)
 
 
@@ -209,7 +223,9 @@ class Severity(Task):
 
     def init(self, rng, batch):
         variables = self.model.init(rng, batch["image"][:1], train=False)
-        return teacher.init(variables) if self.regime.teaches else variables
+        if not self.regime.teaches:
+            return variables
+        return teacher.init(variables, average=self.regime.teacher_decay > 0)
 
     def _logits(self, variables, batch, *, train: bool, rng=None):
         """Logits [B, h, w, levels], the zone map at that size, new model state."""
@@ -235,7 +251,7 @@ class Severity(Task):
             known = batch["labelled"][:, None, None]
             valid = jnp.where(known, valid, there)
             labels = jnp.where(known[..., None], labels, taught)
-            state = {**state, teacher.COLLECTION: copy}
+            state = {**state, teacher.COLLECTION: copy, **self._average(variables, step)}
             terms["pseudo_labelled"] = 1 - jnp.mean(batch["labelled"], dtype=jnp.float32)
         valid &= pooling.zone_valid(zone_map)
         per_level = []
@@ -247,6 +263,13 @@ class Severity(Task):
             per_level.append(jnp.mean(bce))
         terms |= {f"bce_{i + 1}": value for i, value in enumerate(per_level) if self.levels > 1}
         return sum(per_level) / self.levels, (state, terms)
+
+    def _average(self, variables, step):
+        """The average of which copies are taken, for the next step; {} where there is none."""
+        if teacher.AVERAGE not in variables:
+            return {}
+        decay, name = self.regime.teacher_decay, teacher.AVERAGE
+        return {name: teacher.ema(decay, variables, step, collection=name)}
 
     def _pseudo_labels(self, copy, batch, step):
         """The teacher's labels [B, 3, 2, levels] of the clean films, in the order of the augmented

@@ -278,6 +278,7 @@ def store(folder, given, *, fields=None, partial=frozenset(), kind=Films):
     prepared.build(builder)
     folder = pathlib.Path(builder.data_dir)
     opened = prepared.Prepared(folder, name=kind.name, split="train", prepare="")
+    assert opened.max_side == 128
     return [opened[i] for i in range(len(opened))]
 
 

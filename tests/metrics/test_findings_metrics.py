@@ -6,6 +6,7 @@ import pytest
 from cxr_jax.data.records import FINDINGS
 from cxr_jax.metrics import findings
 from cxr_jax.metrics.bootstrap import bootstrap, numbers
+from cxr_jax.tasks.findings import FindingsEvaluation
 from tests import conftest
 
 K = len(FINDINGS)
@@ -124,3 +125,35 @@ def test_pointing_is_averaged_over_films_with_a_box_then_over_findings(rows):
     assert counts["pointing_cardiomegaly"] == counts["mean_pointing"] == 4
     assert counts["pointing_pneumothorax"] == 1
     assert set(report) == set(counts)
+
+
+def test_the_set_of_a_mean_is_fixed_over_resamples(rows):
+    over = findings.measured(rows)
+    assert over.auc.nonzero()[0].tolist() == [0, 1, 3]
+    part = {name: values[[0, 2]] for name, values in rows.items()}  # finding 3 is unknown in film 2
+    assert findings.findings_report(part)["mean_auc"].value == 0.5  # of 0 and 1 alone
+    report = findings.findings_report(part, over)
+    assert np.isnan(report["mean_auc"].value)
+    assert report["findings_with_auc"].value == 2
+    valid = np.zeros((4, K), bool)
+    valid[:2, 1] = valid[3, 7] = True
+    rows |= {"pointing_hit": valid * 1.0, "pointing_valid": valid, "pointing_chance": valid * 0.2}
+    over = findings.measured(rows)
+    part = {name: values[:2] for name, values in rows.items()}
+    assert findings.findings_report(part)["mean_pointing"].value == 1.0
+    assert np.isnan(findings.findings_report(part, over)["mean_pointing"].value)
+
+
+def test_the_interval_is_of_the_mean_over_one_set():
+    """Finding 0 is always told apart and 1 never, but 0 has one positive film of twenty: over the
+    changing set, resamples without that film have a mean of 0."""
+    labels = np.full((20, K), NAN)
+    labels[:, 0], labels[:, 1] = np.arange(20) == 0, np.arange(20) % 2
+    probs = np.zeros((20, K))
+    probs[:, 0], probs[:, 1] = labels[:, 0], 1 - labels[:, 1]
+    rows = {"probs": probs, "labels": labels}
+    changing = bootstrap(findings.findings_report, rows, np.arange(20), resamples=200)
+    report = FindingsEvaluation().report_of(rows)
+    fixed = bootstrap(report, rows, np.arange(20), resamples=200)
+    assert changing["mean_auc"].low == 0
+    assert fixed["mean_auc"].low == fixed["mean_auc"].high == fixed["mean_auc"].value == 0.5

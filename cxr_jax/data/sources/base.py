@@ -140,6 +140,15 @@ class Subset:
         return self.source.stored_size(self.indices[index])
 
 
+def stored_side(source: Source) -> int:
+    """The longest side that its films were reduced to when they were stored; 0: not known."""
+    while source is not None:
+        if side := getattr(source, "max_side", 0):
+            return side
+        source = getattr(source, "source", None)
+    return 0
+
+
 class _Relabelled(Subset):
     """Some films of a set, their classes under other numbers."""
 

@@ -5,6 +5,8 @@ Nothing is stored.
 
 import dataclasses
 
+import numpy as np
+
 from cxr_jax.data import phantoms
 from cxr_jax.data.records import FILM_FIELDS, Record
 from cxr_jax.errors import InputError
@@ -17,6 +19,7 @@ RANGE = 1_000_000
 FIRST = {"train": 0, "val": RANGE, "test": 2 * RANGE}
 DISEASED = 0.65  # the usual share of films with an infection
 MIXED = "mixed"  # every other patient is filmed on the other scanner
+READERS = ("exact", "strict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Options:
       test_disease_extent: of the val and test films; -1: as disease_extent
       diseased: 0..1, share of films with an infection of the lungs
       test_diseased: of the val and test films; -1: as diseased
+      reader: whose zone scores they are: exact, or strict: one less, so that what is slight is none
       first: number of the first training film, even
       train: number of training films
       val: number of validation films
@@ -46,6 +50,7 @@ class Options:
     test_disease_extent: float = -1.0
     diseased: float = DISEASED
     test_diseased: float = -1.0
+    reader: str = "exact"
     first: int = 0
     train: int = 2048
     val: int = 128
@@ -69,6 +74,7 @@ def open_split(options: Options, split: str) -> "PhantomCXR":
             o.test_disease_extent if test and o.test_disease_extent >= 0 else o.disease_extent
         ),
         diseased=o.test_diseased if test and o.test_diseased >= 0 else o.diseased,
+        reader=o.reader,
         first=0 if test else o.first,
     )
 
@@ -85,12 +91,14 @@ class PhantomCXR:
       disease_extent: 0..1, raises how much of the infected lungs is covered and consolidated.
       diseased: 0..1, share of films with an infection of the lungs; the rest may still have
         another finding, such as an effusion.
+      reader: 'exact', or 'strict', whose habit it is to give a zone a point less than it has: 0 for
+        1, so that a zone is positive from score 2 on. Masks and findings stay exact.
       first: number of the first phantom within the split's range; even, as films 2k and 2k + 1 are
         one patient.
 
     Raises:
       InputError: count is outside 0 .. 1,000,000, an unknown appearance, disease_extent or diseased
-        outside 0..1; on reading, what `phantoms.phantom` raises.
+        outside 0..1, an unknown reader; on reading, what `phantoms.phantom` raises.
     """
 
     name = "phantom_cxr"
@@ -107,6 +115,7 @@ class PhantomCXR:
         appearance: str = "standard",
         disease_extent: float = 0.0,
         diseased: float = DISEASED,
+        reader: str = "exact",
         first: int = 0,
     ):
         if not 0 <= count <= RANGE:
@@ -115,7 +124,9 @@ class PhantomCXR:
             raise InputError(f"data.first={first}; expected an even number 0 .. {RANGE - count:,}")
         if not 0 <= disease_extent <= 1:
             raise InputError(f"data.disease_extent={disease_extent}; expected 0..1")
-        self._first = FIRST[split] + first
+        if reader not in READERS:
+            raise InputError(f"data.reader={reader!r}; expected one of {', '.join(READERS)}")
+        self._first, self._strict = FIRST[split] + first, reader == "strict"
         self.split, self.count, self.seed, self.size = split, count, seed, size
         names = phantoms.APPEARANCES if appearance == MIXED else (appearance,)
         shares = _shares(diseased)
@@ -126,6 +137,7 @@ class PhantomCXR:
         # `heavy`: its name when the first runs were trained, which compare this text.
         self.version = f"{VERSION}+seed{seed},{size}px,{appearance},heavy{disease_extent:g}"
         self.version += f",diseased{diseased:g}" if shares else ""
+        self.version += ",strict" if self._strict else ""
         self.version += f",from{first}" if first else ""
 
     def __len__(self) -> int:
@@ -135,7 +147,10 @@ class PhantomCXR:
         if not 0 <= index < self.count:
             raise IndexError(f"phantom {index} of {self.count}")
         population = self._populations[index // 2 % len(self._populations)]
-        return phantoms.phantom(self.seed, self._first + index, self.size, population=population)
+        film = phantoms.phantom(self.seed, self._first + index, self.size, population=population)
+        if self._strict:
+            film["severity"] = np.maximum(film["severity"] - 1, 0).astype(np.int8)
+        return film
 
 
 def _shares(diseased: float) -> dict[str, float]:

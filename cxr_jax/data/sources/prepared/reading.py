@@ -165,6 +165,7 @@ class Prepared:
         self.fields = frozenset(key for key in keys if key[:4] != "has_" and key != "fold")
         stored_facts = layout.metadata(self.folder)
         self.version = f"{VERSION}+{stored_facts.get('fingerprint', '')}"
+        self.max_side = int(stored_facts.get("max_side", 0))
         self.findings = tuple(stored_facts.get("findings", FINDINGS))
         self.diagnoses = tuple(stored_facts.get("diagnoses", DIAGNOSES))
         self._beside_values: dict[str, list[Any] | None] = {}
