@@ -90,7 +90,7 @@ def paper(config: ml_collections.ConfigDict) -> None:
     config.threshold = 0.5  # [PAPERS, 3]
     config.gate = "bag"  # ours: see the task
     config.tune = False
-    config.lungs = dict(use="none", masks="morphology")  # ours: the paper has no lungs
+    config.lungs = dict(use="none", masks="morphology", workdir="")  # ours: the paper has none
     config.data = sources.block("ct_volume")
     config.preprocess.update(size=448, order=("resize",))  # [paper]
     # Shift, rotation, flip, brightness, crop (here a zoom) [paper, which gives no sizes].

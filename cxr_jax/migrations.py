@@ -30,7 +30,7 @@ ADDED_TO_TASK: dict[str, dict[str, Any]] = {
         "model.dilations": [2, 4, 4],
         "losses.bag": "noisy_or",
         "affinity.similarity": "cosine",
-        "lungs": {"use": "none", "masks": "morphology"},
+        "lungs": {"use": "none", "masks": "morphology", "workdir": ""},
         "tune": False,
     },
 }

@@ -314,7 +314,7 @@ MANY = {"scales": (0.5, 1.0, 1.5), "mirror": True}
     ("method", "lungs"), [("multiscale_cam", "none"), ("multiscale_cam", "pool"), ("seam", "map")]
 )
 def test_a_mirrored_image_has_a_mirrored_map_at_all_scales(method, lungs, volumes):
-    task = tiny_task(method, **MANY, lungs=dict(use=lungs, masks="morphology"))
+    task = tiny_task(method, **MANY, lungs=dict(use=lungs, masks="morphology", workdir=""))
     batch, variables = slices_of(task, volumes, start=4)
     mirrored = {name: value[:, :, :, ::-1] for name, value in batch.items()}
     predict = jax.jit(task.predict)
@@ -357,7 +357,7 @@ def test_the_map_is_the_authors_by_hand(volumes):
 
 
 def test_a_slice_is_what_it_is_whatever_pads_the_batch(volumes):
-    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology"))
+    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology", workdir=""))
     batch, variables = slices_of(task, volumes, start=5)
     filled = {k: np.concatenate([v[:1], np.zeros_like(v), v[2:] * 3]) for k, v in batch.items()}
     predict = jax.jit(task.predict)
@@ -368,7 +368,7 @@ def test_a_slice_is_what_it_is_whatever_pads_the_batch(volumes):
 
 def test_a_flat_map_of_seam_is_zero(volumes):
     """Of black slices, in which there is no lung either."""
-    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology"))
+    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology", workdir=""))
     batch, variables = slices_of(task, volumes)
     batch = {name: np.zeros_like(value) for name, value in batch.items()}
     out = jax.jit(task.predict)(variables, batch)
@@ -377,7 +377,7 @@ def test_a_flat_map_of_seam_is_zero(volumes):
 
 
 def test_lungs_cut_the_map_and_are_what_a_slice_is_pooled_over(volumes):
-    outside = tiny_task("cam", lungs=dict(use="none", masks="morphology"))
+    outside = tiny_task("cam", lungs=dict(use="none", masks="morphology", workdir=""))
     batch, variables = slices_of(outside, volumes, start=5)
     inside = np.zeros((3, 1, 64, 64), np.uint8)
     inside[:2, :, 20:40, 8:24] = 2  # of the third slice no lung was found
@@ -385,7 +385,9 @@ def test_lungs_cut_the_map_and_are_what_a_slice_is_pooled_over(volumes):
     where = inside[:, 0] > 0
     plain = outside.predict(variables, {"image": batch["image"]})
     cut, pooled = (
-        tiny_task("cam", lungs=dict(use=use, masks="morphology")).predict(variables, batch)
+        tiny_task("cam", lungs=dict(use=use, masks="morphology", workdir="")).predict(
+            variables, batch
+        )
         for use in ("map", "pool")
     )
     for out in (cut, pooled):
@@ -410,13 +412,13 @@ def test_the_logit_over_lungs_is_a_mean_over_them():
 
 def test_lungs_reach_the_training_where_they_are_pooled_over(volumes):
     for use, masks in (("none", "record"), ("map", "morphology"), ("pool", "morphology")):
-        task = tiny_task("m_seam_nam", lungs=dict(use=use, masks=masks))
+        task = tiny_task("m_seam_nam", lungs=dict(use=use, masks=masks, workdir=""))
         batch = training_batch(task, volumes)
         assert ("lungs" in batch) == (use == "pool")
         bag = task.data.adapt(volumes, training=True)[0]["slices"]
         assert not any("lungs" in part for part in bag)  # the true ones
     assert batch["lungs"].shape == (2, 3, 64, 64)
-    task = tiny_task("m_seam_nam", lungs=dict(use="pool", masks="record"))
+    task = tiny_task("m_seam_nam", lungs=dict(use="pool", masks="record", workdir=""))
     bag = task.data.adapt(volumes, training=True)[0]["slices"]
     assert all("lungs" in part and "lesion" not in part for part in bag)
     batch = training_batch(task, volumes)
@@ -426,13 +428,27 @@ def test_lungs_reach_the_training_where_they_are_pooled_over(volumes):
     assert abs(value - loss_and_grads(task, variables, everywhere)[0]) > 1e-4
 
 
-def test_true_lungs_that_are_not_there_are_one_line():
-    task = tiny_task("cam", lungs=dict(use="map", masks="record"))
-    assert "lungs" in task.data.inputs
-    bare = Unmasked(PhantomCT(split="val", count=1, seed=0, size=64, slices=8), lambda _: False)
-    bare.fields = bare.fields - {"lungs"}
-    with pytest.raises(InputError, match="config.lungs.masks=record: data set 'phantom_ct'"):
-        task.data.adapt(bare, training=False)
+def test_lungs_are_read_where_they_are_needed():
+    """Field by field: who must bring them, who predicts with them, and whether training does."""
+
+    def of(use, masks):
+        data = tiny_task("cam", lungs=dict(use=use, masks=masks, workdir="RUN")).data
+        return "lungs" in data.fields, "lungs" in data.inputs, "lungs" in data.only_evaluated
+
+    assert of("none", "record") == of("map", "morphology") == (False, False, False)
+    assert of("pool", "record_or_morphology") == (False, False, False)
+    assert of("none", "predicted") == (True, False, True)  # what is bright in them stands beside
+    assert of("map", "record") == of("map", "predicted") == (True, True, True)
+    assert of("pool", "record") == of("pool", "record_or_predicted") == (True, True, False)
+
+
+def test_true_lungs_are_never_those_that_a_network_found(volumes):
+    for masks, drawn in (("morphology", True), ("record", True), ("predicted", False)):
+        task = tiny_task("cam", lungs=dict(use="none", masks=masks, workdir="RUN"))
+        example = task.data.transforms.example(task.data.adapt(volumes, training=False)[6])
+        assert example["true_lungs"].any() == drawn
+        same = np.array_equal(example["found_lungs"] > 0, volumes[6]["lungs"] > 0)
+        assert same == (masks == "predicted")  # here the record's stands for the network's
 
 
 def test_one_view_is_enough_for_a_cam(volumes):
@@ -485,8 +501,8 @@ def test_threshold_gate_and_brightness_are_chosen_on_another_split(volumes):
     rows = jax.device_get(task.score(outputs, arrays)) | ids
     before = evaluation.report(evaluation.units(rows))
     assert before["positive_dice"].value == 0  # nothing reaches 0.5
-    assert {"lungs_dice", "bound_dice"} <= before.keys()
-    assert "brightness_dice" not in before  # has no threshold of its own
+    assert "lungs_dice" in before
+    assert not {"brightness_dice", "bound_dice"} & before.keys()  # have no threshold yet
     fitted = evaluation.fit(rows)
     assert fitted["gate"] == pytest.approx(1 - 0.5 ** (1 / 8))
     assert fitted["threshold"] == pytest.approx(0.1, abs=0.06)
@@ -693,6 +709,7 @@ def test_seam_starts_from_cam():
         ("smoke", {"model.pcm_width": 0.0}, "config.model.pcm_width=0.0"),
         ("smoke", {"lungs.use": "crop"}, "config.lungs.use='crop'"),
         ("smoke", {"lungs.masks": "true"}, "config.lungs.masks='true'"),
+        ("smoke", {"lungs.masks": "predicted"}, "needs config.lungs.workdir"),
         ("smoke,method=unet,lungs=pool", {}, "config.lungs.use=pool"),
         ("smoke", {"losses.bag": "mean"}, "config.losses.bag='mean'"),
         ("smoke", {"affinity.similarity": "l2"}, "config.affinity.similarity='l2'"),
@@ -701,10 +718,13 @@ def test_seam_starts_from_cam():
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(variant, changes, words):
-    with pytest.raises(InputError, match=words) as error:
+    def make():
         config = config_of(variant)
         config.update_from_flattened_dict(changes)
         make_task(config)
+
+    with pytest.raises(InputError, match=words) as error:
+        make()
     assert "\n" not in str(error.value)
 
 

@@ -7,8 +7,8 @@
 | brightness_true_lungs | the same in the lungs as they were drawn |
 | bound | the lesion itself, seen through the cells of the network's map |
 
-Brightness has one threshold for all, which `best_brightness` chooses on another split. No gate: a
-patient without a lesion, in whom lungs are never dark throughout, scores 0.
+All but the first have one threshold for all patients, which `best_levels` chooses on another split.
+No gate: a patient without a lesion, in whom lungs are never dark throughout, scores 0.
 """
 
 import jax
@@ -22,8 +22,8 @@ Array = jax.Array
 Rows = dict[str, np.ndarray]
 
 NAMES = ("lungs", "brightness", "brightness_true_lungs", "bound")
-BRIGHT = ("brightness", "brightness_true_lungs")
-LEVELS = np.round(np.arange(1, 50) * 0.02, 2)  # of brightness, 0.02 .. 0.98
+CUT = NAMES[1:]  # have a threshold
+LEVELS = np.round(np.arange(1, 50) * 0.02, 2)  # 0.02 .. 0.98
 
 
 def slice_rows(
@@ -46,8 +46,8 @@ def slice_rows(
         cells: rows and columns of the network's map; None: it has no cells, and there is no bound.
 
     Returns:
-        NAME_found_at and NAME_both_at, areas [B, T] as in `patients.slice_rows`: of brightness at
-        LEVELS, of the others one column; `true_lungs` bool [B], there are some.
+        NAME_found_at and NAME_both_at, areas [B, T] as in `patients.slice_rows`, at LEVELS; of the
+        lungs one column; `true_lungs` bool [B], there are some.
     """
     lesion = jnp.asarray(lesion) > 0
 
@@ -60,7 +60,7 @@ def slice_rows(
         "brightness_true_lungs": above(brightness * (true_lungs > 0), LEVELS),
     }
     if cells is not None:
-        found["bound"] = above(through_cells(lesion, cells), (0.5,))
+        found["bound"] = above(through_cells(lesion, cells), LEVELS)
     rows = {f"{name}_found_at": areas[0] for name, areas in found.items()}
     rows |= {f"{name}_both_at": areas[1] for name, areas in found.items()}
     return rows | {"true_lungs": jnp.any(true_lungs > 0, axis=(1, 2))}
@@ -70,7 +70,7 @@ def through_cells(mask: Array, cells: tuple[int, int]) -> Array:
     """A mask as a map of that many cells shows it: [B, H, W] -> float32 [B, H, W], 0..1.
 
     A cell has the mean of the mask, weighted as `resize_aligned` spreads the cell over the pixels;
-    then it is so enlarged. Cut at a half, it is what a faultless map would find.
+    then it is so enlarged. Cut at the best level, it is what a faultless map would find.
     """
     masks = jnp.asarray(mask, jnp.float32)[..., None]
     blank = jnp.zeros((len(masks), *cells, 1))
@@ -79,30 +79,30 @@ def through_cells(mask: Array, cells: tuple[int, int]) -> Array:
     return resize_aligned(total / jnp.maximum(weight, 1e-6), masks.shape[1:3])[..., 0]
 
 
-def best_brightness(rows: Rows) -> dict[str, float]:
-    """NAME -> its threshold with the highest mean Dice of positive patients, of those of BRIGHT
-    that the rows have.
+def best_levels(rows: Rows) -> dict[str, float]:
+    """NAME -> its threshold with the highest mean Dice of positive patients, of those of CUT that
+    the rows have.
 
     Raises:
         InputError: the truth of no patient is known.
     """
-    there = [name for name in BRIGHT if _has(rows, name)]
+    there = [name for name in CUT if _has(rows, name)]
     return {name: float(LEVELS[patients.best_column(of_baseline(rows, name))]) for name in there}
 
 
-def at_brightness(rows: Rows, levels: dict[str, float]) -> Rows:
+def at_levels(rows: Rows, levels: dict[str, float]) -> Rows:
     """The rows with the thresholds that were chosen: `NAME_level` [N]."""
     count = len(rows["group"])
-    return rows | {f"{n}_level": np.full(count, levels[n]) for n in BRIGHT if n in levels}
+    return rows | {f"{n}_level": np.full(count, levels[n]) for n in CUT if n in levels}
 
 
 def found_by(rows: Rows) -> dict[str, Rows]:
-    """Name -> rows as if that baseline had been the model, of those that can be scored: brightness
-    where a threshold was chosen for it."""
+    """Name -> rows as if that baseline had been the model, of those that can be scored: one with a
+    threshold where that was chosen."""
     return {
         name: of_baseline(rows, name)
         for name in NAMES
-        if _has(rows, name) and (name not in BRIGHT or f"{name}_level" in rows)
+        if _has(rows, name) and (name not in CUT or f"{name}_level" in rows)
     }
 
 

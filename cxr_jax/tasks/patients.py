@@ -20,7 +20,7 @@ class PatientsEvaluation(Evaluation):
       threshold: of the lesion map, as evaluated.
       gates: probabilities of its own that a slice may need to have a lesion, the one that is
         evaluated first.
-      fits: threshold, gate and the thresholds of brightness are chosen on the validation split.
+      fits: threshold, gate and the baselines' thresholds are chosen on the validation split.
     """
 
     threshold: float
@@ -59,16 +59,16 @@ class PatientsEvaluation(Evaluation):
         return {name: units["dice"][of[name]] for name in ("positive", "all")}
 
     def fit(self, validation: Rows) -> dict[str, float]:
-        """`gate`, `threshold`, and of brightness `brightness` and `brightness_true_lungs`."""
+        """`gate`, `threshold`, and those of the baselines by their names."""
         gate = patients.best_gate(validation, self.gates)
         threshold = patients.THRESHOLDS[patients.best_threshold(_with_gate(validation, gate))]
         chosen = {"threshold": float(threshold), "gate": gate}
-        return chosen | lesion_baselines.best_brightness(validation)
+        return chosen | lesion_baselines.best_levels(validation)
 
     def with_fit(self, rows: Rows, fitted: dict[str, float]) -> Rows:
         index = int(np.searchsorted(patients.THRESHOLDS, fitted["threshold"] - 1e-6))
         rows = patients.at_threshold(_with_gate(rows, fitted["gate"]), index)
-        return lesion_baselines.at_brightness(rows, fitted)
+        return lesion_baselines.at_levels(rows, fitted)
 
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """The baselines, on the same slices."""

@@ -3,8 +3,11 @@
 import dataclasses
 
 import ml_collections
+import numpy as np
 
 from cxr_jax.data import ct_slices
+from cxr_jax.data.lungs import MASKS, LungMasks
+from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 
 METHODS = ("cam", "multiscale_cam", "seam", "seam_nam", "m_seam_nam", "unet")
@@ -91,17 +94,25 @@ class Lungs:
     Attributes:
       use: 'none'; 'map': outside of them a predicted map is 0; 'pool': besides, a slice's logit is
         the mean of its activation map over them, in training and prediction.
-      masks: where they are from: 'morphology' (`ct_lungs.segment`), the 'record', or
-        'record_or_morphology'. Of a slice without a lung all of it counts.
+      masks: where they are from: 'morphology' (`ct_lungs.segment`), which leaves out much of what
+        is dense; 'predicted' by the run in `workdir`, of configs/lungs.py on CT slices; the
+        'record', which at a test are the true ones; record_or_morphology, record_or_predicted. Of a
+        slice without a lung all of it counts.
+      workdir: of a trained lungs run.
     """
 
     use: str
     masks: str
+    workdir: str
 
     def __post_init__(self):
         if self.use not in USES:
             raise InputError(f"config.lungs.use={self.use!r}; expected one of {', '.join(USES)}")
-        ct_slices.check_masks(self.masks, "config.lungs.masks")
+        if self.completed:
+            LungMasks(masks=self.masks, workdir=self.workdir)  # checks the folder
+        elif self.masks not in ct_slices.MASKS:
+            known = ", ".join(dict.fromkeys((*ct_slices.MASKS, *MASKS)))
+            raise InputError(f"config.lungs.masks={self.masks!r}; expected one of {known}")
 
     @property
     def pooled(self) -> bool:
@@ -109,9 +120,34 @@ class Lungs:
         return self.use == "pool"
 
     @property
+    def completed(self) -> bool:
+        """Whether every record must bring its own, or is given one by another run."""
+        return self.masks in MASKS
+
+    @property
     def of_record(self) -> bool:
-        """Whether a record's own are read."""
+        """Whether the masks of records are read."""
         return self.masks != "morphology"
+
+    @property
+    def needed(self) -> bool:
+        """Whether a slice is of no use without: they are not found by its picture."""
+        return self.completed and (self.use != "none" or self.masks != "record")
+
+    def of(self, record: Record) -> np.ndarray:
+        """uint8 [H, W], above 0 in the lungs of a slice."""
+        return record["lungs"] if self.completed else ct_slices.lungs_of(record, self.masks)
+
+    def found_in(self, record: Record) -> np.ndarray:
+        """The same by what looks at the picture, where a slice has truth that is not to be known:
+        of 'record' and 'record_or_morphology' by morphology."""
+        looked = self.completed and self.masks != "record"
+        return record["lungs"] if looked else ct_slices.lungs_of(record, "morphology")
+
+    def drawn_in(self, record: Record) -> np.ndarray | None:
+        """The record's own, where they have not been replaced by a network's; else None."""
+        replaced = self.completed and self.masks != "record"
+        return None if replaced else record.get("lungs")
 
 
 def gate_levels(bag: int) -> dict[str, float]:
