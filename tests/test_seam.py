@@ -2,19 +2,24 @@
 
 import dataclasses
 import importlib
+import json
+import types
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from cxr_jax import losses, optimizers
+from cxr_jax import losses, migrations, optimizers
 from cxr_jax.data import pipeline
 from cxr_jax.data.sources.phantom_ct import PhantomCT
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import lungs, splits
+from cxr_jax.inputs import volumes as volumes_door
 from cxr_jax.metrics import patients
 from cxr_jax.models.seam import SEAM
 from cxr_jax.ops.bags import bag_logit
@@ -806,3 +811,79 @@ def test_slices_with_lesions_are_drawn_first():
     healthy = PhantomCT(split="val", count=1, seed=0, size=64, slices=12, positive=0.0)
     assert len(task.evaluation.figure_indices(task.data.adapt(healthy, training=False), 8)) == 8
     assert not len(task.evaluation.figure_indices(source, 0))
+
+
+def test_lungs_of_another_run_join_the_slices_before_bags_are_made(tmp_path, monkeypatch):
+    """The masks of a network that calls the left half lung: in bags, in evaluations, not where
+    nobody reads them; and the volume's door asks the same network."""
+
+    class Half:
+        batch_size, side = 8, 16
+        run = types.SimpleNamespace(version="1")
+
+        def labels(self, films):
+            return np.stack([np.where(np.arange(16) < 8, 1, 0) * np.ones((16, 1))] * len(films))
+
+    loaded = []
+    monkeypatch.setattr(lungs.Segmenter, "load", lambda folder: (loaded.append(folder), Half())[1])
+    half = np.arange(64) < 32
+    for use, training, there in (("map", True, False), ("map", False, True), ("pool", True, True)):
+        config = config_of(f"smoke,method=m_seam_nam,lungs={use}")
+        config.lungs.update(masks="predicted", workdir="RUN")
+        task = make_task(config)
+        source = splits.open_split(
+            task, config, "train", workdir=tmp_path / use / str(training), training=training
+        )
+        example = task.data.transforms.example(source[0])
+        assert ("lungs" in example) == there
+        if there:
+            np.testing.assert_array_equal(example["lungs"][0] > 0, np.tile(half, (64, 1)))
+    assert set(loaded) == {"RUN"}
+
+    run = types.SimpleNamespace(task=task, config=config, workdir="W")
+    door = volumes_door.Volumes(run)
+    np.testing.assert_array_equal(
+        door.lungs(np.zeros((3, 64, 64), np.uint8))[2] > 0, np.tile(half, (64, 1))
+    )
+    config.lungs.update(masks="record", workdir="")
+    run.task = make_task(config)
+    with pytest.raises(InputError, match="this model needs lung masks, which a volume has not"):
+        volumes_door.Volumes(run)
+
+
+def test_a_cam_starts_from_what_simclr_learned_of_slices():
+    """Every parameter of the backbone is there under its name, in its shape."""
+    config = (
+        importlib.import_module("configs.simclr").get_config("ct").copy_and_resolve_references()
+    )
+    task, cam = make_task(config), make_task(config_of("quick,method=cam"))
+    film = {"image": np.zeros((1, 128, 128), np.float32)}
+    theirs = flatten_shapes(task, film)
+    ours = flatten_shapes(cam, {"image": np.zeros((1, 1, 128, 128, 3), np.float32)})
+    backbone = {name: shape for name, shape in ours.items() if "/backbone/" in name}
+    assert backbone
+    assert backbone.items() <= theirs.items()
+    assert config.data.train == config_of("quick,method=cam").data.train  # the same slices
+
+
+def flatten_shapes(task, example):
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return {optimizers.path_of(path): leaf.shape for path, leaf in leaves}
+
+
+def test_an_older_run_predicts_as_it_did():
+    """Then scales were of multiscale_cam alone, and PCM as wide as the rest."""
+    old = json.loads(config_of("quick,method=seam").to_json())
+    for block, names in {"model": ("stride", "dilations", "pcm_width"), "losses": ("bag",)}.items():
+        for name in names:
+            del old[block][name]
+    for name in ("lungs", "mirror", "tune"):
+        del old[name]
+    del old["affinity"]["similarity"]
+    found = migrations.migrate(old | {"scales": [0.5, 1.0, 1.5, 2.0]})
+    assert (found["scales"], found["mirror"], found["tune"]) == ([1.0], False, False)
+    assert (found["model"]["pcm_width"], found["model"]["stride"]) == (1 / 16, 8)
+    found = migrations.migrate(old | {"method": "multiscale_cam", "scales": [0.5, 2.0]})
+    assert (found["scales"], found["mirror"]) == ([0.5, 2.0], True)
+    make_task(ml_collections.ConfigDict(found))

@@ -79,7 +79,7 @@ class Volumes:
         images = volumes.pictures(scan, *window)
         counted = scan.outline.numbers is not None
         numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
-        slices = _Slices(images, path.resolve().name, numbers, self._lungs(images))
+        slices = _Slices(images, path.resolve().name, numbers, self.lungs(images))
         found = self._apply(slices)
         shown = slices.record(found.shown)
         line = {
@@ -98,7 +98,7 @@ class Volumes:
             files={"mask": ("-lesions.nii.gz", write)},
         )
 
-    def _lungs(self, images: np.ndarray) -> np.ndarray | None:
+    def lungs(self, images: np.ndarray) -> np.ndarray | None:
         """The lungs of all slices, uint8 [S, H, W]; None where they are not asked for."""
         if self._segmenter is None:
             return None
