@@ -91,8 +91,8 @@ def ct(config: ml_collections.ConfigDict) -> None:
     )
     config.preprocess.order = ("resize",)
     config.batch_size = 16
-    config.total_steps = 200
-    config.eval_steps = ()
+    config.total_steps = 100
+    config.optimizer.warmup_steps = 10
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:

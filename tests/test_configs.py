@@ -248,6 +248,8 @@ SINCE = {
         "gate": "slice",
         "tune": False,
         "optimizer.lr": 5e-4,
+        "total_steps": 400,
+        "checkpoint_every": 200,
     }
 }
 
