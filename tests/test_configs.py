@@ -263,11 +263,11 @@ def test_the_config_of_an_old_run_is_todays(path, tmp_path):
     )
     if variant.endswith("-manifest"):
         config.data = sources.block("manifest", path="films.csv")
+    config.update_from_flattened_dict(SINCE.get(path.stem, {}))
     (tmp_path / "config.json").write_text(path.read_text())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     workdir.check_config(config, tmp_path)
     config.keep_last = 1  # 2 since: how a run is kept, not what it computes
-    config.update_from_flattened_dict(SINCE.get(path.stem, {}))
     read = workdir.read_config(tmp_path)
     assert workdir.flatten(read) == workdir.flatten(config)
     assert json.loads(read.to_json()) == json.loads(config.to_json())

@@ -79,7 +79,7 @@ class Volumes:
         images = volumes.pictures(scan, *window)
         counted = scan.outline.numbers is not None
         numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
-        slices = _Slices(images, path.resolve().name, numbers, self.lungs(images))
+        slices = _Slices(images, path.resolve().name, numbers, lungs=self.lungs(images))
         found = self._apply(slices)
         shown = slices.record(found.shown)
         line = {

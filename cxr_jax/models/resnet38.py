@@ -164,8 +164,9 @@ class ResNet38(nn.Module):
 
         def bottleneck(x: Array, name: str, channels: int) -> tuple[Array, Array]:
             index = int(name[1]) - 6
-            out, drop, far = round(channels * self.width), self.dropout[index], self.dilations[1:]
-            block = BottleneckUnit(out, drop, self.dtype, far[index], name=name)
+            out, far = round(channels * self.width), self.dilations[index + 1]
+            drop = self.dropout[index]
+            block = BottleneckUnit(out, drop, dtype=self.dtype, dilation=far, name=name)
             return block(x, train=train, train_norms=train_norms)
 
         x = layers.Conv3x3(round(64 * self.width), dtype=self.dtype, name="conv1a")(x)
