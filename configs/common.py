@@ -121,12 +121,16 @@ MEANINGS = {
 
 # Of `model.backbone`, an entry of `cxr_jax.models.sizes.BACKBONES`.
 BACKBONE_MEANINGS = {
-    "model.backbone.name": "densenet, resnet, nasnet, or none: a ViT on raw patches",
+    "model.backbone.name": "densenet, resnet, resnet38, nasnet, or none: a ViT on raw patches",
     "model.backbone.tap": "the stage after which it is cut",
     "model.backbone.growth_rate": "of DenseNet: k, new channels a layer",
     "model.backbone.block_sizes": "layers (DenseNet) or blocks (ResNet) of each stage",
     "model.backbone.init_features": "channels of the stem",
     "model.backbone.bottleneck": "of ResNet: blocks of three convolutions; else of two",
+    "model.backbone.width": "of ResNet-38: a share of the published channels",
+    "model.backbone.dropout": "of ResNet-38: of b6 and b7",
+    "model.backbone.stride": "of ResNet-38: of the last map: 8, 4 or 2",
+    "model.backbone.dilations": "of ResNet-38: of b5, b6 and b7",
     "model.backbone.cells": "of NASNet: normal cells of a stage",
     "model.backbone.filters": "of NASNet: channels of the first stage's cells",
     "model.backbone.stem_filters": "of NASNet: channels of the stem",

@@ -12,6 +12,7 @@ arrays of `backbone` and `vit`. The second command without `init_from` is the co
 | (none) | the paper's network, 512 px, on the films of `config.data.sets` |
 | quick | a small network on phantoms, minutes on two cores |
 | cxr3 | a small network on the real films of `cxr_3class`, 224 px |
+| ct | the ResNet-38 of `configs/seam.py:quick` on slices of phantom volumes: a start for its CAM |
 | smoke | two tiny steps |
 
 | option | what |
@@ -29,6 +30,7 @@ import ml_collections
 from configs import common, diagnosis
 from cxr_jax.data import sources
 from cxr_jax.meanings import described
+from cxr_jax.models.sizes import SMALL_RESNET38
 
 OPTIONS = {"backbone": "densenet121"}
 KNOWN = {"backbone": ("densenet121", "none", "resnet50_hybrid")}
@@ -79,6 +81,20 @@ def cxr3(config: ml_collections.ConfigDict) -> None:
     config.optimizer.update(lr=5e-4, weight_decay=1e-2, warmup_steps=100)
 
 
+def ct(config: ml_collections.ConfigDict) -> None:
+    """The training slices of `configs/seam.py:quick`, of which most have no label there. A slice
+    stands for its neighbours too, which that network sees as channels."""
+    config.model.backbone = SMALL_RESNET38
+    config.model.vit.num_layers = 0
+    config.data = sources.block(
+        "phantom_ct", size=128, train=200, val=4, test=4, disease_extent=1.0, positive=0.5
+    )
+    config.preprocess.order = ("resize",)
+    config.batch_size = 16
+    config.total_steps = 100
+    config.optimizer.warmup_steps = 10
+
+
 def smoke(config: ml_collections.ConfigDict) -> None:
     """Two tiny steps."""
     common.smoke(config)
@@ -90,6 +106,7 @@ VARIANTS = {
     "": (paper,),
     "quick": (paper, small),
     "cxr3": (paper, small, cxr3),
+    "ct": (paper, small, ct),
     "smoke": (paper, small, smoke),
 }
 
@@ -102,7 +119,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """
     base, options = common.read_variant(variant, VARIANTS, OPTIONS)
     common.check_options(options, KNOWN)
-    theirs = ",".join(filter(None, [base, f"backbone={options['backbone']}"]))
+    like = "quick" if base == "ct" else base
+    theirs = ",".join(filter(None, [like, f"backbone={options['backbone']}"]))
     config = diagnosis.get_config(theirs).copy_and_resolve_references().unlock()
     for change in VARIANTS[base]:
         change(config)

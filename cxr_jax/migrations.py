@@ -26,6 +26,18 @@ ADDED: dict[str, Any] = {
     "regime.teacher_decay": 0.0,
 }
 
+# The same for the configs of a task: task -> path -> what it was.
+ADDED_TO_TASK: dict[str, dict[str, Any]] = {
+    "seam": {
+        "model.stride": 8,
+        "model.dilations": [2, 4, 4],
+        "losses.bag": "noisy_or",
+        "affinity.similarity": "cosine",
+        "lungs": {"use": "none", "masks": "morphology", "workdir": ""},
+        "tune": False,
+    },
+}
+
 # The same for the options of a data set, in whichever block names it: (set, option) -> what it was.
 ADDED_OPTIONS: dict[tuple[str, str], Any] = {
     ("cxr_3class", "test_fold"): 4,
@@ -53,6 +65,10 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
         _rename(config, old.split("."), new.split(".")[-1])
     for path, value in ADDED.items():
         _add(config, path.split("."), value)
+    if config.get("task") == "seam":
+        _one_scale(config)
+    for path, value in ADDED_TO_TASK.get(config.get("task"), {}).items():
+        _add(config, path.split("."), value)
     for (name, option), value in ADDED_OPTIONS.items():
         for block in ("data", "second"):
             if config.get(block, {}).get("name") == name:
@@ -68,6 +84,16 @@ def _rename_pairs(config: dict[str, Any]) -> None:
     block = config.pop("adain")
     if config.get("method") == "adain":
         config |= {"method": "pairs", "pairs": block}
+
+
+def _one_scale(config: dict[str, Any]) -> None:
+    """A run of the time when scales were multiscale_cam's alone, and PCM as wide as the rest."""
+    if "mirror" in config:
+        return
+    many = config.get("method") == "multiscale_cam"
+    config["mirror"] = many
+    config["scales"] = config["scales"] if many else [1.0]
+    config["model"].setdefault("pcm_width", config["model"].get("width", 1.0))
 
 
 def _rename(config: dict[str, Any], path: list[str], new: str) -> None:

@@ -82,6 +82,8 @@ WITH_OPTIONS = {
             for method in ("cam", "multiscale_cam", "seam", "seam_nam", "unet")
         ),
         *("method=cam,bag=8", "quick,method=cam,bag=8", "halves,method=cam,bag=8"),
+        *("quick,method=cam,lungs=map", "quick,method=cam,lungs=pool"),
+        *("reference=released", "quick,reference=released"),
     ],
     "severity": [
         *("pool=mean", "quick,pool=mean", "vit=0", "quick,vit=0", "smoke,vit=0"),

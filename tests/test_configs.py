@@ -238,6 +238,22 @@ def test_an_option_of_another_data_set_is_one_line(args, words):
 
 # Older runs.
 
+# Old config -> the fields that its variant sets otherwise since.
+SINCE = {
+    "seam-quick-method=cam": {
+        "model.stride": 8,
+        "model.dilations": (2, 4, 4),
+        "model.pcm_width": 1 / 16,
+        "small_scale": 0.5,
+        "normalize_map": False,
+        "gate": "slice",
+        "tune": False,
+        "optimizer.lr": 5e-4,
+        "total_steps": 400,
+        "checkpoint_every": 200,
+    }
+}
+
 
 # What a variant is otherwise today; the old run keeps its own values.
 SINCE = {

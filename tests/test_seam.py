@@ -2,22 +2,30 @@
 
 import dataclasses
 import importlib
+import json
+import types
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from cxr_jax import losses, optimizers
+from cxr_jax import losses, migrations, optimizers
 from cxr_jax.data import pipeline
 from cxr_jax.data.sources.phantom_ct import PhantomCT
 from cxr_jax.data.sources.phantom_cxr import PhantomCXR
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import lungs, splits
+from cxr_jax.inputs import volumes as volumes_door
+from cxr_jax.metrics import patients
 from cxr_jax.models.seam import SEAM
 from cxr_jax.ops.bags import bag_logit
 from cxr_jax.tasks import make_task
-from cxr_jax.tasks.seam import MASKS, METHODS
+from cxr_jax.tasks.seam import MASKS, pooled_logits
+from cxr_jax.tasks.seam_settings import METHODS
 from cxr_jax.workdir import flatten
 
 WEAK = tuple(method for method in METHODS if method != "unet")
@@ -30,6 +38,8 @@ def config_of(variant: str):
 
 class Tiny(nn.Module):
     """Three taps of stride 8 out of means of 8x8 pixels: compiles at once."""
+
+    strides: ClassVar = {"conv6": 8}
 
     @nn.compact
     def __call__(self, x, *, train, train_norms=False):
@@ -46,7 +56,7 @@ def tiny_task(method: str, **changes):
     config = config_of(f"smoke,method={method}")
     config.update(changes)
     task = make_task(config)
-    model = task.model.clone(backbone=Tiny(), dropout=0.0, width=1 / 16)
+    model = task.model.clone(backbone=Tiny(), dropout=0.0, width=1 / 16, pcm_width=1 / 16)
     return dataclasses.replace(task, model=model)
 
 
@@ -115,19 +125,27 @@ def seam_on_taps(arrays):
     """SEAM with the reference's weights, and the variables that `Taps` reads."""
     rng = np.random.default_rng(0)
     weights = {name: arrays[f"param_{name}"] for name in ("fc8", "f8_3", "f8_4", "f9")}
-    # The image, 6 and 8 channels -> the image, 8 and 16.
-    wide = np.zeros((16, 27), np.float32)
-    wide[:, :9], wide[:, 11:19] = weights["f9"][:, :9], weights["f9"][:, 9:]
     taps = {name: arrays[f"in_{name}"] for name in ("conv4", "conv5", "conv6")}
+    inside = {name: tap.shape[-1] for name, tap in taps.items()}
+    of_image, first = arrays["in_image"].shape[-1], weights["f8_3"].shape[0]
+    second, embedded = (weights[name].shape[0] for name in ("f8_4", "f9"))
+    # The least share of the published 64, 128 and 192 channels that has room for the file's.
+    share = max(first / 64, second / 128, embedded / 192)
+    one, two, three, last, mixed = (max(round(n * share), 1) for n in (64, 128, 192, 256, 448))
+    wide = np.zeros((embedded, of_image + one + two), np.float32)
+    own = of_image + first  # columns of f9: the image, the first projection, the second
+    wide[:, :own] = weights["f9"][:, :own]
+    wide[:, of_image + one : of_image + one + second] = weights["f9"][:, own:]
     params = {
-        "fc8": padded(weights["fc8"], (8, 3)),
-        "f8_3": padded(weights["f8_3"], (10, 8)),
-        "f8_4": padded(weights["f8_4"], (12, 16)),
-        "f9": padded(wide, (27, 24)),
-        "f8_5": {"kernel": rng.normal(size=(8, 32)).astype(np.float32)},
-        "f10": {"kernel": rng.normal(size=(56, 56)).astype(np.float32)},
+        "fc8": padded(weights["fc8"], (inside["conv6"], weights["fc8"].shape[0])),
+        "f8_3": padded(weights["f8_3"], (inside["conv4"], one)),
+        "f8_4": padded(weights["f8_4"], (inside["conv5"], two)),
+        "f9": padded(wide, (of_image + one + two, three)),
+        "f8_5": {"kernel": rng.normal(size=(inside["conv6"], last)).astype(np.float32)},
+        "f10": {"kernel": rng.normal(size=(one + two + last, mixed)).astype(np.float32)},
     }
-    model = SEAM(Taps(), classes=2, width=1 / 8, dropout=0.0)
+    classes = weights["fc8"].shape[0] - 1
+    model = SEAM(Taps(), classes=classes, width=share, pcm_width=share, dropout=0.0)
     return model, params, {"backbone": taps}
 
 
@@ -151,11 +169,11 @@ def test_seam_is_the_reference_from_the_taps_on(golden, assert_golden):
 def test_neither_module_sends_a_gradient_below_its_projections(name, golden):
     arrays = golden("pcm")
     model, params, taps = seam_on_taps(arrays)
-    weights = np.random.default_rng(1).normal(size=(2, 9, 7, 56)).astype(np.float32)
 
     def total(params, taps):
-        out = model.apply({"params": params, "taps": taps}, arrays["in_image"], train=False)
-        return jnp.sum(out[name] * weights[..., : out[name].shape[-1]])
+        out = model.apply({"params": params, "taps": taps}, arrays["in_image"], train=False)[name]
+        weights = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
+        return jnp.sum(out * weights)
 
     of_params, of_taps = jax.jit(jax.grad(total, argnums=(0, 1)))(params, taps)
     assert not any(np.any(g) for g in jax.tree.leaves(of_taps))
@@ -294,17 +312,217 @@ def test_weak_methods_never_see_a_mask_in_training(method, volumes):
         assert not MASKS & (asked | set(batch))
 
 
-def test_a_mirrored_image_has_a_mirrored_map_at_all_scales(volumes):
-    task = tiny_task("multiscale_cam")
-    batch = training_batch(task, volumes)
-    variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
-    straight = task.predict(variables, {"image": batch["image"]})
-    mirrored = task.predict(variables, {"image": batch["image"][:, :, :, ::-1]})
+MANY = {"scales": (0.5, 1.0, 1.5), "mirror": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "lungs"), [("multiscale_cam", "none"), ("multiscale_cam", "pool"), ("seam", "map")]
+)
+def test_a_mirrored_image_has_a_mirrored_map_at_all_scales(method, lungs, volumes):
+    task = tiny_task(method, **MANY, lungs=dict(use=lungs, masks="morphology", workdir=""))
+    batch, variables = slices_of(task, volumes, start=4)
+    mirrored = {name: value[:, :, :, ::-1] for name, value in batch.items()}
+    predict = jax.jit(task.predict)
+    straight, turned = predict(variables, batch), predict(variables, mirrored)
     assert np.ptp(straight["lesion_map"], axis=(1, 2)).min() > 0.5
     # 1e-3: the smallest scale has maps of 4 x 4, which float32 stretches to 0..1.
-    np.testing.assert_allclose(
-        mirrored["lesion_map"], straight["lesion_map"][:, :, ::-1], atol=1e-3
+    back = turned["lesion_map"][:, :, ::-1]
+    np.testing.assert_allclose(back, straight["lesion_map"], atol=1e-3)
+    np.testing.assert_allclose(turned["slice_prob"], straight["slice_prob"], atol=1e-5)
+
+
+def slices_of(task, source, start=0, count=3):
+    """The inputs of `predict` of some slices, and fresh variables."""
+    source = task.data.adapt(source, training=False)
+    transforms = task.data.transforms
+    some = [transforms.finish(transforms.example(source[start + i]), None) for i in range(count)]
+    names = {"image", "lungs"} & some[0].keys()
+    batch = {name: np.stack([e[name] for e in some]) for name in names}
+    return batch, jax.jit(task.init)(jax.random.PRNGKey(0), batch)
+
+
+def test_the_map_is_the_authors_by_hand(volumes):
+    """The sum of D over scales and mirror images, stretched by minimum and maximum a slice."""
+    task = tiny_task("seam", **MANY)
+    batch, variables = slices_of(task, volumes)
+    image = batch["image"][:, 0].astype(np.float64)
+    total = 0.0
+    for side in (32, 64, 96):
+        for mirror in (False, True):
+            seen = resized(image, side)[:, :, :: -1 if mirror else 1]
+            out = task.model.apply(variables, jnp.asarray(seen, jnp.float32), train=False)
+            shown = resized(np.asarray(out["revised"], np.float64), 64)[..., 1]
+            total = total + shown[:, :, :: -1 if mirror else 1]
+    low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
+    expected = np.maximum(total - low - 1e-5, 0) / (high - low + 1e-5)
+    found = jax.jit(task.predict)(variables, batch)["lesion_map"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # float32, stretched to 0..1
+    raw = jax.jit(dataclasses.replace(task, normalize_map=False).predict)(variables, batch)
+    np.testing.assert_allclose(raw["lesion_map"], total / 6, atol=1e-5)
+
+
+def test_a_slice_is_what_it_is_whatever_pads_the_batch(volumes):
+    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology", workdir=""))
+    batch, variables = slices_of(task, volumes, start=5)
+    filled = {k: np.concatenate([v[:1], np.zeros_like(v), v[2:] * 3]) for k, v in batch.items()}
+    predict = jax.jit(task.predict)
+    alone, among = predict(variables, batch), predict(variables, filled)
+    for name in ("lesion_map", "slice_prob"):
+        np.testing.assert_allclose(among[name][0], alone[name][0], atol=1e-5)
+
+
+def test_a_flat_map_of_seam_is_zero(volumes):
+    """Of black slices, in which there is no lung either."""
+    task = tiny_task("seam", **MANY, lungs=dict(use="pool", masks="morphology", workdir=""))
+    batch, variables = slices_of(task, volumes)
+    batch = {name: np.zeros_like(value) for name, value in batch.items()}
+    out = jax.jit(task.predict)(variables, batch)
+    np.testing.assert_array_equal(out["lesion_map"], 0)
+    assert np.isfinite(out["slice_prob"]).all()
+
+
+def test_lungs_cut_the_map_and_are_what_a_slice_is_pooled_over(volumes):
+    outside = tiny_task("cam", lungs=dict(use="none", masks="morphology", workdir=""))
+    batch, variables = slices_of(outside, volumes, start=5)
+    inside = np.zeros((3, 1, 64, 64), np.uint8)
+    inside[:2, :, 20:40, 8:24] = 2  # of the third slice no lung was found
+    batch["lungs"] = inside
+    where = inside[:, 0] > 0
+    plain = outside.predict(variables, {"image": batch["image"]})
+    cut, pooled = (
+        tiny_task("cam", lungs=dict(use=use, masks="morphology", workdir="")).predict(
+            variables, batch
+        )
+        for use in ("map", "pool")
     )
+    for out in (cut, pooled):
+        assert not out["lesion_map"][:2][~where[:2]].any()
+        assert out["lesion_map"].max(axis=(1, 2)).min() > 0.99  # the brightest point of the lungs
+        np.testing.assert_allclose(out["lesion_map"][2], plain["lesion_map"][2], atol=1e-6)
+    np.testing.assert_allclose(cut["slice_prob"], plain["slice_prob"], rtol=1e-5)
+    assert abs(pooled["slice_prob"] - plain["slice_prob"])[:2].min() > 1e-4
+    np.testing.assert_allclose(pooled["slice_prob"][2], plain["slice_prob"][2], rtol=1e-5)
+
+
+def test_the_logit_over_lungs_is_a_mean_over_them():
+    rng = np.random.default_rng(0)
+    cam, inside = rng.normal(size=(3, 8, 8, 2)).astype(np.float32), rng.random((3, 8, 8)) < 0.4
+    inside[2] = False
+    expected = [cam[k, ..., 1][inside[k]].mean() for k in (0, 1)] + [cam[2, ..., 1].mean()]
+    np.testing.assert_allclose(pooled_logits(cam, inside), expected, rtol=1e-5)
+    speck = np.zeros((3, 64, 64), np.uint8)
+    speck[:, 5, 5] = 1  # between the samples of the small view
+    np.testing.assert_allclose(pooled_logits(cam, speck), cam[..., 1].mean((1, 2)), rtol=1e-5)
+
+
+def test_lungs_reach_the_training_where_they_are_pooled_over(volumes):
+    for use, masks in (("none", "record"), ("map", "morphology"), ("pool", "morphology")):
+        task = tiny_task("m_seam_nam", lungs=dict(use=use, masks=masks, workdir=""))
+        batch = training_batch(task, volumes)
+        assert ("lungs" in batch) == (use == "pool")
+        bag = task.data.adapt(volumes, training=True)[0]["slices"]
+        assert not any("lungs" in part for part in bag)  # the true ones
+    assert batch["lungs"].shape == (2, 3, 64, 64)
+    task = tiny_task("m_seam_nam", lungs=dict(use="pool", masks="record", workdir=""))
+    bag = task.data.adapt(volumes, training=True)[0]["slices"]
+    assert all("lungs" in part and "lesion" not in part for part in bag)
+    batch = training_batch(task, volumes)
+    variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
+    value, _, _ = loss_and_grads(task, variables, batch)
+    everywhere = {**batch, "lungs": np.ones_like(batch["lungs"])}
+    assert abs(value - loss_and_grads(task, variables, everywhere)[0]) > 1e-4
+
+
+def test_lungs_are_read_where_they_are_needed():
+    """Field by field: who must bring them, who predicts with them, and whether training does."""
+
+    def of(use, masks):
+        data = tiny_task("cam", lungs=dict(use=use, masks=masks, workdir="RUN")).data
+        return "lungs" in data.fields, "lungs" in data.inputs, "lungs" in data.only_evaluated
+
+    assert of("none", "record") == of("map", "morphology") == (False, False, False)
+    assert of("pool", "record_or_morphology") == (False, False, False)
+    assert of("none", "predicted") == (True, False, True)  # what is bright in them stands beside
+    assert of("map", "record") == of("map", "predicted") == (True, True, True)
+    assert of("pool", "record") == of("pool", "record_or_predicted") == (True, True, False)
+
+
+def test_true_lungs_are_never_those_that_a_network_found(volumes):
+    for masks, drawn in (("morphology", True), ("record", True), ("predicted", False)):
+        task = tiny_task("cam", lungs=dict(use="none", masks=masks, workdir="RUN"))
+        example = task.data.transforms.example(task.data.adapt(volumes, training=False)[6])
+        assert example["true_lungs"].any() == drawn
+        same = np.array_equal(example["found_lungs"] > 0, volumes[6]["lungs"] > 0)
+        assert same == (masks == "predicted")  # here the record's stands for the network's
+
+
+def test_one_view_is_enough_for_a_cam(volumes):
+    task, both = tiny_task("cam", small_scale=0.0), tiny_task("cam", small_scale=0.5)
+    batch = training_batch(task, volumes)
+    variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
+    logits = task.model.apply(variables, batch["image"][:, 0], train=False)["cam"]
+    logits = resized(np.asarray(logits, np.float64), 64)[..., 1].mean((1, 2))
+    expected = np.log1p(np.exp(-batch["bag_label"] * logits)).mean()
+    np.testing.assert_allclose(loss_and_grads(task, variables, batch)[0], expected, rtol=1e-5)
+    assert loss_and_grads(both, variables, batch)[0] > expected
+
+
+def test_the_released_code_labels_every_slice_of_a_bag(volumes):
+    config = config_of("smoke,method=m_seam_nam,reference=released")
+    assert (config.affinity.foreground, config.affinity.similarity) == (0.2, "exp_l1")
+    task = tiny_task("m_seam_nam", losses=config.losses, affinity=config.affinity, small_scale=0.5)
+    batch = training_batch(task, volumes)
+    batch["instance_valid"] = np.array([[True, True, False], [True, True, True]])
+    variables = jax.jit(task.init)(jax.random.PRNGKey(0), {"image": batch["image"]})
+    _, terms, grads = loss_and_grads(task, variables, batch)
+    assert set(terms) == {"cls", "er", "ecr", "min_pool", "nfs", "nbs", "nfbd"}
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    expected = 0.0
+    for side in (64, 32):
+        image = resized(batch["image"].astype(np.float64).reshape(6, 64, 64, 3), side)
+        cam = task.model.apply(variables, jnp.asarray(image, jnp.float32), train=False)["cam"]
+        logits = resized(np.asarray(cam, np.float64), side)[..., 1].mean((1, 2)).reshape(2, 3)
+        each = np.log1p(np.exp(-batch["bag_label"][:, None] * logits))
+        valid = batch["instance_valid"]
+        expected += ((each * valid).sum(1) / valid.sum(1)).mean()
+    np.testing.assert_allclose(terms["cls"], expected, rtol=1e-5)
+
+
+def test_threshold_gate_and_brightness_are_chosen_on_another_split(volumes):
+    """A map that is the lesion at 0.2 and elsewhere 0.1; slices are told apart at 0.083 alone."""
+    task = dataclasses.replace(tiny_task("m_seam_nam"), bag=8, tune=True)
+    evaluation = task.evaluation
+    assert evaluation.fits
+    assert not dataclasses.replace(task, tune=False).evaluation.fits
+    source = task.data.adapt(volumes, training=False)
+    batch = next(pipeline.eval_batches(source, task.data.transforms, batch_size=24, threads=0))
+    ids = {name: batch[name] for name in ("id", "group")}
+    arrays = {k: jnp.asarray(v) for k, v in batch.items() if v.dtype.kind not in "US"}
+    ill = (batch["lesion"] > 0).any((1, 2))
+    outputs = {
+        "lesion_map": jnp.where(arrays["lesion"] > 0, 0.2, 0.1),
+        "slice_prob": jnp.where(ill, 0.3, 0.05),
+    }
+    rows = jax.device_get(task.score(outputs, arrays)) | ids
+    before = evaluation.report(evaluation.units(rows))
+    assert before["positive_dice"].value == 0  # nothing reaches 0.5
+    assert "lungs_dice" in before
+    assert not {"brightness_dice", "bound_dice"} & before.keys()  # have no threshold yet
+    fitted = evaluation.fit(rows)
+    assert fitted["gate"] == pytest.approx(1 - 0.5 ** (1 / 8))
+    assert fitted["threshold"] == pytest.approx(0.1, abs=0.06)
+    after = evaluation.report(evaluation.units(evaluation.with_fit(rows, fitted)))
+    assert after["positive_dice"].value == 1
+    assert after["negative_dice"].value == 1
+    assert 0 < after["lungs_dice"].value < after["brightness_dice"].value < 1
+    assert {"brightness_true_lungs_dice", "bound_dice"} <= after.keys()
+    fitted_rows = evaluation.with_fit(rows, fitted)
+    beside = evaluation.references(fitted_rows, volumes)
+    assert len(beside) == 4
+    for name, reference in beside.items():
+        told = evaluation.report(evaluation.units(reference))
+        key = f"{name.removeprefix('without learning, ')}_dice"
+        assert told["positive_dice"].value == after[key].value
 
 
 def test_the_papers_setting():
@@ -317,10 +535,15 @@ def test_the_papers_setting():
         "affinity.radius": 5, "losses.er": 1.0, "losses.ecr": 1.0, "losses.nfs": 1.0,
         "losses.nbs": 1.0, "losses.nfbd": 0.5, "losses.hardest": 1.0, "losses.min_pool": 0.0,
         "model.width": 1.0, "model.dropout": [0.3, 0.5, 0.5], "train_norms": False,
-        "freeze_stem": True, "threshold": 0.5, "scales": [0.5, 1.0, 1.5, 2.0],
+        "freeze_stem": True, "threshold": 0.5, "scales": [0.5, 1.0, 1.5, 2.0], "mirror": True,
+        "normalize_map": True, "model.stride": 8, "model.dilations": [2, 4, 4],
+        "model.pcm_width": 1.0, "lungs.use": "none", "losses.bag": "noisy_or",
+        "affinity.similarity": "cosine",
     }  # fmt: skip
     config = flatten(config_of("method=m_seam_nam"))
     assert {name: config[name] for name in expected} == expected
+    cam = flatten(config_of("method=cam"))
+    assert (cam["scales"], cam["mirror"], cam["small_scale"]) == ([1.0], False, 0.3)
     slices = flatten(config_of("method=seam"))
     assert (slices["bag"], slices["batch_size"], slices["optimizer.accumulate"]) == (1, 8, 1)
     assert slices["total_steps"] * 8 == config["total_steps"]  # as many labels
@@ -408,13 +631,20 @@ def test_the_gate_silences_slices_that_are_called_free(volumes):
     task = tiny_task("cam")
     outputs = {"lesion_map": jnp.ones((2, 64, 64)), "slice_prob": jnp.array([0.4, 0.6])}
     there = jnp.ones(2, bool)
+    ones = jnp.ones((2, 64, 64))
     batch = {
-        "lesion": jnp.ones((2, 64, 64)), "pixel_area": jnp.ones(2), "known": there,
-        "label": jnp.ones(2),
+        "lesion": ones, "pixel_area": jnp.ones(2), "known": there, "label": jnp.ones(2),
+        "blurred": ones, "found_lungs": ones, "true_lungs": ones,
     }  # fmt: skip
-    assert task.score(outputs, batch)["found"].tolist() == [0, 64 * 64]
+
+    def found(task):
+        return patients.gated(jax.device_get(task.score(outputs, batch)))["found"].tolist()
+
+    assert found(task) == [0, 64 * 64]
     open_task = dataclasses.replace(task, gate="none")
-    assert open_task.score(outputs, batch)["found"].tolist() == [64 * 64, 64 * 64]
+    assert found(open_task) == [64 * 64, 64 * 64]
+    assert found(dataclasses.replace(task, bag=8)) == [64 * 64, 64 * 64]  # 0.083 is enough
+    assert found(dataclasses.replace(task, bag=8, gate="slice")) == [0, 64 * 64]
     first = {k: np.asarray(v[0]) for k, v in outputs.items()}
     assert task.describe({}, first)["lesion_area_share"] == 0
     assert open_task.mask(first, (32, 32)).all()
@@ -477,13 +707,29 @@ def test_seam_starts_from_cam():
         ("smoke", {"model.dropout": (0.5,)}, "config.model.dropout="),
         ("smoke,method=multiscale_cam", {"scales": (0.5, -1.0)}, "config.scales"),
         ("smoke", {"second.name": "phantom_ct"}, "config.second.name='phantom_ct'"),
+        ("smoke,method=seam", {"scales": ()}, r"config.scales=\(\)"),
+        ("smoke,method=seam", {"small_scale": 0.0}, "config.small_scale=0.0"),
+        ("smoke", {"model.stride": 3}, "config.model.stride=3"),
+        ("smoke", {"model.dilations": (1, 2)}, "config.model.dilations="),
+        ("smoke", {"model.pcm_width": 0.0}, "config.model.pcm_width=0.0"),
+        ("smoke", {"lungs.use": "crop"}, "config.lungs.use='crop'"),
+        ("smoke", {"lungs.masks": "true"}, "config.lungs.masks='true'"),
+        ("smoke", {"lungs.masks": "predicted"}, "needs config.lungs.workdir"),
+        ("smoke,method=unet,lungs=pool", {}, "config.lungs.use=pool"),
+        ("smoke", {"losses.bag": "mean"}, "config.losses.bag='mean'"),
+        ("smoke", {"affinity.similarity": "l2"}, "config.affinity.similarity='l2'"),
+        ("smoke,reference=code", {}, "reference='code'"),
+        ("smoke,lungs=crop", {}, "lungs='crop'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(variant, changes, words):
-    config = config_of(variant)
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(InputError, match=words) as error:
+    def make():
+        config = config_of(variant)
+        config.update_from_flattened_dict(changes)
         make_task(config)
+
+    with pytest.raises(InputError, match=words) as error:
+        make()
     assert "\n" not in str(error.value)
 
 
@@ -547,8 +793,8 @@ def test_a_split_without_truth_has_predictions_and_no_numbers():
     rows = {
         "id": np.array(["a"]), "group": np.array(["a"]), "known": np.array([False]),
         "label": np.array([np.nan]), "slice_prob": np.array([0.5]), "found": np.zeros(1),
-        "true": np.zeros(1), "both": np.zeros(1), "found_at": np.zeros((1, 19)),
-        "both_at": np.zeros((1, 19)), "histogram": np.zeros((1, 50, 2)),
+        "true": np.zeros(1), "both": np.zeros(1), "found_at": np.zeros((1, 23)),
+        "both_at": np.zeros((1, 23)), "histogram": np.zeros((1, 50, 2)),
     }  # fmt: skip
     assert len(task.evaluation.units(rows)["group"]) == 0
     assert task.evaluation.figures(rows) == {}
@@ -565,3 +811,79 @@ def test_slices_with_lesions_are_drawn_first():
     healthy = PhantomCT(split="val", count=1, seed=0, size=64, slices=12, positive=0.0)
     assert len(task.evaluation.figure_indices(task.data.adapt(healthy, training=False), 8)) == 8
     assert not len(task.evaluation.figure_indices(source, 0))
+
+
+def test_lungs_of_another_run_join_the_slices_before_bags_are_made(tmp_path, monkeypatch):
+    """The masks of a network that calls the left half lung: in bags, in evaluations, not where
+    nobody reads them; and the volume's door asks the same network."""
+
+    class Half:
+        batch_size, side = 8, 16
+        run = types.SimpleNamespace(version="1")
+
+        def labels(self, films):
+            return np.stack([np.where(np.arange(16) < 8, 1, 0) * np.ones((16, 1))] * len(films))
+
+    loaded = []
+    monkeypatch.setattr(lungs.Segmenter, "load", lambda folder: (loaded.append(folder), Half())[1])
+    half = np.arange(64) < 32
+    for use, training, there in (("map", True, False), ("map", False, True), ("pool", True, True)):
+        config = config_of(f"smoke,method=m_seam_nam,lungs={use}")
+        config.lungs.update(masks="predicted", workdir="RUN")
+        task = make_task(config)
+        source = splits.open_split(
+            task, config, "train", workdir=tmp_path / use / str(training), training=training
+        )
+        example = task.data.transforms.example(source[0])
+        assert ("lungs" in example) == there
+        if there:
+            np.testing.assert_array_equal(example["lungs"][0] > 0, np.tile(half, (64, 1)))
+    assert set(loaded) == {"RUN"}
+
+    run = types.SimpleNamespace(task=task, config=config, workdir="W")
+    door = volumes_door.Volumes(run)
+    np.testing.assert_array_equal(
+        door.lungs(np.zeros((3, 64, 64), np.uint8))[2] > 0, np.tile(half, (64, 1))
+    )
+    config.lungs.update(masks="record", workdir="")
+    run.task = make_task(config)
+    with pytest.raises(InputError, match="this model needs lung masks, which a volume has not"):
+        volumes_door.Volumes(run)
+
+
+def test_a_cam_starts_from_what_simclr_learned_of_slices():
+    """Every parameter of the backbone is there under its name, in its shape."""
+    config = (
+        importlib.import_module("configs.simclr").get_config("ct").copy_and_resolve_references()
+    )
+    task, cam = make_task(config), make_task(config_of("quick,method=cam"))
+    film = {"image": np.zeros((1, 128, 128), np.float32)}
+    theirs = flatten_shapes(task, film)
+    ours = flatten_shapes(cam, {"image": np.zeros((1, 1, 128, 128, 3), np.float32)})
+    backbone = {name: shape for name, shape in ours.items() if "/backbone/" in name}
+    assert backbone
+    assert backbone.items() <= theirs.items()
+    assert config.data.train == config_of("quick,method=cam").data.train  # the same slices
+
+
+def flatten_shapes(task, example):
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return {optimizers.path_of(path): leaf.shape for path, leaf in leaves}
+
+
+def test_an_older_run_predicts_as_it_did():
+    """Then scales were of multiscale_cam alone, and PCM as wide as the rest."""
+    old = json.loads(config_of("quick,method=seam").to_json())
+    for block, names in {"model": ("stride", "dilations", "pcm_width"), "losses": ("bag",)}.items():
+        for name in names:
+            del old[block][name]
+    for name in ("lungs", "mirror", "tune"):
+        del old[name]
+    del old["affinity"]["similarity"]
+    found = migrations.migrate(old | {"scales": [0.5, 1.0, 1.5, 2.0]})
+    assert (found["scales"], found["mirror"], found["tune"]) == ([1.0], False, False)
+    assert (found["model"]["pcm_width"], found["model"]["stride"]) == (1 / 16, 8)
+    found = migrations.migrate(old | {"method": "multiscale_cam", "scales": [0.5, 2.0]})
+    assert (found["scales"], found["mirror"]) == ([0.5, 2.0], True)
+    make_task(ml_collections.ConfigDict(found))

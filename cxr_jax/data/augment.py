@@ -7,6 +7,7 @@ flip_vertical, scale=0.05, contrast=0.3, and their brightness of +-50%, a factor
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,8 +107,9 @@ class Augment:
 
         Args:
             example: `image` uint8 [H, W], or slices [S, H, W] that move together; of the fields of
-                `FIELDS` those there are: masks are uint8 [H, W] of the same size, boxes are in its
-                pixels and may be padded (NaN, label -1); anything else is passed on.
+                `FIELDS` those there are: masks are uint8 [H, W] of the same size, or [N, H, W] of
+                slices, boxes are in its pixels and may be padded (NaN, label -1); anything else is
+                passed on.
             rng: the numbers drawn depend on it alone, and as many are drawn for every setting; some
                 more where crop, shrink, gain, blur or flip_vertical are asked for.
 
@@ -207,7 +209,7 @@ def _check_planes(out: Mapping[str, Any]) -> None:
     size = out["image"].shape[-2:]
     for name in [*_named(out, IMAGE), *_named(out, MASK)]:
         array = out[name]
-        planes = array.ndim == 2 or (name == "image" and array.ndim == 3)
+        planes = array.ndim in (2, 3) and array.ndim <= out["image"].ndim
         if not planes or array.dtype != np.uint8 or array.shape[-2:] != size:
             raise ValueError(f"{name!r} is {array.dtype} {array.shape}; expected uint8 {size}")
 
@@ -219,7 +221,8 @@ def _mirror(out: dict[str, Any]) -> None:
     """
     out["image"] = _each(out["image"], lambda x: cv2.flip(x, 1))
     for name in _named(out, MASK):
-        out[name] = _exchanged(cv2.flip(out[name], 1), FIELDS[name].exchanged)
+        flipped = _each(out[name], lambda x: cv2.flip(x, 1))
+        out[name] = _each(flipped, functools.partial(_exchanged, pairs=FIELDS[name].exchanged))
     for name in _named(out, ZONE_TABLE):
         out[name] = np.asarray(out[name])[:, ::-1].copy()
     for name in _named(out, BOXES):
@@ -237,7 +240,7 @@ def _turn_over(out: dict[str, Any]) -> None:
             raise ValueError(f"flip_vertical would turn {name!r} upside down; it is for CT slices")
     out["image"] = _each(out["image"], lambda x: cv2.flip(x, 0))
     for name in _named(out, MASK):
-        out[name] = cv2.flip(out[name], 0)
+        out[name] = _each(out[name], lambda x: cv2.flip(x, 0))
     height = out["image"].shape[-2]
     for name in _named(out, BOXES):
         turned = boxes.flip(np.asarray(out[name])[:, [1, 0, 3, 2]], height)
@@ -262,7 +265,9 @@ def _warp(out: dict[str, Any], matrix: np.ndarray) -> None:
         out["image"], lambda x: cv2.warpAffine(x, matrix, size, flags=cv2.INTER_LINEAR)
     )
     for name in _named(out, MASK):
-        out[name] = cv2.warpAffine(out[name], matrix, size, flags=cv2.INTER_NEAREST)
+        out[name] = _each(
+            out[name], lambda x: cv2.warpAffine(x, matrix, size, flags=cv2.INTER_NEAREST)
+        )
     for name in _named(out, BOXES):
         out[name] = boxes.warp(out[name], matrix, shape)
     _mark_gone(out)

@@ -21,7 +21,42 @@ from cxr_jax.data.sources.base import SliceSubset, Source
 from cxr_jax.data.visible import Visible
 from cxr_jax.errors import InputError
 
-MASKS = ("morphology", "record_or_morphology")
+# Where the lungs of a slice are from, as `data.lungs.MASKS` for films.
+MASKS = ("morphology", "record", "record_or_morphology")
+
+
+def check_masks(masks: str, field: str) -> None:
+    """Refuses what is none of MASKS.
+
+    Raises:
+      InputError: names the `field` of the config.
+    """
+    if masks not in MASKS:
+        raise InputError(f"{field}={masks!r}; expected one of {', '.join(MASKS)}")
+
+
+def lungs_of(record: Record, masks: str) -> np.ndarray:
+    """The lungs of a slice.
+
+    Args:
+      record: with `image`.
+      masks: one of MASKS: `morphology` (`ct_lungs.segment`), the `record`'s own, or those where it
+        has them.
+
+    Returns:
+      uint8 [H, W]: 0 outside, 1 right lung (image left), 2 left lung.
+
+    Raises:
+      InputError: the record has none, and no other source is allowed.
+    """
+    if masks != "morphology" and "lungs" in record:
+        return record["lungs"]
+    if masks == "record":
+        raise InputError(
+            f"{record.get('id', 'a slice')} has no lung mask; find the lungs by the picture "
+            "(masks=morphology or record_or_morphology)"
+        )
+    return ct_lungs.segment(record["image"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +64,8 @@ class LungCrop:
     """What is left of a slice: `config.crop`.
 
     Attributes:
-      masks: where the lungs are from: `morphology`, as in the paper (`ct_lungs.segment`), or
-        record_or_morphology, the record's own where it has them.
+      masks: where the lungs are from: `morphology`, as in the paper (`ct_lungs.segment`), the
+        `record`, or record_or_morphology, the record's own where it has them.
       hide: what is outside the lungs is black.
       least_intensity: 0..1, slices of volumes whose mean is lower are left out; 0: none is.
     """
@@ -40,10 +75,7 @@ class LungCrop:
     least_intensity: float = 0.08
 
     def __post_init__(self):
-        if self.masks not in MASKS:
-            raise InputError(
-                f"config.crop.masks={self.masks!r}; expected one of {', '.join(MASKS)}"
-            )
+        check_masks(self.masks, "config.crop.masks")
         if not 0 <= self.least_intensity < 1:
             raise InputError(
                 f"config.crop.least_intensity={self.least_intensity}; expected 0 to below 1"
@@ -75,9 +107,7 @@ class LungCrop:
 
     def lungs(self, record: Record) -> np.ndarray:
         """uint8 [H, W]: 0 outside, 1 right lung (image left), 2 left lung."""
-        if self.masks != "morphology" and "lungs" in record:
-            return record["lungs"]
-        return ct_lungs.segment(record["image"])
+        return lungs_of(record, self.masks)
 
     def visible(self, record: Record) -> Visible:
         """What is left of a record that has its `lungs`."""

@@ -63,7 +63,7 @@ class PredictedLungs:
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "PredictedLungs":
         """Raises InputError for settings that cannot be meant."""
-        return cls(LungMasks(**config.lungs))
+        return cls(LungMasks(masks=config.lungs.masks, workdir=config.lungs.workdir))
 
     @property
     def adds(self) -> bool:
@@ -96,7 +96,8 @@ class PredictedLungs:
         if masks == "record_or_predicted" and "lungs" in source.fields - source.partial:
             return source
         segmenter = Segmenter.load(self.settings.workdir)
-        return WithLungs(source, segmenter, cache_dir, replace=masks == "predicted")
+        kind = SlicesWithLungs if hasattr(source, "slice_table") else WithLungs
+        return kind(source, segmenter, cache_dir, replace=masks == "predicted")
 
 
 class WithLungs:
@@ -173,3 +174,11 @@ class WithLungs:
     def peek(self, index: int, field: str) -> Any:
         """See `sources.peek`; of another field than the lungs."""
         return sources.peek(self._source, index, field)
+
+
+class SlicesWithLungs(WithLungs):
+    """The same of CT slices."""
+
+    def slice_table(self) -> sources.SliceTable:
+        """The source's."""
+        return self._source.slice_table()

@@ -71,19 +71,20 @@ def open_split(
     tell_reduced(source, config)
     if hidden:
         source = combine.Hidden(source, hidden)
-    read = task.data.fields - task.data.labels
+    fields = task.data.fields - (task.data.only_evaluated if training else frozenset())
+    read = fields - task.data.labels
     completions = {name: COMPLETIONS[name](config) for name in COMPLETIONS if name in read}
-    needed = task.data.fields - hidden
+    needed = fields - hidden
     added = {name for name, completion in completions.items() if completion.adds}
     # What can be added is checked after it has been; the rest before that costs anything.
     ways_out = {name: completion.way_out for name, completion in completions.items()}
     pipeline.check_fields(source, needed - added, ways_out)
-    steps = [functools.partial(task.data.adapt, training=training)]
-    steps += [
+    adapt = functools.partial(task.data.adapt, training=training)
+    completing = [
         functools.partial(completion.apply, cache_dir=workdir / "cache")
         for completion in completions.values()
     ]
-    for step in steps:
+    for step in [*completing, adapt] if task.data.completed_first else [adapt, *completing]:
         before, source = source, step(source)
         if source is not before:
             _tell(source)

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data import volumes
 from cxr_jax.data.found import Found
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
 from cxr_jax.inputs.doors import Prediction
+from cxr_jax.inputs.lungs import Segmenter
 from cxr_jax.tasks.base import VolumeTask
 from cxr_jax.trained import TrainedRun
 
@@ -23,14 +25,15 @@ Window = tuple[float, float]
 
 
 class Volumes:
-    """Applies a run to CT volumes, slice by slice.
+    """Applies a run to CT volumes, slice by slice. Where it needs lungs, those that the run of its
+    `config.lungs.workdir` finds.
 
     Args:
       run: of a `VolumeTask`.
       window: CENTRE,WIDTH in HU; '' is the lung window, which needs values in HU.
 
     Raises:
-      InputError: no such window.
+      InputError: no such window, or lungs are needed and there is no run that finds them.
     """
 
     unit = "CT volume"
@@ -50,6 +53,14 @@ class Volumes:
         self._run = run
         self._task: VolumeTask = run.task
         self._window = _parse_window(window) if isinstance(window, str) else window
+        self._segmenter = None
+        if "lungs" in run.task.data.inputs:
+            if not run.config.lungs.workdir:
+                raise InputError(
+                    f"{run.workdir}: this model needs lung masks, which a volume has not; give the "
+                    "run another source of them (config.lungs.masks)"
+                )
+            self._segmenter = Segmenter.load(run.config.lungs.workdir)
 
     def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The volumes among files and folders."""
@@ -68,7 +79,7 @@ class Volumes:
         images = volumes.pictures(scan, *window)
         counted = scan.outline.numbers is not None
         numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
-        slices = _Slices(images, path.resolve().name, numbers)
+        slices = _Slices(images, path.resolve().name, numbers, lungs=self.lungs(images))
         found = self._apply(slices)
         shown = slices.record(found.shown)
         line = {
@@ -86,6 +97,15 @@ class Volumes:
             figure=self._task.figure(shown, self._run.explain(shown)),
             files={"mask": ("-lesions.nii.gz", write)},
         )
+
+    def lungs(self, images: np.ndarray) -> np.ndarray | None:
+        """The lungs of all slices, uint8 [S, H, W]; None where they are not asked for."""
+        if self._segmenter is None:
+            return None
+        step = self._segmenter.batch_size
+        some = [list(images[k : k + step]) for k in range(0, len(images), step)]
+        labels = [label for part in some for label in self._segmenter.labels(part)]
+        return np.stack([lung_labels.enlarge(label, images[0].shape) for label in labels])
 
     def _apply(self, slices: "_Slices") -> "_Found":
         count = len(slices.images)
@@ -117,17 +137,20 @@ class _Found:
 
 @dataclasses.dataclass(frozen=True)
 class _Slices:
-    """A volume as records: uint8 [S, H, W], its name, and the slices' numbers as they are told."""
+    """A volume as records: uint8 [S, H, W], its name, the slices' numbers as they are told, and
+    perhaps the lungs."""
 
     images: np.ndarray
     name: str
     numbers: np.ndarray
+    lungs: np.ndarray | None = None
 
     def record(self, k: int) -> Record:
         """Slice k with its neighbours; at an end the slice itself stands in for the missing one."""
         count = len(self.images)
         around = [self.images[min(max(k + d, 0), count - 1)] for d in (-1, 0, 1)]
-        return {
+        lungs = {} if self.lungs is None else {"lungs": self.lungs[k]}
+        return lungs | {
             "image": self.images[k],
             "slices": [{"image": image} for image in around],
             "id": f"{self.name}, slice {self.numbers[k]} of {count}",

@@ -1,5 +1,7 @@
 """Segmentation per patient (Tang et al. 2021, Sec. 3.2): counts per slice, numbers per patient."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,53 +13,92 @@ from cxr_jax.metrics.bootstrap import Value
 Array = jax.Array
 Rows = dict[str, np.ndarray]
 
-THRESHOLDS = np.round(np.arange(1, 20) * 0.05, 2)  # 0.05 .. 0.95
+# 0.01 .. 0.04, then 0.05 .. 0.95: a map may be low on all of a small lesion.
+THRESHOLDS = np.round(np.append(np.arange(1, 5) * 0.01, np.arange(1, 20) * 0.05), 2)
 BINS = 50  # of the histogram of the lesion map, 0..1
 LOGIT_BINS = 400  # of the slices' own probability, by its logit: float32 saturates beyond 17
 MAX_LOGIT = 20.0
 
 
 def slice_rows(
-    lesion_map: Array, shown: Array, lesion: Array, pixel_area: Array, threshold: float
+    lesion_map: Array, lesion: Array, pixel_area: Array, threshold: float
 ) -> dict[str, Array]:
-    """What a slice adds to the counts of its patient.
+    """What a slice adds to the counts of its patient, whatever its own probability (`gated`).
 
     Args:
         lesion_map: [B, H, W] 0..1.
-        shown: bool [B], False where the slice is taken for free of lesions: nothing of its map
-            counts as found.
         lesion: [B, H, W] truth, 0/1.
         pixel_area: [B] what a pixel counts for.
         threshold: pixels above it are found.
 
     Returns:
         Rows: `found`, `true`, `both` [B], areas of what was found, of the truth and of
-        where they meet; `found_at`, `both_at` [B, 19] the same at THRESHOLDS; `histogram`
+        where they meet; `found_at`, `both_at` [B, T] the same at THRESHOLDS; `histogram`
         [B, 50, 2] pixels of the map outside and inside the truth, by its value.
     """
     lesion = jnp.asarray(lesion) > 0
-
-    def area(mask: Array) -> Array:
-        # int32 first: float32 would lose pixels of large sums.
-        return jnp.sum(mask, axis=(1, 2), dtype=jnp.int32).astype(jnp.float32) * pixel_area
-
-    def overlap(threshold: Array) -> tuple[Array, Array]:
-        found = (lesion_map > threshold) & shown[:, None, None]
-        return area(found), area(found & lesion)
-
-    found, both = overlap(threshold)
-    found_at, both_at = jax.lax.map(overlap, jnp.asarray(THRESHOLDS, jnp.float32))
+    found, both = areas_above(lesion_map, lesion, pixel_area, thresholds=(threshold,))
+    found_at, both_at = areas_above(lesion_map, lesion, pixel_area, thresholds=THRESHOLDS)
     bins = jnp.clip((lesion_map * BINS).astype(jnp.int32), 0, BINS - 1)
     bins = (bins * 2 + lesion).reshape(len(lesion), -1)
     counts = jax.vmap(lambda b: jnp.zeros(2 * BINS, jnp.int32).at[b].add(1))(bins)
     return {
-        "found": found,
-        "true": area(lesion),
-        "both": both,
-        "found_at": found_at.T,
-        "both_at": both_at.T,
+        "found": found[:, 0],
+        "true": area(lesion, pixel_area),
+        "both": both[:, 0],
+        "found_at": found_at,
+        "both_at": both_at,
         "histogram": counts.reshape(-1, BINS, 2),
     }
+
+
+def area(mask: Array, pixel_area: Array) -> Array:
+    """Masks [B, H, W] and what a pixel counts for [B] -> [B]."""
+    # int32 first: float32 would lose pixels of large sums.
+    return jnp.sum(mask, axis=(1, 2), dtype=jnp.int32).astype(jnp.float32) * pixel_area
+
+
+def areas_above(
+    values: Array, lesion: Array, pixel_area: Array, *, thresholds: Sequence[float]
+) -> tuple[Array, Array]:
+    """Areas [B, T] of where `values` [B, H, W] are above each threshold, and of what of it lies in
+    the lesion, bool [B, H, W]."""
+
+    def above(threshold: Array) -> tuple[Array, Array]:
+        found = values > threshold
+        return area(found, pixel_area), area(found & lesion, pixel_area)
+
+    found, both = jax.lax.map(above, jnp.asarray(thresholds, jnp.float32))
+    return found.T, both.T
+
+
+def gated(rows: Rows) -> Rows:
+    """The rows with nothing found in slices whose own probability is below the row's `gate` [N];
+    as they are where there is none."""
+    if "gate" not in rows:  # of a version that gated them before they were written
+        return rows
+    shown = np.asarray(rows["slice_prob"]) >= rows["gate"]
+    found = {
+        name: np.asarray(rows[name]) * (shown if np.ndim(rows[name]) == 1 else shown[:, None])
+        for name in ("found", "both", "found_at", "both_at")
+    }
+    return {**rows, **found}
+
+
+def best_gate(rows: Rows, levels: Sequence[float]) -> float:
+    """Of some probabilities that a slice may need, the one that tells slices with a lesion from
+    those without best: sensitivity + specificity, of the slices of known label. The first of
+    several that do; the first of all where there is only one kind of slice.
+
+    Not the one with the highest Dice: of positive patients alone it would let every slice through,
+    of all patients often none.
+    """
+    prob, label = np.asarray(rows["slice_prob"]), np.asarray(rows["label"])
+    ill, free = prob[label == 1], prob[label == 0]
+    if not len(ill) or not len(free):
+        return levels[0]
+    apart = [(ill >= level).mean() - (free >= level).mean() for level in levels]
+    return levels[int(np.argmax(apart))]
 
 
 def best_threshold(rows: Rows) -> int:
@@ -65,6 +106,20 @@ def best_threshold(rows: Rows) -> int:
 
     Of all where none is positive. With the others the best threshold of a weak map would often be
     one that finds nothing in anybody.
+
+    Raises:
+        InputError: the truth of no patient is known, or the rows have other thresholds.
+    """
+    if np.shape(rows["found_at"])[1] != len(THRESHOLDS):
+        raise InputError(
+            f"the rows have {np.shape(rows['found_at'])[1]} thresholds and not {len(THRESHOLDS)}: "
+            "they are of another version of cxr_jax; evaluate the run again (--mode=eval)"
+        )
+    return best_column(rows)
+
+
+def best_column(rows: Rows) -> int:
+    """As `best_threshold`, of whatever `found_at` and `both_at` [N, T] are the areas.
 
     Raises:
         InputError: the truth of no patient is known.
@@ -86,23 +141,24 @@ def per_patient(rows: Rows) -> Rows:
     """Rows of slices -> one row a patient, in order of name.
 
     dice = 2 both / (found + true), recall = both / true, precision = both / found, of the sums over
-    all slices of the patient. A patient without a lesion has dice 1 if nothing is found, else 0
-    [paper, Table 1]. Precision is 0 where a lesion is there and nothing is found: leaving these
-    patients out of the mean would reward silence. The areas are of the slices whose mask is known.
-    A patient with lesions of which none is drawn, or in whom nobody knows of any while some slices
-    are unknown, has no such number; patients without a labelled slice are left out.
+    all slices of the patient; `gated` has been applied. A patient without a lesion has dice 1 if
+    nothing is found, else 0 [paper, Table 1]. Precision is 0 where a lesion is there and nothing is
+    found: leaving these patients out of the mean would reward silence. The areas are of the slices
+    whose mask is known. A patient with lesions of which none is drawn, or in whom nobody knows of
+    any while some slices are unknown, has no such number; patients without a labelled slice are
+    left out.
 
     Args:
         rows: of `slice_rows`, with `group` [N]; `known` bool [N], the mask of the slice is known;
             `label` [N] 1 there is a lesion in it, 0 there is none, NaN unknown; `slice_prob` [N]
-            0..1 that there is one.
+            0..1 that there is one; perhaps `gate` [N], see `gated`.
 
     Returns:
         Rows [P]: `id` and `group` (both the patient), `positive` bool, `dice`; `recall` and
-        `precision`, NaN for patients without a lesion; `dice_at` [P, 19]; `slices` [P, 2, 400], how
+        `precision`, NaN for patients without a lesion; `dice_at` [P, T]; `slices` [P, 2, 400], how
         many slices without and with a lesion have which probability, by its logit -20..20.
     """
-    rows = _of_labelled_patients(rows)
+    rows = gated(_of_labelled_patients(rows))
     patients, member = np.unique(rows["group"], return_inverse=True)
     known, label = np.asarray(rows["known"], bool), rows["label"]
 

@@ -18,22 +18,25 @@ from cxr_jax.models.covidnet_ct import COVIDNetCT
 from cxr_jax.models.densenet import DenseNet
 from cxr_jax.models.nasnet import NASNet
 from cxr_jax.models.resnet import ResNet
+from cxr_jax.models.resnet38 import ResNet38
 from cxr_jax.models.vgg import VGG
 from cxr_jax.models.xception import Xception
 
-Backbone = DenseNet | ResNet | NASNet | VGG | Xception | COVIDNetCT
+Backbone = DenseNet | ResNet | ResNet38 | NASNet | VGG | Xception | COVIDNetCT
 
 # A family's module and the sizes it needs, besides `name` and `tap`.
 _FAMILIES = {
     "densenet": (DenseNet, ("growth_rate", "block_sizes", "init_features")),
     "resnet": (ResNet, ("block_sizes", "bottleneck", "init_features")),
+    "resnet38": (ResNet38, ("width", "dropout", "stride", "dilations")),
     "nasnet": (NASNet, ("cells", "filters", "stem_filters")),
     "vgg": (VGG, ("block_sizes", "init_features", "norm")),
     "xception": (Xception, ("entry_features", "middle_blocks", "exit_features")),
     "covidnet_ct": (COVIDNetCT, ("block_sizes", "init_features")),
 }
 
-_SWITCHES = ("bottleneck", "norm")  # yes or no; all other fields are whole numbers above 0
+_SWITCHES = ("bottleneck", "norm")  # yes or no
+_SHARES = ("width", "dropout")  # any number from 0 on; all other fields are whole ones above 0
 
 
 def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -> Backbone:
@@ -61,7 +64,7 @@ def make_backbone(config: ml_collections.ConfigDict, dtype: Any = jnp.float32) -
             f"{_listed(wanted)}: give it all of an entry of a table in cxr_jax.models.sizes"
         )
     for field, value in fields.items():
-        if np.size(value) == 0 or np.min(value) < (field not in _SWITCHES):
+        if np.size(value) == 0 or np.min(value) < (field not in (*_SWITCHES, *_SHARES)):
             raise InputError(
                 f"config.model.backbone.{field}={value!r}; expected whole numbers above 0"
             )

@@ -444,7 +444,14 @@ def _resnet38(state: Mapping[str, np.ndarray]) -> ResNet38:
 def _seam(state: Mapping[str, np.ndarray]) -> SEAM:
     backbone = _resnet38(state)
     classes = _side(state, "fc8.weight", 0, 4) - 1  # channel 0 is the background
-    return SEAM(backbone, classes=classes, neighbourhood=False, width=backbone.width)
+    pcm_width = _side(state, "f9.weight", 0, 4) / 192
+    return SEAM(
+        backbone,
+        classes=classes,
+        neighbourhood=False,
+        width=backbone.width,
+        pcm_width=pcm_width,
+    )
 
 
 def _vit(state: Mapping[str, np.ndarray]) -> tuple[ViT, tuple[int, int]]:

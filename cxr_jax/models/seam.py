@@ -35,7 +35,9 @@ class SEAM(nn.Module):
         only: B3, B4 and B5 projected to 64 + 128 + 256 channels, a 1x1 convolution and an ELU. As
         in the released code the first two projections are PCM's own (Fig. 1 draws one box for
         both), and no gradient passes below any of the three: what NAM changes at prediction is PCM.
-      width: a factor on the channels of both, as of the backbone.
+      width: a factor on the channels of NAM, as of the backbone.
+      pcm_width: a factor on those of PCM: 1 is the published 64, 128 and 192, however narrow the
+        backbone, for by 12 channels few places can be told apart.
       dropout: probability that a channel of conv6 is dropped before the classifier [Wang et al.,
         released code].
     """
@@ -45,6 +47,7 @@ class SEAM(nn.Module):
     refine: bool = True
     neighbourhood: bool = True
     width: float = 1.0
+    pcm_width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
 
@@ -52,17 +55,22 @@ class SEAM(nn.Module):
     def __call__(self, image: Array, *, train: bool, train_norms: bool = False) -> dict[str, Array]:
         """[B, H, W, 3] -> maps at the backbone's last stride, float32.
 
+        Without `train` PCM's affinity is never there as a whole, which costs memory alone.
+
         Returns:
           'cam' [B, h, w, 1 + classes]: C, the raw maps before the ReLU.
           'revised' [B, h, w, 1 + classes], with `refine`: D, 0..1.
           'features' [B, h, w, 448 width], with both: F', what NAM compares.
+
+        Raises:
+          ValueError: as the backbone.
         """
         taps = self.backbone(image, train=train, train_norms=train_norms)
         height, width = taps["conv6"].shape[1:3]
 
-        def conv1x1(x: Array, channels: int, name: str, init=_HE) -> Array:
+        def conv1x1(x: Array, channels: float, name: str, init=_HE) -> Array:
             return layers.Conv1x1(
-                max(round(channels * self.width), 1),
+                max(round(channels), 1),
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=init,
@@ -75,15 +83,17 @@ class SEAM(nn.Module):
         out = {"cam": cam}
         if self.refine:
             small = resize_aligned(image, (height, width)).astype(self.dtype)
+            of_pcm, of_nam = self.pcm_width, self.width
             projected = [
-                nn.relu(conv1x1(lax.stop_gradient(taps["conv4"]), 64, "f8_3")),
-                nn.relu(conv1x1(lax.stop_gradient(taps["conv5"]), 128, "f8_4")),
+                nn.relu(conv1x1(lax.stop_gradient(taps["conv4"]), 64 * of_pcm, "f8_3")),
+                nn.relu(conv1x1(lax.stop_gradient(taps["conv5"]), 128 * of_pcm, "f8_4")),
             ]
-            embedding = conv1x1(jnp.concatenate([small, *projected], axis=-1), 192, "f9")
-            out["revised"] = pcm.refine(pcm.normalize_cam(cam), embedding.astype(jnp.float32))
+            embedding = conv1x1(jnp.concatenate([small, *projected], axis=-1), 192 * of_pcm, "f9")
+            refine = pcm.refine if train else pcm.refine_in_parts
+            out["revised"] = refine(pcm.normalize_cam(cam), embedding.astype(jnp.float32))
             if self.neighbourhood:
-                b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256, "f8_5"))
+                b5 = nn.relu(conv1x1(lax.stop_gradient(taps["conv6"]), 256 * of_nam, "f8_5"))
                 features = jnp.concatenate([*projected, b5], axis=-1)
-                mixed = nn.elu(conv1x1(features, 448, "f10", _WIDE))
+                mixed = nn.elu(conv1x1(features, 448 * of_nam, "f10", _WIDE))
                 out["features"] = mixed.astype(jnp.float32)
         return out

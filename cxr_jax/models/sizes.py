@@ -112,3 +112,9 @@ SMALL_SLICE_CNNS: dict[str, dict[str, Any]] = {
     ),
     "covidnet_ct": dict(name="covidnet_ct", tap="stage3", block_sizes=(1, 2, 2), init_features=24),
 }
+# The network under SEAM, as a backbone of other tasks that its CAM may start from; and the small
+# one of `configs/seam.py:quick`: 32x32 cells at 128 px.
+RESNET38: dict[str, Any] = dict(
+    name="resnet38", tap="conv6", width=1.0, dropout=(0.3, 0.5), stride=8, dilations=(2, 4, 4)
+)
+SMALL_RESNET38 = RESNET38 | dict(width=1 / 16, dropout=(0.0, 0.0), stride=4, dilations=(1, 1, 1))

@@ -170,3 +170,50 @@ def neighbourhood_affinity(
     sums = similarity_sums(unit_vectors(features), marks, radius=radius, shape=shape)
     counts = neighbour_counts(marks, radius=radius, shape=shape)
     return affinity_terms(sums, counts, marks, empty=empty)
+
+
+def exp_l1_affinity(
+    prob: Array, features: Array, *, foreground: float, background: float, radius: int
+) -> dict[str, Array]:
+    """The affinity losses of M-SEAM-NAM's released code, which are not its equations.
+
+    a = exp(-mean over channels of |x - x'|) of two pixels within `radius` (below it, not at it: 68
+    neighbours at 5); -log a is averaged over pairs of foreground, and over pairs of background,
+    -log(1 - a) over mixed ones; 1e-5 is added in each logarithm. The code averages over the pairs
+    of the batch, here each map over its own.
+
+    Args:
+      prob: [B, h, w], as in `neighbourhood_affinity`; at least `foreground` is foreground here.
+      features: [B, h, w, C].
+      foreground, background, radius: as there (released: 0.2, 0.01 and 5).
+
+    Returns:
+      'nfs', 'nbs', 'nfbd', each [B] float32; 0 where a map has no such pair.
+    """
+    prob, x = jnp.asarray(prob, jnp.float32), features.astype(jnp.float32)
+    marks = jnp.stack([prob >= foreground, prob < background], axis=-1).astype(jnp.float32)
+    span = radius - 1
+    # Each pair once: rows below, and the pixels to the right in the same row.
+    steps = [(y, z) for y in range(radius) for z in range(-span, span + 1)]
+    steps = np.array([(y, z) for y, z in steps if 0 < y * y + z * z < radius**2 and (y or z > 0)])
+    if not len(steps):
+        return dict.fromkeys(("nfs", "nbs", "nfbd"), jnp.zeros(len(prob)))
+    around = ((0, 0), (0, span), (span, span), (0, 0))
+    x_around, marks_around = jnp.pad(x, around), jnp.pad(marks, around)
+
+    @jax.checkpoint
+    def add_step(sums: Array, step: Array) -> tuple[Array, None]:
+        start = (0, step[0], step[1] + span, 0)
+        other = jax.lax.dynamic_slice(x_around, start, x.shape)
+        kinds = jax.lax.dynamic_slice(marks_around, start, marks.shape)
+        far = jnp.mean(jnp.abs(x - other), axis=-1)
+        like, unlike = -jnp.log(jnp.exp(-far) + 1e-5), -jnp.log(1.0 + 1e-5 - jnp.exp(-far))
+        both = marks * kinds  # [B, h, w, 2]: a pair of foreground, of background
+        mixed = marks[..., 0] * kinds[..., 1] + marks[..., 1] * kinds[..., 0]
+        pairs = jnp.stack([both[..., 0], both[..., 1], mixed], axis=-1)
+        values = jnp.stack([like, like, unlike], axis=-1)
+        return sums + jnp.stack([(pairs * values).sum((1, 2)), pairs.sum((1, 2))]), None
+
+    sums, _ = jax.lax.scan(add_step, jnp.zeros((2, len(x), 3)), jnp.asarray(steps))
+    means = sums[0] / jnp.maximum(sums[1], 1.0)
+    return {name: means[:, k] for k, name in enumerate(("nfs", "nbs", "nfbd"))}

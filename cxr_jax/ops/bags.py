@@ -35,3 +35,8 @@ def bag_logit(logits: Array, valid: Array) -> Array:
     common = jnp.where(rare, 1.0, none_positive)
     sum_of_odds = jax.nn.logsumexp(jnp.where(valid, logits, LOWEST), axis=-1)
     return jnp.where(rare, sum_of_odds, common + jnp.log(-jnp.expm1(-common)))
+
+
+def mean_inside(values: Array, valid: Array) -> Array:
+    """The mean over the valid instances of each bag: [B, S] twice -> [B]; 0 where none is."""
+    return jnp.sum(jnp.where(valid, values, 0.0), 1) / jnp.maximum(valid.sum(1), 1)

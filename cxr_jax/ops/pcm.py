@@ -12,6 +12,8 @@ Array = jax.Array
 EPSILON = 1e-5
 # Squared lengths up to here count as 0: the derivative of the root would not be finite.
 TINY = 1e-24
+# Numbers of the affinity that `refine_in_parts` has at a time: 128 MB.
+AT_ONCE = 2**25
 
 
 def strongest_class(cam: Array) -> Array:
@@ -77,15 +79,20 @@ def pixel_affinity(embedding: Array) -> Array:
     Returns:
       [B, hw, hw] float32, pixels numbered row by row.
     """
+    unit = _unit_embedding(embedding)
+    highest = jax.lax.Precision.HIGHEST
+    affinity = jax.nn.relu(jnp.einsum("bic,bjc->bij", unit, unit, precision=highest))
+    return affinity / (jnp.sum(affinity, axis=1, keepdims=True) + EPSILON)
+
+
+def _unit_embedding(embedding: Array) -> Array:
+    """[B, h, w, C] -> x / (|x| + 1e-5), float32 [B, hw, C]."""
     x = embedding.astype(jnp.float32)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     # Filled before the root: a masked infinity would still make the gradient NaN.
     length = jnp.where(squares > TINY, jnp.sqrt(jnp.where(squares > TINY, squares, 1.0)), 0.0)
-    unit = x / (length + EPSILON)
-    highest = jax.lax.Precision.HIGHEST
-    affinity = jax.nn.relu(jnp.einsum("bic,bjc->bij", unit, unit, precision=highest))
-    return affinity / (jnp.sum(affinity, axis=1, keepdims=True) + EPSILON)
+    return x / (length + EPSILON)
 
 
 def refine(cam: Array, embedding: Array) -> Array:
@@ -102,3 +109,26 @@ def refine(cam: Array, embedding: Array) -> Array:
     flat = cam.astype(jnp.float32).reshape(cam.shape[0], -1, cam.shape[-1])
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("bij,bik->bjk", affinity, flat, precision=highest).reshape(cam.shape)
+
+
+def refine_in_parts(cam: Array, embedding: Array) -> Array:
+    """`refine`, some pixels j at a time: for predictions at several scales.
+
+    The affinity of a map of 112x112, a slice at twice 448 px, has 157 million numbers.
+    """
+    unit, flat = _unit_embedding(embedding), cam.astype(jnp.float32)
+    flat = flat.reshape(cam.shape[0], -1, cam.shape[-1])
+    batch, pixels, channels = unit.shape
+    part = min(max(AT_ONCE // (batch * pixels), 16), pixels)
+    parts = -(-pixels // part)
+    columns = jnp.pad(unit, ((0, 0), (0, parts * part - pixels), (0, 0)))
+    columns = columns.reshape(batch, parts, part, channels).swapaxes(0, 1)
+    highest = jax.lax.Precision.HIGHEST
+
+    def of_columns(some: Array) -> Array:
+        affinity = jax.nn.relu(jnp.einsum("bic,bjc->bij", unit, some, precision=highest))
+        total = jnp.sum(affinity, axis=1)[..., None] + EPSILON
+        return jnp.einsum("bij,bik->bjk", affinity, flat, precision=highest) / total
+
+    found = jax.lax.map(of_columns, columns).swapaxes(0, 1)  # [B, parts, part, 1 + K]
+    return found.reshape(batch, parts * part, -1)[:, :pixels].reshape(cam.shape)

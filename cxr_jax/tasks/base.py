@@ -67,6 +67,8 @@ class Data:
         is hidden of a second data set whose labels are not to be used.
       stages: when how much of a second data set joins the training.
       adapt: leaves out records, or makes of them what is trained on, e.g. bags of slices.
+      completed_first: what records lack is completed before `adapt`, which makes others of them.
+      only_evaluated: those of `fields` that training does not read.
       unlabelled: of a training source, names of outputs that no record of it has a label for, so
         that they are noise. They are told at training and kept with the run, which is then loaded
         with them in `config.untrained`.
@@ -78,6 +80,8 @@ class Data:
     labels: frozenset[str] = frozenset()
     stages: tuple[Stage, ...] = (Stage(0),)
     adapt: Adapt = as_it_is
+    completed_first: bool = False
+    only_evaluated: frozenset[str] = frozenset()
     unlabelled: Callable[[Source], tuple[str, ...]] = all_labelled
 
 

@@ -14,19 +14,24 @@ or "in one of these eight", where in the slice it is. Six methods share this tas
 
 An example is a bag: [S, H, W, 3], three consecutive slices as channels; of all methods but
 m_seam_nam a bag is one slice unless `config.bag` says more, and its logit the slice's own. Masks
-are taken out of the training slices of every method but `unet` before anything reads them. A
-training bag is turned head to feet half of the time, which is ours.
+of lesions are taken out of the training slices of every method but `unet` before anything reads
+them, and those of lungs unless `config.lungs` asks for them. A training bag is turned head to feet
+half of the time, which is ours.
 
-Where the paper is silent: a slice whose own probability is below 0.5 counts as free of lesions
-(`gate`), for a map that is divided by its maximum always has a brightest point. Table 1 has one
-and the same Dice of negative patients, 0.958, for CAM and SEAM, so such a rule may have been at
-work. The U-Net has no such gate: its own map says whether there is a lesion.
+Where the paper is silent: a slice whose own probability is low counts as free of lesions (`gate`),
+for a map that is divided by its maximum always has a brightest point. Table 1 has one and the same
+Dice of negative patients, 0.958, for CAM and SEAM, so such a rule may have been at work. The U-Net
+has no such gate: its own map says whether there is a lesion.
+
+`lungs`, what is known of the lungs, is ours too; the paper has none. Beside every result stands
+what finds lesions without learning (`metrics/lesion_baselines.py`).
 """
 
 import dataclasses
 import math
 from typing import Any, ClassVar
 
+import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -40,61 +45,21 @@ from cxr_jax.data.preprocess import Preprocess, resize_map
 from cxr_jax.data.records import Record
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
-from cxr_jax.metrics import patients
+from cxr_jax.metrics import lesion_baselines, patients
 from cxr_jax.models.resnet38 import ResNet38
 from cxr_jax.models.seam import SEAM
 from cxr_jax.models.unet import UNet
 from cxr_jax.ops import affinity, pcm
-from cxr_jax.ops.bags import bag_logit
+from cxr_jax.ops.bags import bag_logit, mean_inside
 from cxr_jax.ops.resize import resize_aligned
-from cxr_jax.tasks.base import Array, Data, Evaluation, Rows, VolumeTask, evenly
+from cxr_jax.tasks import seam_settings as settings
+from cxr_jax.tasks.base import Array, Data, Evaluation, VolumeTask
+from cxr_jax.tasks.patients import PatientsEvaluation
 
-METHODS = ("cam", "multiscale_cam", "seam", "seam_nam", "m_seam_nam", "unet")
 MASKS = frozenset({"lesion", "lesion_type", "lungs"})
-GATES = ("slice", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Weights of the losses: `config.losses`. Eq. 8 has all one but `nfbd`, 0.5.
-
-    Attributes:
-      er: of the equivariant regularisation, Eq. 2.
-      ecr: of the equivariant cross regularisation, Eq. 3.
-      nfs: of the foreground's similarity, Eq. 4.
-      nbs: of the background's similarity, Eq. 5.
-      nfbd: of the difference between the two, Eq. 6.
-      hardest: share of the values that Eq. 3 averages, the largest ones: 1 is the paper's
-        equation, 0.2 the published code of SEAM.
-      min_pool: of the adaptive min pooling of that code; 0 in the paper.
-    """
-
-    er: float
-    ecr: float
-    nfs: float
-    nbs: float
-    nfbd: float
-    hardest: float
-    min_pool: float
-
-    def of(self, term: str) -> float:
-        """The weight of a term of the loss, by its name."""
-        return dataclasses.asdict(self)[term]
-
-
-@dataclasses.dataclass(frozen=True)
-class Affinity:
-    """The neighbourhood affinity module: `config.affinity`.
-
-    Attributes:
-      foreground: T_fg; pixels of D above it are foreground.
-      background: T_bg; pixels of D below it are background.
-      radius: r, in pixels of the map.
-    """
-
-    foreground: float
-    background: float
-    radius: int
+# Standard deviation, of the slice's side, of what is called brightness: half a pixel of 128. With
+# two the wall shines into the lungs, and Dice on phantoms falls from 0.6 to 0.47.
+BLUR = 1 / 256
 
 
 class _Shared(VolumeTask):
@@ -104,22 +69,27 @@ class _Shared(VolumeTask):
     bag: int
     preprocess: Preprocess
     augment: Augment
+    lungs: settings.Lungs
     threshold: float
+    tune: bool
 
     masks_in_training: ClassVar[bool] = False
 
     @property
-    def gated(self) -> bool:
-        """Whether a slice whose own probability is below 0.5 counts as free of lesions."""
-        return False
+    def gates(self) -> tuple[float, ...]:
+        """Probabilities of its own that a slice may need to have a lesion, the one in use first."""
+        return (0.0,)
 
     @property
     def data(self) -> Data:
         """As many negative bags as positive ones: 'to keep the sample balance' [Sec. 3.1]."""
         masks = {"lesion"} if self.masks_in_training else set()
+        lungs = {"lungs"} if self.lungs.needed else set()
         return Data(
-            fields=frozenset({"image", "slice_label", *masks}),
-            inputs=frozenset({"image", "slices"}),
+            fields=frozenset({"image", "slice_label", *masks, *lungs}),
+            inputs=frozenset({"image", "slices", *(lungs if self.lungs.use != "none" else ())}),
+            completed_first=True,
+            only_evaluated=frozenset(() if self.lungs.pooled else lungs),
             stages=(Stage(0, second_fraction=0.5),),
             transforms=Transforms(example=self._example, finish=self._finish),
             adapt=self._adapt,
@@ -136,7 +106,8 @@ class _Shared(VolumeTask):
             return WithNeighbours(source)
         if self.masks_in_training:
             return Bags(source, self.bag, needed="lesion")
-        return Bags(source, self.bag, hidden=MASKS)
+        shown = {"lungs"} if self.lungs.pooled and self.lungs.of_record else set()
+        return Bags(source, self.bag, hidden=MASKS - shown)
 
     def _example(self, record: Record) -> dict[str, np.ndarray]:
         """`image` uint8 [S + 2, H, W]; of a bag its label; of a slice what it is scored by."""
@@ -147,24 +118,43 @@ class _Shared(VolumeTask):
             example["instance_valid"] = np.asarray(record["instance_valid"], bool)
             if self.masks_in_training:
                 example["lesion"] = self.preprocess.mask(_truth(record["slices"][1]))
+            if self.lungs.pooled:
+                inside = [self.lungs.of(part) for part in record["slices"][1:-1]]
+                example["lungs"] = np.stack([self.preprocess.mask(mask) for mask in inside])
             return example
+        if self.lungs.use != "none":
+            example["lungs"] = self.preprocess.mask(self.lungs.of(record))[None]
         truth = _truth(record)
         shrunk = record["image"].size / self.preprocess.size**2
-        return example | {
-            "lesion": self.preprocess.mask_or_empty(truth),
-            # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
-            "label": np.float32(
-                record.get("slice_label", np.nan) if truth is None else truth.any()
-            ),
-            "known": np.bool_(truth is not None),
-            "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
+        return (
+            example
+            | self._baselines(record, example["image"][1])
+            | {
+                "lesion": self.preprocess.mask_or_empty(truth),
+                # Of the mask as it is: a lesion of a few pixels may be gone from a smaller one.
+                "label": np.float32(
+                    record.get("slice_label", np.nan) if truth is None else truth.any()
+                ),
+                "known": np.bool_(truth is not None),
+                "pixel_area": np.float32(record.get("pixel_area", 1.0) * shrunk),
+            }
+        )
+
+    def _baselines(self, record: Record, film: np.ndarray) -> dict[str, np.ndarray]:
+        """What `metrics.lesion_baselines` looks at."""
+        if self.lungs.completed and "lungs" not in record:  # a prediction, which is not scored
+            record = record | {"lungs": np.zeros_like(record["image"])}
+        return {
+            "blurred": cv2.GaussianBlur(film, (0, 0), BLUR * self.preprocess.size),
+            "found_lungs": self.preprocess.mask(self.lungs.found_in(record)),
+            "true_lungs": self.preprocess.mask_or_empty(self.lungs.drawn_in(record)),
         }
 
     def _finish(self, example, rng):
         if rng is not None:
             example = self.augment(example, rng)
             if rng.random() < 0.5:  # volumes run from the feet or from the head
-                for name in ("image", "instance_valid"):
+                for name in {"image", "instance_valid", "lungs"} & example.keys():
                     example[name] = example[name][::-1]
         image = self.preprocess.normalize(example["image"])
         # Slice k with its neighbours as channels: [S + 2, H, W] -> [S, H, W, 3].
@@ -172,25 +162,36 @@ class _Shared(VolumeTask):
         return {**example, "image": channels}
 
     def score(self, outputs, batch):
-        """Areas of each slice for `metrics.patients`; the mask is read here only."""
+        """Areas of each slice for `metrics.patients`; masks of lesions are read here only."""
         prob = outputs["slice_prob"]
-        shown = prob >= 0.5 if self.gated else jnp.ones_like(prob, bool)
-        rows = patients.slice_rows(
-            outputs["lesion_map"],
-            shown=shown,
-            lesion=batch["lesion"],
-            pixel_area=batch["pixel_area"],
-            threshold=self.threshold,
+        where = {name: batch[name] for name in ("lesion", "pixel_area")}
+        rows = patients.slice_rows(outputs["lesion_map"], **where, threshold=self.threshold)
+        beside = lesion_baselines.slice_rows(
+            batch["blurred"].astype(jnp.float32) / 255,
+            lungs=batch["found_lungs"],
+            true_lungs=batch["true_lungs"],
+            **where,
+            cells=self.cells(self.preprocess.size),
         )
-        return rows | {
-            "slice_prob": prob,
-            "known": batch["known"],
-            "label": batch["label"],
-        }
+        return (
+            rows
+            | beside
+            | {
+                "slice_prob": prob,
+                "gate": jnp.full_like(prob, self.gates[0]),
+                "known": batch["known"],
+                "label": batch["label"],
+            }
+        )
+
+    def cells(self, side: int) -> tuple[int, int] | None:
+        """Of the map of a slice of `side` pixels; None where it has as many as the slice."""
+        del side
+        return None
 
     @property
     def evaluation(self) -> Evaluation:
-        return PatientsEvaluation(self.threshold)
+        return PatientsEvaluation(self.threshold, self.gates, self.tune)
 
     def figure(self, record: Record, outputs: dict[str, np.ndarray]):
         return figures.slice_panel(
@@ -210,7 +211,7 @@ class _Shared(VolumeTask):
 
     def shows(self, outputs: dict[str, np.ndarray]) -> bool:
         """False where the slice counts as free of lesions by its own probability."""
-        return not self.gated or float(outputs["slice_prob"]) >= 0.5
+        return float(outputs["slice_prob"]) >= self.gates[0]
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         del record  # of the map a share is told
@@ -256,47 +257,59 @@ class WeakSegmentation(_Shared):
     Attributes:
       model: the network; whether it has PCM and NAM decides which losses there are.
       bag: slices of a training bag.
-      small_scale: of the second view, as a share of the first one's sides.
+      lungs: see `settings.Lungs`.
+      small_scale: of the second view, as a share of the first one's sides; 0: there is none.
       losses: weights of Eq. 8.
       affinity: thresholds and radius of NAM; read where the model has it.
-      scales: of the images at prediction; their maps are averaged. With more than one the mirrored
-        image takes part too.
+      scales: of the images at prediction; their maps are added.
+      mirror: of every scale the mirror image takes part too.
+      retrained: False: nothing is trained, a trained CAM is looked at again.
       train_norms: False: batch norms in inference mode, as SEAM's code has them. True takes the
         batch's statistics, for networks that start from random numbers.
       freeze_stem: the first convolution, b2 and all norms are not trained [SEAM's code].
       threshold: of the lesion map, 0..1.
-      normalize_map: divide the refined map D by its maximum. (SEAM's code sums the maps of four
-        scales and their mirror images before that; here there is one scale.) Without it D, a
-        weighted mean of the activation map, may stay low on a small lesion.
-      gate: 'slice' or 'none'; see the module.
+      normalize_map: stretch the refined map D, added over the scales, to 0..1 by its minimum and
+        maximum, as the authors' code does; False: D is the mean of the scales, as it is.
+      gate: 'slice', 'bag' or 'none'; see `settings.gate_levels`.
+      tune: threshold and gate are chosen on the validation split.
     """
 
     model: SEAM
     bag: int
     preprocess: Preprocess
     augment: Augment
+    lungs: settings.Lungs
     small_scale: float
-    losses: Weights
-    affinity: Affinity
+    losses: settings.Weights
+    affinity: settings.Affinity
     scales: tuple[float, ...]
+    mirror: bool
+    retrained: bool
     train_norms: bool
     freeze_stem: bool
     threshold: float
     normalize_map: bool
     gate: str
+    tune: bool
 
     @property
-    def gated(self) -> bool:
-        """`gate` says so."""
-        return self.gate == "slice"
+    def gates(self) -> tuple[float, ...]:
+        """That of `gate`, then the others."""
+        levels = settings.gate_levels(self.bag)
+        return tuple(dict.fromkeys((levels[self.gate], *levels.values())))
 
     @property
     def frozen(self) -> dict[str, str]:
         """The first convolution and b2, and the norms [PAPERS, 3]; all of multiscale_cam."""
-        if len(self.scales) > 1:  # looks again at a trained CAM
+        if not self.retrained:
             return {".*": ""}
         stem = ("backbone/conv1a/.*", r"backbone/b2(_\d)?/.*", "backbone/(.*/)?bn[^/]*/.*")
         return dict.fromkeys(stem, "config.freeze_stem=False") if self.freeze_stem else {}
+
+    def cells(self, side: int) -> tuple[int, int]:
+        """Of the map of a slice of `side` pixels."""
+        cells = -(-side // self.model.backbone.strides["conv6"])
+        return cells, cells
 
     def init(self, rng, batch):
         return self.model.init(rng, batch["image"][:1, 0], train=False)
@@ -305,29 +318,33 @@ class WeakSegmentation(_Shared):
         """Eq. 8: the label of the bag at both scales, agreement of the scales, and affinity."""
         image, valid = batch["image"], batch["instance_valid"]
         bags, count, side = image.shape[:3]
-        label = batch["bag_label"]
         first = image.reshape(-1, *image.shape[2:])
-        small = max(math.floor(self.small_scale * side), 1)
-        second = resize_aligned(first, (small, small))
+        inside = batch["lungs"].reshape(first.shape[:3]) if self.lungs.pooled else None
+        views, states = [], []
         keys = jax.random.split(rng)
-        one, state = self._view(variables, first, keys[0])
-        two, _ = self._view(variables, second, keys[1])
-
-        def soft_margin(logits: Array) -> Array:
-            logit = bag_logit(logits.reshape(bags, count), valid)
-            return losses.soft_margin(logit, label)
-
-        terms = {"cls": soft_margin(one["logits"]) + soft_margin(two["logits"])}
+        sides = [side] + ([max(math.floor(self.small_scale * side), 1)] * bool(self.small_scale))
+        for size, key in zip(sides, keys):
+            seen = first if size == side else resize_aligned(first, (size, size))
+            view, state = self._view(variables, seen, inside, rng=key)
+            views.append(view)
+            states.append(state)
+        label = batch["bag_label"]
+        terms = {"cls": sum(self._label_loss(v["logits"], label, valid) for v in views)}
         total = terms["cls"]
         if self.model.refine:
             # The maps of a negative bag are cleared; of a positive bag they all stay [PAPERS, 3].
             there = jnp.repeat(jnp.maximum(label, 0.0), count)[:, None]
-            for name, values in self._map_losses(one, two, there).items():
-                values = values.reshape(bags, count)
-                mean = jnp.sum(jnp.where(valid, values, 0.0), 1) / jnp.maximum(valid.sum(1), 1)
-                terms[name] = mean
-                total = total + self.losses.of(name) * mean
-        return jnp.mean(total), (state, {name: jnp.mean(v) for name, v in terms.items()})
+            for name, values in self._map_losses(*views, there).items():
+                terms[name] = mean_inside(values.reshape(bags, count), valid)
+                total = total + self.losses.of(name) * terms[name]
+        return jnp.mean(total), (states[0], {name: jnp.mean(v) for name, v in terms.items()})
+
+    def _label_loss(self, logits: Array, label: Array, valid: Array) -> Array:
+        """[bags]: Eq. 7, or Eq. 1 of every slice of a bag."""
+        logits = logits.reshape(valid.shape)
+        if self.losses.bag == "noisy_or":
+            return losses.soft_margin(bag_logit(logits, valid), label)
+        return mean_inside(losses.soft_margin(logits, label[:, None]), valid)
 
     def _map_losses(self, one, two, there: Array) -> dict[str, Array]:
         """[n] each: what the maps of the two views are trained by, where there is a lesion."""
@@ -341,7 +358,11 @@ class WeakSegmentation(_Shared):
             pooled = [losses.adaptive_min_pooling(v["revised"], there) for v in (one, two)]
             parts["min_pool"] = sum(pooled) / 2  # as the released code averages its two views
         if self.model.neighbourhood:
-            parts |= affinity.neighbourhood_affinity(
+            kinds = {
+                "cosine": affinity.neighbourhood_affinity,
+                "exp_l1": affinity.exp_l1_affinity,
+            }
+            parts |= kinds[self.affinity.similarity](
                 one["lesion"] * there[:, :, None],
                 one["features"],
                 foreground=self.affinity.foreground,
@@ -350,7 +371,7 @@ class WeakSegmentation(_Shared):
             )
         return parts
 
-    def _view(self, variables, image: Array, rng: Array):
+    def _view(self, variables, image: Array, inside: Array | None, *, rng: Array):
         """One scale of n slices [n, h, w, 3] in training: `logits` [n], the maps at the image's
         size as the published code has them, and NAM's inputs at the network's own."""
         out, changed = self.model.apply(
@@ -363,8 +384,7 @@ class WeakSegmentation(_Shared):
         )
         size = image.shape[1:3]
         found = {"cam": resize_aligned(out["cam"], size)}
-        # p is the global average of the activation map [Eq. 1].
-        found["logits"] = jnp.mean(found["cam"][..., 1], axis=(1, 2))
+        found["logits"] = pooled_logits(found["cam"], inside)
         if self.model.refine:
             found["revised"] = resize_aligned(out["revised"], size)
             found["lesion"] = out["revised"][..., 1]
@@ -375,33 +395,72 @@ class WeakSegmentation(_Shared):
     def predict(self, variables, batch):
         """Of bags of one slice: `lesion_map` [B, H, W] 0..1 and `slice_prob` [B].
 
-        The map of CAM is divided by its maximum; that of SEAM is D as it is [PAPERS, 3], unless
-        `normalize_map`: one threshold does not mean the same to both.
+        The maps of every scale, of the image and of its mirror image, are added. That of CAM is
+        then divided by its maximum; that of SEAM, D, is stretched to 0..1 (`normalize_map`), so
+        that a flat one is 0. The probability is that at scale 1.
         """
-        image = batch["image"][:, 0]
-        size = image.shape[1:3]
-        out = self.model.apply(variables, image, train=False)
-        prob = jax.nn.sigmoid(jnp.mean(resize_aligned(out["cam"], size)[..., 1], axis=(1, 2)))
-        if self.model.refine:
-            revised = resize_aligned(out["revised"], size)
-            lesion_map = (pcm.normalize_cam(revised) if self.normalize_map else revised)[..., 1]
+        image, inside = batch["image"][:, 0], None
+        if self.lungs.use != "none":
+            inside = batch["lungs"][:, 0]
+        total, logits = 0.0, None
+        for scale in self.scales if 1.0 in self.scales else (*self.scales, 1.0):
+            cam, found = self._summed(variables, image, scale)
+            if scale == 1.0:
+                logits = pooled_logits(cam, inside if self.lungs.pooled else None)
+            if scale in self.scales:
+                total = total + found
+        if inside is not None:
+            total = total * _or_all(inside)[..., None]
+        if not self.model.refine:
+            lesion_map = pcm.normalize_cam(total)
+        elif self.normalize_map:
+            lesion_map = pcm.min_max_normalize(total)
         else:
-            maps = [out["cam"]] if self.scales == (1.0,) else self._scaled_maps(variables, image)
-            raw = sum(resize_aligned(jax.nn.relu(cam), size) for cam in maps) / len(maps)
-            lesion_map = pcm.normalize_cam(raw)[..., 1]
-        return {"lesion_map": lesion_map, "slice_prob": prob}
+            lesion_map = total / (len(self.scales) * (2 if self.mirror else 1))
+        return {"lesion_map": lesion_map[..., 1], "slice_prob": jax.nn.sigmoid(logits)}
 
-    def _scaled_maps(self, variables, image: Array) -> list[Array]:
-        """Raw maps of every scale, of the image and of its mirror image (mirrored back)."""
-        maps = []
-        for scale in self.scales:
-            size = tuple(max(round(scale * side), 8) for side in image.shape[1:3])
-            scaled = resize_aligned(image, size)
-            for flip in (False, True):
-                seen = scaled[:, :, ::-1] if flip else scaled
-                cam = self.model.apply(variables, seen, train=False)["cam"]
-                maps.append(cam[:, :, ::-1] if flip else cam)
-        return maps
+    def _summed(self, variables, image: Array, scale: float) -> tuple[Array, Array]:
+        """At one scale, [B, H, W, 1 + K] each: the mean raw map of the image and its mirror image,
+        and the sum of what is shown of both: CAM's positive part, or D."""
+        size = image.shape[1:3]
+        seen = resize_aligned(image, tuple(max(round(scale * side), 8) for side in size))
+        if self.mirror:
+            seen = jnp.concatenate([seen, seen[:, :, ::-1]])
+        out = self.model.apply(variables, seen, train=False)
+        cam = resize_aligned(out["cam"], size)
+        if self.model.refine:
+            shown = resize_aligned(out["revised"], size)
+        else:
+            shown = resize_aligned(jax.nn.relu(out["cam"]), size)
+        if not self.mirror:
+            return cam, shown
+        (cam, cam_2), (shown, shown_2) = (jnp.split(x, 2) for x in (cam, shown))
+        return (cam + cam_2[:, :, ::-1]) / 2, shown + shown_2[:, :, ::-1]
+
+
+def pooled_logits(cam: Array, inside: Array | None) -> Array:
+    """p of Eq. 1, the mean of the raw map over the slice, or over the lungs in it.
+
+    Args:
+      cam: [n, h, w, 1 + K]; channel 1 is the lesion.
+      inside: [n, H, W] of any size, above 0 in the lungs; None, or a slice without: all of it.
+
+    Returns:
+      [n] float32.
+    """
+    lesion = cam[..., 1]
+    if inside is None:
+        return jnp.mean(lesion, axis=(1, 2))
+    share = resize_aligned(_or_all(inside)[..., None], cam.shape[1:3])[..., 0]
+    # A thin lung may fall between the samples of a small view.
+    share = jnp.where(jnp.any(share > 0, axis=(1, 2), keepdims=True), share, 1.0)
+    return jnp.sum(lesion * share, axis=(1, 2)) / jnp.sum(share, axis=(1, 2))
+
+
+def _or_all(inside: Array) -> Array:
+    """Masks [n, H, W] as float32 0/1; 1 throughout where one is empty."""
+    inside = inside > 0
+    return (inside | ~jnp.any(inside, axis=(1, 2), keepdims=True)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,7 +475,9 @@ class SupervisedSegmentation(_Shared):
     bag: int
     preprocess: Preprocess
     augment: Augment
+    lungs: settings.Lungs
     threshold: float
+    tune: bool
 
     masks_in_training: ClassVar[bool] = True
 
@@ -436,64 +497,9 @@ class SupervisedSegmentation(_Shared):
         """`lesion_map` [B, H, W], and `slice_prob` [B], its highest value."""
         logits = self.model.apply(variables, batch["image"][:, 0], train=False)
         lesion_map = jax.nn.sigmoid(logits[..., 0])
+        if self.lungs.use != "none":
+            lesion_map = lesion_map * _or_all(batch["lungs"][:, 0])
         return {"lesion_map": lesion_map, "slice_prob": jnp.max(lesion_map, axis=(1, 2))}
-
-
-@dataclasses.dataclass(frozen=True)
-class PatientsEvaluation(Evaluation):
-    """Numbers per patient, of whose slices the rows are.
-
-    Attributes:
-      threshold: of the lesion map, as evaluated.
-    """
-
-    threshold: float
-    free_settings = ("threshold", "gate", "normalize_map")
-
-    def units(self, rows):
-        """One row a patient."""
-        return patients.per_patient(rows)
-
-    def report(self, units):
-        return patients.patients_report(units)
-
-    def paired_values(self, units):
-        of = patients.parts(units)
-        return {name: units["dice"][of[name]] for name in ("positive", "all")}
-
-    def fit(self, validation: Rows) -> dict[str, float]:
-        return {"threshold": float(patients.THRESHOLDS[patients.best_threshold(validation)])}
-
-    def with_fit(self, rows: Rows, fitted: dict[str, float]) -> Rows:
-        index = int(np.searchsorted(patients.THRESHOLDS, fitted["threshold"]))
-        return patients.at_threshold(rows, index)
-
-    def figures(self, rows):
-        """The histogram of the maps, and Dice against the threshold."""
-        units = patients.per_patient(rows)
-        of = patients.parts(units)
-        if not of["all"].any():
-            return {}
-        names = {"positive": "patients with lesions", "negative": "patients without", "all": "all"}
-        dice = {
-            f"{name} ({of[part].sum()})": units["dice_at"][of[part]].mean(0)
-            if of[part].any()
-            else np.full(len(patients.THRESHOLDS), np.nan)
-            for part, name in names.items()
-        }
-        histogram = np.asarray(rows["histogram"])[np.asarray(rows["known"], bool)].sum(0)
-        return {
-            "thresholds": figures.threshold_chart(
-                patients.THRESHOLDS, dice, histogram=histogram, chosen=self.threshold
-            )
-        }
-
-    def figure_indices(self, source: Source, count: int) -> np.ndarray:
-        """Three quarters of them slices with a lesion, where these are known."""
-        sick = source.slice_table().label == 1
-        lesions = evenly(np.flatnonzero(sick), count - count // 4)
-        others = evenly(np.flatnonzero(~sick), count - len(lesions))
-        return np.sort(np.concatenate([lesions, others]))
 
 
 def from_config(config: ml_collections.ConfigDict) -> VolumeTask:
@@ -502,34 +508,42 @@ def from_config(config: ml_collections.ConfigDict) -> VolumeTask:
     Raises:
       InputError: an unknown method or gate, a setting that cannot be meant.
     """
-    _check(config)
+    settings.check(config)
     dtype = jnp.dtype(config.precision)
     shared = dict(
         bag=config.bag,
         preprocess=Preprocess(**config.preprocess),
         augment=Augment(**config.augment),
+        lungs=settings.Lungs(**config.lungs),
         threshold=config.threshold,
+        tune=config.tune,
     )
     if config.method == "unet":
-        if config.bag != 1:
-            raise InputError(f"config.bag={config.bag}: the U-Net learns from slices; set it to 1")
-        model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
-        return SupervisedSegmentation(model=model, **shared)
-    _check_weak(config)
-    width = config.model.width
+        return _supervised(config, shared, dtype)
+    settings.check_weak(config)
+    c = config.model
     return WeakSegmentation(
         model=SEAM(
-            backbone=ResNet38(width=width, dropout=tuple(config.model.dropout[:2]), dtype=dtype),
-            refine=config.method in ("seam", "seam_nam", "m_seam_nam"),
+            backbone=ResNet38(
+                width=c.width,
+                dropout=tuple(c.dropout[:2]),
+                dtype=dtype,
+                stride=c.stride,
+                dilations=tuple(c.dilations),
+            ),
+            refine=config.method in settings.REFINED,
             neighbourhood=config.method in ("seam_nam", "m_seam_nam"),
-            width=width,
-            dropout=config.model.dropout[2],
+            width=c.width,
+            pcm_width=c.pcm_width,
+            dropout=c.dropout[2],
             dtype=dtype,
         ),
         small_scale=config.small_scale,
-        losses=Weights(**config.losses),
-        affinity=Affinity(**config.affinity),
-        scales=_scales(config) if config.method == "multiscale_cam" else (1.0,),
+        losses=settings.Weights(**config.losses),
+        affinity=settings.Affinity(**config.affinity),
+        scales=settings.scales_of(config),
+        mirror=config.mirror,
+        retrained=config.method != "multiscale_cam",
         train_norms=config.train_norms,
         freeze_stem=config.freeze_stem,
         normalize_map=config.normalize_map,
@@ -538,51 +552,12 @@ def from_config(config: ml_collections.ConfigDict) -> VolumeTask:
     )
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Refuses what no method can mean."""
-    if config.method not in METHODS:
-        raise InputError(f"config.method={config.method!r}; expected one of {', '.join(METHODS)}")
-    if config.gate not in GATES:
-        raise InputError(f"config.gate={config.gate!r}; expected one of {', '.join(GATES)}")
-    if not 0 <= config.threshold < 1:
-        raise InputError(f"config.threshold={config.threshold}; it must lie in 0..1")
-    if config.second.name:
-        raise InputError(
-            f"config.second.name={config.second.name!r}: this task trains on one data set; leave "
-            "it empty"
-        )
-
-
-def _check_weak(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings of the weak methods that cannot be meant."""
-    if not 0 < config.losses.hardest <= 1:
-        raise InputError(
-            f"config.losses.hardest={config.losses.hardest}; a share above 0, at most 1"
-        )
-    if len(config.model.dropout) != 3 or not all(0 <= p < 1 for p in config.model.dropout):
-        raise InputError(
-            f"config.model.dropout={tuple(config.model.dropout)}; expected three shares below 1: "
-            "of b6, of b7 and before the classifier"
-        )
-    if not 0 < config.small_scale < 1:
-        raise InputError(f"config.small_scale={config.small_scale}; it must lie between 0 and 1")
-    if config.affinity.radius < 1:
-        raise InputError(f"config.affinity.radius={config.affinity.radius}; it must be at least 1")
-    if not config.affinity.background < config.affinity.foreground:
-        raise InputError(
-            f"config.affinity.background={config.affinity.background} and foreground="
-            f"{config.affinity.foreground}; the first must be the smaller"
-        )
-    scales = _scales(config)
-    if not scales or min(scales) <= 0:
-        raise InputError(f"config.scales={scales}; expected positive numbers")
-    width = config.model.width
-    if width <= 0 or width * 64 % 1:
-        raise InputError(f"config.model.width={width}; expected a positive multiple of 1/64")
-
-
-def _scales(config: ml_collections.ConfigDict) -> tuple[float, ...]:
-    try:
-        return tuple(float(scale) for scale in config.scales)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config.scales={config.scales}; expected positive numbers") from error
+def _supervised(
+    config: ml_collections.ConfigDict, shared: dict[str, Any], dtype: Any
+) -> SupervisedSegmentation:
+    if config.bag != 1:
+        raise InputError(f"config.bag={config.bag}: the U-Net learns from slices; set it to 1")
+    if config.lungs.use == "pool":
+        raise InputError("config.lungs.use=pool: the U-Net pools nothing; set it to map or none")
+    model = UNet(tuple(config.unet.features), out_channels=1, dtype=dtype)
+    return SupervisedSegmentation(model=model, **shared)

@@ -404,3 +404,18 @@ def test_as_many_further_draws_for_every_setting_of_them():
 def test_a_wrong_setting_of_them_is_refused(fields):
     with pytest.raises(InputError, match=f"augment.{next(iter(fields))}"):
         Augment(**fields)
+
+
+def test_masks_of_slices_move_as_each_would_alone():
+    """Three masks under five slices: turned, mirrored both ways, their sides exchanged."""
+    draw = np.random.default_rng(0)
+    masks = draw.integers(0, 3, (3, 24, 24), dtype=np.uint8)
+    slices = draw.integers(0, 255, (5, 24, 24), dtype=np.uint8)
+    change = Augment(rotate_deg=20.0, shift=0.1, flip=True, flip_vertical=True)
+    for seed in range(8):
+        together = change({"image": slices, "lungs": masks}, np.random.default_rng(seed))
+        for k in range(3):
+            alone = change({"image": slices, "lungs": masks[k]}, np.random.default_rng(seed))
+            np.testing.assert_array_equal(together["lungs"][k], alone["lungs"])
+    with pytest.raises(ValueError, match="'lungs'"):
+        change({"image": slices[0], "lungs": masks}, np.random.default_rng(0))

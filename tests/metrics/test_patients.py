@@ -9,11 +9,10 @@ from cxr_jax.metrics.bootstrap import numbers
 from tests import conftest
 
 
-def rows(maps, lesions, groups, *, shown=None, area=None, prob=None, threshold=0.5):
+def rows(maps, lesions, groups, *, area=None, prob=None, threshold=0.5):
     n = len(maps)
     found = patients.slice_rows(
         np.asarray(maps, np.float32),
-        np.ones(n, bool) if shown is None else np.asarray(shown),
         np.asarray(lesions, np.uint8),
         np.ones(n, np.float32) if area is None else np.asarray(area, np.float32),
         threshold,
@@ -57,10 +56,30 @@ def test_silence_about_a_lesion_has_no_precision():
     assert (units["dice"][0], units["recall"][0], units["precision"][0]) == (0, 0, 0)
 
 
-def test_a_slice_that_is_not_shown_finds_nothing():
+def test_a_slice_below_its_gate_finds_nothing():
     maps, lesions = [square((0, 0))] * 2, [square((0, 0))] * 2
-    units = patients.per_patient(rows(maps, lesions, ["a", "a"], shown=[True, False]))
-    np.testing.assert_allclose(units["recall"], [0.5])
+    found = rows(maps, lesions, ["a", "a"], prob=[0.6, 0.4])
+    for gate, recall in ((0.5, 0.5), (0.4, 1.0), (0.0, 1.0), (0.7, 0.0)):
+        units = patients.per_patient(found | {"gate": np.full(2, gate)})
+        np.testing.assert_allclose(units["recall"], [recall])
+        np.testing.assert_allclose(units["dice_at"][0, 0], 2 * recall / (1 + recall))
+    np.testing.assert_allclose(patients.per_patient(found)["recall"], [1.0])  # of an older version
+
+
+def test_the_best_gate_tells_slices_apart():
+    lesions = [square((0, 0))] * 3 + [square()] * 3
+    found = rows(lesions, lesions, list("aabbcc"), prob=[0.3, 0.2, 0.1, 0.07, 0.05, 0.6])
+    assert patients.best_gate(found, (0.5, 0.083, 0.0)) == 0.083
+    assert patients.best_gate(found, (0.9, 0.95)) == 0.9  # neither does: the first
+    ill = {name: np.asarray(values)[:3] for name, values in found.items()}
+    assert patients.best_gate(ill, (0.5, 0.0)) == 0.5
+
+
+def test_rows_of_other_thresholds_are_one_line():
+    found = rows([square((0, 0))], [square((0, 0))], ["a"])
+    older = found | {name: found[name][:, 4:] for name in ("found_at", "both_at")}
+    with pytest.raises(InputError, match="19 thresholds and not 23"):
+        patients.best_threshold(older)
 
 
 def test_areas_weigh_the_slices():

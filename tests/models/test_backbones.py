@@ -570,13 +570,61 @@ def test_resnet38_width_scales_every_channel(small_resnet38):
             shapes_of(model.clone(width=width), *image.shape)
 
 
+@pytest.mark.parametrize(("stride", "cells"), [(2, 20), (4, 10), (8, 5)])
+def test_resnet38_has_one_set_of_weights_for_every_stride(stride, cells, small_resnet38):
+    model, variables, image = small_resnet38
+    finer = model.clone(stride=stride, dilations=(1, 1, 1))
+    template, out = shapes_of(finer, *image.shape)
+    assert jax.tree.map(lambda x: x.shape, template) == jax.tree.map(lambda x: x.shape, variables)
+    assert {name: tap.shape[2] for name, tap in out.items()} == {
+        "conv3": max(cells, 10), "conv4": cells, "conv5": cells, "conv6": cells,
+    }  # fmt: skip
+    assert {name: 40 // tap.shape[2] for name, tap in out.items()} == finer.strides
+
+
+def test_resnet38_reaches_as_far_as_its_dilations(small_resnet38):
+    """How many rows of the map before b6 one pixel changes."""
+    model, variables, _ = small_resnet38
+    image = np.zeros((2, 1024, 8, 3), np.float32)
+    image[1, 512, 4] = 9
+    reached = []
+    for dilations in ((1, 1, 1), (4, 1, 1)):
+        model = model.clone(dilations=dilations)
+        out = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False)["conv5"])(variables, image)
+        reached.append(int((abs(out[0] - out[1]).max(axis=(1, 2)) > 0).sum()))
+    assert 0 < reached[0] < reached[1]
+    for wrong in (dict(stride=3), dict(dilations=(1, 1)), dict(dilations=(0, 1, 1))):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            shapes_of(model.clone(**wrong), 1, 16, 16, 3)
+
+
+def test_resnet38_is_a_backbone_whose_norms_follow_the_training(small_resnet38):
+    _, variables, image = small_resnet38
+    config = ml_collections.ConfigDict({"model": {"backbone": dict(sizes.SMALL_RESNET38)}})
+    model = backbones.make_backbone(config)
+    assert (model.stride, model.strides[model.stop_at]) == (4, 4)
+    shape = jax.ShapeDtypeStruct(image.shape, F32)
+    moved = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[1], variables, shape
+    )
+    assert moved["batch_stats"]
+    del config.model.backbone["dilations"]
+    with pytest.raises(InputError, match="the fields"):
+        backbones.make_backbone(config)
+
+
 def test_resnet38_trains_dropout_and_norms_each_by_its_own_argument(small_resnet38):
     model, variables, image = small_resnet38
 
     @jax.jit
     def run(seed):
         return model.apply(
-            variables, image, train=True, rngs={"dropout": jax.random.key(seed)}, mutable=True
+            variables,
+            image,
+            train=True,
+            train_norms=False,
+            rngs={"dropout": jax.random.key(seed)},
+            mutable=True,
         )
 
     clean = jax.jit(lambda: model.apply(variables, image, train=False))()

@@ -185,3 +185,45 @@ def test_the_papers_neighbourhood_has_80_pixels():
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         affinity.neighbourhood_affinity(*example(), **{**PAPER, **wrong})
+
+
+@pytest.mark.parametrize("radius", [1, 2, 5])
+def test_the_released_affinity_equals_loops_over_pairs(radius):
+    prob, features = example()
+    found = jax.jit(
+        functools.partial(affinity.exp_l1_affinity, foreground=0.7, background=0.3, radius=radius)
+    )(prob, features)
+    prob, features = np.asarray(prob, np.float64), np.asarray(features, np.float64)
+    for b in range(len(prob)):
+        pixels = list(np.ndindex(prob.shape[1:]))
+        sums = {name: [] for name in ("nfs", "nbs", "nfbd")}
+        for j, k in itertools.combinations(pixels, 2):
+            if (j[0] - k[0]) ** 2 + (j[1] - k[1]) ** 2 >= radius**2:
+                continue
+            a = np.exp(-np.abs(features[b][j] - features[b][k]).mean())
+            one, two = prob[b][j], prob[b][k]
+            if one >= 0.7 and two >= 0.7:
+                sums["nfs"].append(-np.log(a + 1e-5))
+            elif one < 0.3 and two < 0.3:
+                sums["nbs"].append(-np.log(a + 1e-5))
+            elif max(one, two) >= 0.7 and min(one, two) < 0.3:
+                sums["nfbd"].append(-np.log(1 + 1e-5 - a))
+        for name, values in sums.items():
+            expected = np.mean(values) if values else 0.0
+            np.testing.assert_allclose(found[name][b], expected, rtol=1e-4, err_msg=name)
+
+
+def test_the_released_affinity_is_finite_where_features_are_equal_or_far_apart():
+    prob = jnp.linspace(0, 1, 24).reshape(1, 4, 6)
+
+    def total(features):
+        terms = affinity.exp_l1_affinity(prob, features, foreground=0.6, background=0.4, radius=3)
+        return sum(jnp.sum(term) for term in terms.values())
+
+    for features in (
+        jnp.ones((1, 4, 6, 3)),
+        1e4 * jax.random.normal(jax.random.key(0), (1, 4, 6, 3)),
+    ):
+        value, grad = jax.value_and_grad(total)(features)
+        assert np.isfinite(value)
+        assert np.isfinite(grad).all()

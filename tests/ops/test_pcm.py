@@ -49,6 +49,17 @@ def test_refined_cams_stay_probabilities():
     np.testing.assert_allclose(cam[..., 0], 1 - cam[..., 1:].max(-1), atol=1e-6)  # one subtraction
 
 
+@pytest.mark.parametrize("at_once", [1, 700, 10**9])
+def test_refined_in_parts_is_refined(at_once, monkeypatch):
+    monkeypatch.setattr(pcm, "AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    cam = pcm.normalize_cam(jnp.asarray(rng.normal(size=(2, 6, 5, 3)), jnp.float32))
+    embedding = rng.normal(size=(2, 6, 5, 8)).astype(np.float32)
+    embedding[0, 2, 3] = 0  # gives and receives nothing
+    got = pcm.refine_in_parts(cam, jnp.asarray(embedding))
+    np.testing.assert_allclose(got, pcm.refine(cam, jnp.asarray(embedding)), atol=1e-6)
+
+
 def test_one_class_a_pixel_and_ties_are_kept():
     cam = jnp.array([[[[9.0, 0.2, 0.7, 0.3], [9.0, 0.5, 0.1, 0.5]]]])
     want = [[[[0.3, 0, 0.7, 0], [0.5, 0.5, 0, 0.5]]]]
