@@ -98,7 +98,7 @@ def predict(
     Raises:
       InputError: what is wrong with the model or the options, before the first file is read.
     """
-    door, run = _open(workdir, steps=steps, threshold=threshold, options=options)
+    door, run = _open(paths, workdir, steps=steps, threshold=threshold, options=options)
     found = door.find(paths)
     found = found.without(own_files(found.files), "an earlier prediction wrote")
     if not found.files:
@@ -126,13 +126,15 @@ def predict(
 
 
 def _open(
+    paths: list[pathlib.Path],
     workdir: pathlib.Path,
     *,
     steps: tuple[int, ...],
     threshold: float | None,
     options: dict[str, Any],
 ) -> tuple[Door, TrainedRun]:
-    """The door that the run's task needs, and the run."""
+    """The door that the run's task, and the files where it reads both kinds, need, and the run."""
+    from cxr_jax.data.volumes import holds_volume
     from cxr_jax.inputs.films import Films
     from cxr_jax.inputs.volumes import Volumes
     from cxr_jax.tasks.base import VolumeTask
@@ -146,7 +148,10 @@ def _open(
             )
         config.threshold = threshold
     run = TrainedRun.load(workdir, steps, config=config)
-    door, other = (Volumes, Films) if isinstance(run.task, VolumeTask) else (Films, Volumes)
+    volumes = isinstance(run.task, VolumeTask) and (
+        not run.task.pictures or any(map(holds_volume, paths))
+    )
+    door, other = (Volumes, Films) if volumes else (Films, Volumes)
     for name, value in options.items():
         if value and name in other.options:
             raise InputError(

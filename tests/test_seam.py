@@ -647,7 +647,7 @@ def test_the_gate_silences_slices_that_are_called_free(volumes):
     assert found(dataclasses.replace(task, bag=8, gate="slice")) == [0, 64 * 64]
     first = {k: np.asarray(v[0]) for k, v in outputs.items()}
     assert task.describe({}, first)["lesion_area_share"] == 0
-    assert open_task.mask(first, (32, 32)).all()
+    assert open_task.mask({"image": np.zeros((32, 32))}, first).all()
 
 
 def test_the_papers_network_freezes_the_stem_and_the_norms():

@@ -118,8 +118,8 @@ class Volumes:
                 [slices.record(k) for k in some], batch_size=_SLICES_AT_ONCE
             )
             for k, out in zip(some, outputs):
-                found.mask[k] = self._task.mask(out, slices.images[k].shape)
-                found.probs.append(float(out["slice_prob"]))
+                found.mask[k] = self._task.mask(slices.record(k), out)
+                found.probs.append(self._task.slice_prob(out))
                 area = int(found.mask[k].sum(dtype=np.int64))
                 if area > largest:
                     largest, found.shown = area, k

@@ -245,14 +245,20 @@ class Task(abc.ABC):
 class VolumeTask(Task):
     """A task whose records are slices of CT volumes, each with its neighbours (`slices`).
 
-    Its `predict` gives `slice_prob` [B], the probability that there is a find in the slice.
+    Attributes:
+      pictures: slices that come as single pictures are read too; such a task needs no neighbours.
     """
 
-    @abc.abstractmethod
-    def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-        """What is found on a slice of `shape`: uint8 [H, W], 1 inside."""
+    pictures: ClassVar[bool] = False
 
     @abc.abstractmethod
+    def mask(self, record: Record, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """What is found on a slice: uint8 [H, W] of the record's `image`, 1 inside."""
+
+    @abc.abstractmethod
+    def slice_prob(self, outputs: dict[str, np.ndarray]) -> float:
+        """How probable it is that there is a find in the slice of these outputs."""
+
     def describe_volume(
         self,
         probs: list[float],
@@ -269,6 +275,13 @@ class VolumeTask(Task):
             numbers: [S] of the slices, as they are told.
             spacing_mm: between slices, rows, columns.
         """
+        slices = mask.sum((1, 2), dtype=np.int64)
+        return {
+            "slices": len(mask),
+            "slices_with_lesion": sorted(np.asarray(numbers)[slices > 0].tolist()),
+            "slice_probs": {str(n): round(p, 4) for n, p in sorted(zip(numbers.tolist(), probs))},
+            "lesion_ml": round(float(slices.sum() * np.prod(spacing_mm) / 1000), 3),
+        }
 
 
 def mean(outputs: Sequence[Outputs]) -> Outputs:

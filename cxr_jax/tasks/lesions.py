@@ -49,7 +49,7 @@ from cxr_jax.metrics import slices
 from cxr_jax.models import fecnn
 from cxr_jax.models.backbones import make_backbone
 from cxr_jax.models.slices import DenseHead, ProgressiveHead, ScoreMapHead, SliceClassifier
-from cxr_jax.tasks.base import Data, Evaluation, Rows, Task
+from cxr_jax.tasks.base import Data, Evaluation, Rows, VolumeTask
 from cxr_jax.tasks.classes import ClassEvaluation, check_class_names, check_classes, of_classes
 
 HEADS = {
@@ -82,7 +82,7 @@ METHODS = {name: name for name in CUTS if name in gradcam.METHODS} | {"lam": "gr
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesions(Task):
+class Lesions(VolumeTask):
     """See the module.
 
     Attributes:
@@ -97,6 +97,7 @@ class Lesions(Task):
     """
 
     name: ClassVar[str] = "lesions"
+    pictures: ClassVar[bool] = True
     model: SliceClassifier
     preprocess: Preprocess
     augment: Augment
@@ -294,6 +295,14 @@ class Lesions(Task):
             lungs=record["lungs"],
             title=str(record["id"]),
         )
+
+    def mask(self, record: Record, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The cells of the lesions that are told, enlarged."""
+        cells = self._drawn(record, outputs).mask[0].astype(np.float32)
+        return (self.crop.on_slice(cells, record) >= 0.5).astype(np.uint8)
+
+    def slice_prob(self, outputs: dict[str, np.ndarray]) -> float:
+        return float(outputs["probs"][self.positive])
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         found = self._drawn(record, outputs)

@@ -215,30 +215,20 @@ class _Shared(VolumeTask):
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         del record  # of the map a share is told
-        found = self.mask(outputs, outputs["lesion_map"].shape)
+        found = self._found(outputs, outputs["lesion_map"].shape)
         return {
             "slice_prob": round(float(outputs["slice_prob"]), 4),
             "lesion_area_share": round(float(found.mean()), 4),
         }
 
-    def mask(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    def mask(self, record: Record, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self._found(outputs, record["image"].shape)
+
+    def _found(self, outputs: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         return (self.shown_map(outputs, shape) > self.threshold).astype(np.uint8)
 
-    def describe_volume(
-        self,
-        probs: list[float],
-        mask: np.ndarray,
-        *,
-        numbers: np.ndarray,
-        spacing_mm: tuple[float, float, float],
-    ) -> dict[str, Any]:
-        slices = mask.sum((1, 2), dtype=np.int64)
-        return {
-            "slices": len(mask),
-            "slices_with_lesion": sorted(np.asarray(numbers)[slices > 0].tolist()),
-            "slice_probs": {str(n): round(p, 4) for n, p in sorted(zip(numbers.tolist(), probs))},
-            "lesion_ml": round(float(slices.sum() * np.prod(spacing_mm) / 1000), 3),
-        }
+    def slice_prob(self, outputs: dict[str, np.ndarray]) -> float:
+        return float(outputs["slice_prob"])
 
 
 def _truth(record: Record) -> np.ndarray | None:

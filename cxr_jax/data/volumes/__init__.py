@@ -28,7 +28,7 @@ from cxr_jax.data.volumes.base import (
 from cxr_jax.data.volumes.latest import Latest
 from cxr_jax.data.volumes.masks import both_lungs, read_mask, sided_lungs, write_mask
 from cxr_jax.data.volumes.nifti import read_nifti
-from cxr_jax.data.volumes.scans import find_volumes, outline, read, volumes_in
+from cxr_jax.data.volumes.scans import find_volumes, holds_volume, outline, read, volumes_in
 from cxr_jax.data.volumes.series import read_dicom_series
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "both_lungs",
     "check_hounsfield",
     "find_volumes",
+    "holds_volume",
     "outline",
     "pictures",
     "read",

@@ -78,5 +78,18 @@ def _volumes_at(path: Path) -> tuple[list[Path], list[Path]]:
     files = sorted(file for file in shown if file.is_file())
     if not files:
         raise BadFile(f"no file in this folder{folders_in(path)}; give a folder with one series")
-    scans = [file for file in files if file.name.lower().endswith((".nii", ".nii.gz"))]
-    return scans or [path], shown
+    return [file for file in files if _is_nifti(file)] or [path], shown
+
+
+def holds_volume(path: str | Path) -> bool:
+    """Whether a path is a NIfTI file by its name, or a folder with one or with DICOM slices; a
+    single picture, a DICOM file too, and a folder of pictures are none."""
+    path = Path(path)
+    if not small_files.is_folder(path):
+        return _is_nifti(path)
+    files = [file for file in path.iterdir() if file.name[0] != "." and file.is_file()]
+    return any(_is_nifti(file) or is_slice(file) for file in files)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
