@@ -124,11 +124,14 @@ def _films(source: sources.Source) -> Films:
 
 def _folds(train: Films, *, seed: int) -> StratifiedGroupKFold:
     """Folds of whole patients, as many as the rarest class has, at most `FOLDS`."""
-    patients = [len(set(train.groups[train.labels == k])) for k in np.unique(train.labels)]
+    classes = np.unique(train.labels)
+    patients = [len(set(train.groups[train.labels == k])) for k in classes]
     if len(patients) < 2 or min(patients) < 2:
+        counts = [f"{records.DIAGNOSES[k]} {count}" for k, count in zip(classes, patients)]
         raise InputError(
             "a probe needs two classes or more among the training films, each with films of two "
-            f"patients or more; patients of each class: {', '.join(map(str, patients))}"
+            f"patients or more; patients of each class: {', '.join(counts)}; of phantoms draw more "
+            "with --train"
         )
     return StratifiedGroupKFold(min(FOLDS, *patients), shuffle=True, random_state=seed)
 
@@ -138,7 +141,8 @@ def _networks(run: TrainedRun) -> list[Variables]:
     example = make_batch(run.task, [records.blank(run.task.data.inputs)])
     if "embedding" not in jax.eval_shape(run.task.predict, run.ensemble[-1], example):
         raise InputError(
-            f"{run.workdir}: the predictions of task {run.task.name!r} have no embedding to probe"
+            f"{run.workdir}: the predictions of task {run.task.name!r} have no embedding to probe; "
+            "give a run of configs/simclr.py"
         )
     start, _ = jax.random.split(jax.random.PRNGKey(run.config.seed))  # as `state.create`
     return [run.ensemble[-1], jax.jit(run.task.init)(start, example)]

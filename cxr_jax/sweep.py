@@ -29,7 +29,7 @@ from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal
 from cxr_jax.cli import Parser, run_command
 from cxr_jax.errors import InputError, one_line
-from cxr_jax.sweep_rows import Plan, Run, from_variants, make_runs, read_list
+from cxr_jax.sweep_rows import Plan, Run, from_variants, make_runs, read_list, same_rows
 
 LOG = "log.txt"
 _TAIL = 8192  # bytes of a log in which its last line is looked for
@@ -49,6 +49,8 @@ def main() -> int:
             done = "   # done already" if run in sweep.done else ""
             print(f"{shlex.join(run.command)}{done}")
         return 0
+    for line in same_rows(runs):
+        print(line, flush=True)
     safe_write.make_folder(args.output, "--output")
     with StopSignal() as stop:
         status = sweep(stop)

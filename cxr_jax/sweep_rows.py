@@ -184,6 +184,21 @@ def make_runs(plan: Plan, output: pathlib.Path, *, split: str) -> list[Run]:
             for i in range(len(plan.rows)) for seed in plan.seeds]  # fmt: skip
 
 
+def same_rows(runs: Sequence[Run]) -> list[str]:
+    """A line for each pair of rows that come to the same config, as where a variant sets what an
+    option has set."""
+    seen: dict[str, str] = {}
+    lines = []
+    for run in (run for run in runs if run.seed == runs[0].seed):
+        other = seen.setdefault(run.config.to_json(), run.row.name)
+        if other != run.row.name:
+            lines.append(
+                f"note: rows {other!r} and {run.row.name!r} are the same config and will have the "
+                "same results; look at --mode=show for what their options change"
+            )
+    return lines
+
+
 def _check_plan(plan: Plan) -> None:
     """Names, seeds and overrides, before a config is resolved."""
     names = [row.name for row in plan.rows]

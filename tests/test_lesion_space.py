@@ -163,7 +163,8 @@ def test_places_on_lesions_of_no_known_type_are_counted(three, tmp_path):
     fitted = space.fit(untyped, network="n", clusters=3, seed=0)
     report = written.write(tmp_path, None, untyped, fitted, slices=0, seed=0)
     assert report["metrics"]["places_on_a_lesion"] == {"value": 0.75, "n": 36}
-    assert report["metrics"]["mean_sensitivity"]["value"] is None
+    assert report["metrics"]["cluster_accuracy"]["value"] is None
+    assert "mean_sensitivity" not in report["metrics"]
 
 
 def test_no_lesion_at_all_is_an_empty_result(tmp_path):

@@ -360,3 +360,11 @@ def test_a_run_is_a_process_with_its_log(tmp_path):
     first, *said = log.splitlines()
     assert first.startswith(f"$ {sys.executable} -c ")
     assert sorted(said) == ["error: no", "hello"]
+
+
+def test_rows_that_come_to_the_same_config_are_told(tmp_path):
+    """A variant may set again what an option has set: smoke has two layers whatever `size` says."""
+    rows = sweep_rows.from_variants("configs/diagnosis.py", ["smoke", "smoke,size=2x4", "quick"])
+    runs = sweep_rows.make_runs(sweep_rows.Plan(rows=rows, seeds=(0, 1)), tmp_path, split="test")
+    (line,) = sweep_rows.same_rows(runs)
+    assert "rows 'smoke' and 'smoke,size=2x4' are the same config" in line

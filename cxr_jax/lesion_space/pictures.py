@@ -83,7 +83,7 @@ def elbow_chart(space: Space) -> Figure:
     numbers = np.arange(1, len(space.distances) + 1)
     ax.plot(numbers, space.distances / space.distances[0], "o-", color=BLUE, linewidth=1.6)
     ax.axvline(len(space), color=GREY, linestyle="--", linewidth=1)
-    ax.set(xlabel="clusters", ylabel="squared distance to the centres, of one cluster's")
+    ax.set(xlabel="clusters", ylabel="squared distances, of one cluster's")
     ax.set_ylim(0, 1.05)
     plain_axes(ax)
     fig.tight_layout(pad=0.8)

@@ -106,6 +106,8 @@ def _types_report(found: Found, space: Space, clusters: np.ndarray) -> dict[str,
     types = np.where(found.types > 0, found.types - 1, -1)
     names = [name.replace(" ", "_") for name in TYPES]
     of_types = functools.partial(cluster_report, types=types, num_clusters=len(space), names=names)
+    if not (types >= 0).any():
+        return {"cluster_accuracy": Value(np.nan, 0, "no place lies on a lesion of a known type")}
     known = (space.types > 0).any()
     told = of_types(
         clusters, matched=np.where(space.types > 0, space.types - 1, -1) if known else None

@@ -101,12 +101,22 @@ class DiagnosisReport:
             above = probs[:, k] - threshold
             chosen = not np.isnan(above).any()
             point = classification.operating_point(above, labels == k, 0.0 if chosen else np.nan)
-            reason = self._lacking(labels, k) if chosen else _NOT_CHOSEN
+            reason = self._lacking(labels, k) if chosen else _not_chosen(thresholds, name)
+            positives = int((labels == k).sum())
+            counts = {"sensitivity": positives, "specificity": len(labels) - positives}
             for what, value in point.items():
                 told = reason if np.isnan(value) else ""
-                values[what][f"{key(name)}_{what}"] = Value(value, len(labels), told)
+                count = counts.get(what, len(labels))
+                values[what][f"{key(name)}_{what}"] = Value(value, count, told)
         means = {f"mean_{what}": _mean_of(values[what].values(), len(labels)) for what in values}
         return means | {name: value for each in values.values() for name, value in each.items()}
+
+
+def _not_chosen(thresholds: np.ndarray | None, name: str) -> str:
+    """Why a class has no threshold."""
+    if thresholds is None:
+        return _NOT_CHOSEN
+    return f"no threshold was chosen: of the validation films none, or each one, is {name}"
 
 
 def _mean_of(values, count: int) -> Value:

@@ -274,7 +274,8 @@ class AnatomyDetection(Detector):
         there = np.flatnonzero(outputs["presence"] > PRESENT)
         corners = _corners(record, outputs)
         region = _carrier(outputs, self.trained)
-        looked = outputs.get("attention")
+        # A region that was not found has no place to be drawn.
+        looked = outputs.get("attention") if region in there else None
         return figures.boxes_panel(
             record["image"],
             self.found(record, outputs),
@@ -289,7 +290,11 @@ class AnatomyDetection(Detector):
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         corners = _corners(record, outputs)
-        return super().describe(record, outputs) | {
+        told = super().describe(record, outputs)
+        if not (outputs["presence"] > PRESENT).any():
+            told["findings"] = dict.fromkeys(told["findings"])
+            told["note"] = "no region was found on this film: nothing is said of its findings"
+        return told | {
             "regions": {
                 REGIONS[a]: {
                     "probability": round(float(outputs["presence"][a]), 4),

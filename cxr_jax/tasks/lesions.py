@@ -302,6 +302,7 @@ class Lesions(VolumeTask):
         return (self.crop.on_slice(cells, record) >= 0.5).astype(np.uint8)
 
     def slice_prob(self, outputs: dict[str, np.ndarray]) -> float:
+        """Of the positive class."""
         return float(outputs["probs"][self.positive])
 
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class _Shared(VolumeTask):
         return (self.shown_map(outputs, shape) > self.threshold).astype(np.uint8)
 
     def slice_prob(self, outputs: dict[str, np.ndarray]) -> float:
+        """Of a lesion in the slice."""
         return float(outputs["slice_prob"])
 
 

@@ -50,6 +50,8 @@ def test_thresholds_are_those_of_other_films():
         assert above.mean() >= 0.8 > (above.sum() - 1) / mine.sum()
         called, true = test["probs"][:, k] >= threshold, test["label"] == k
         assert found[f"{diagnosis.key(name)}_sensitivity"].value == called[true].mean()
+        assert found[f"{diagnosis.key(name)}_sensitivity"].count == true.sum()
+        assert found[f"{diagnosis.key(name)}_specificity"].count == (~true).sum()
         assert found[f"{diagnosis.key(name)}_specificity"].value == (~called[~true]).mean()
         assert found[f"{diagnosis.key(name)}_accuracy"].value == (called == true).mean()
     means = [found[f"{diagnosis.key(name)}_specificity"].value for name in CLASSES]
