@@ -251,12 +251,7 @@ SINCE = {
         "optimizer.lr": 5e-4,
         "total_steps": 400,
         "checkpoint_every": 200,
-    }
-}
-
-
-# What a variant is otherwise today; the old run keeps its own values.
-SINCE = {
+    },
     "severity-fewlabels-regime=progressive": {
         "second.train": 1024,
         "model.train_backbone": True,
@@ -264,7 +259,7 @@ SINCE = {
         "regime.stage_steps": 100,
         "eval_steps": (550, 575, 600),
         "checkpoint_every": 25,
-    }
+    },
 }
 
 

@@ -322,7 +322,7 @@ def test_nothing_is_left_out_of_figures_or_without_a_limit(volumes):
     [
         (
             {"masks": "drawn"},
-            "config.crop.masks='drawn'; expected one of morphology, record_or_morphology",
+            "config.crop.masks='drawn'; expected one of morphology, record, record_or_morphology",
         ),
         ({"least_intensity": 1.0}, "config.crop.least_intensity=1.0; expected 0 to below 1"),
         ({"least_intensity": float("nan")}, "config.crop.least_intensity=nan"),

@@ -150,7 +150,7 @@ def test_a_claimed_config_has_the_place_of_its_table_from_the_root(write, tmp_pa
 
     write()
     monkeypatch.chdir(tmp_path)
-    added = {name: migrations.ADDED[name] for name in ("early_stopping",)}
+    added = {name: migrations.ADDED[name] for name in ("early_stopping", "refresh_batches")}
     config = ml_collections.ConfigDict({"task": "severity", "seed": 0} | added)
     config.data = sources.block("manifest", path="films.csv")
     config.second = sources.second_block("manifest", path="films.csv")

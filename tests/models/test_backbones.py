@@ -161,7 +161,11 @@ def test_a_config_without_a_name_is_a_densenet():
 @pytest.mark.parametrize(
     "base, change, message",
     [
-        ("resnet18", {"name": "lenet"}, r"name='lenet'; expected one of densenet, resnet, nasnet"),
+        (
+            "resnet18",
+            {"name": "lenet"},
+            r"name='lenet'; expected one of densenet, resnet, resnet38, nasnet",
+        ),
         ("resnet18", {"tap": "block3"}, r"tap='block3'; this resnet has stem, layer1, layer2"),
         ("nasnet_large", {"tap": "stem"}, r"tap='stem'; this nasnet has stage2, stage3, stage4"),
         ("densenet121", {"tap": "block5"}, r"tap='block5'; this densenet has stem, block1"),
