@@ -69,6 +69,10 @@ MEANINGS = {
     "asl_reduction": "of ASL over the labels of a film: mean or sum",
     "asl_weight.loc": "of ASL over regions; 1.28 times the labels for mean, 1.28 for sum",
     "asl_weight.mil": "of ASL over films, likewise",
+    "asl.gamma_neg": "ASL's exponent of negatives; 0, as for both and clip 0: cross-entropy",
+    "asl.gamma_pos": "ASL's exponent of positives",
+    "asl.clip": "a negative whose probability is below it costs nothing",
+    "mil_sharpness": "of log-sum-exp over regions: small is their mean, 10 near their maximum",
     "mil_over": "log-sum-exp is the mean over the regions that are present, or over all",
     "balanced_presence": "weighs presence by how often the batch has each region",
     "threshold": "a region has a finding whose probability is above it",
@@ -88,7 +92,9 @@ def paper(config: ml_collections.ConfigDict, options: dict[str, object]) -> None
     config.regions_from = "record"
     config.lungs = dict(masks="record", workdir="")  # read if regions_from is lungs
     config.asl_reduction = options["asl"]
+    config.asl = dict(gamma_neg=4.0, gamma_pos=1.0, clip=0.05)  # [released code]
     config.mil_over = "present"  # [paper, Sec. 3.3]; the released code takes all
+    config.mil_sharpness = 5.0  # [released code]
     config.balanced_presence = False  # [released code, whose weights cancel]
     config.threshold = 0.5  # [released code]
     config.fusion = options["fusion"]  # 0.03 [paper, Sec. 3.2]

@@ -118,6 +118,27 @@ def test_the_loss_is_that_of_the_paper(method, asl):
         assert np.any(grads[name][0, 3]), name
 
 
+def test_asl_without_exponents_and_clip_is_cross_entropy():
+    asl = {"asl.gamma_neg": 0.0, "asl.gamma_pos": 0.0, "asl.clip": 0.0}
+    task = make("loc+mil", **asl)
+    (_, terms), _ = loss_of(task, batch_of(task), **flat())
+    assert float(terms["loc"]) == pytest.approx(LOG2, rel=1e-5)
+    assert float(terms["mil"]) == pytest.approx(LOG2, rel=1e-5)
+
+
+def test_a_sharper_pooling_is_nearer_to_the_maximum():
+    """One region of 29 is sure of a finding, the others of none."""
+    out, pooled = flat(), []
+    out["findings"] = out["findings"] - 40
+    out["findings"][:, 3] = 40
+    out["presence"] = out["presence"] + 40
+    for r in (5.0, 10.0):
+        task = make("mil", mil_sharpness=r)
+        pooled.append(float(saying(task).predict(out, batch_of(task))["probs"][0, 0]))
+    wanted = [np.log((np.exp(r) + A - 1) / A) / r for r in (5.0, 10.0)]
+    np.testing.assert_allclose(pooled, wanted, rtol=1e-5)
+
+
 def test_films_of_nothing_known_have_finite_gradients():
     task = make("loc+mil")
     batch = batch_of(task)
@@ -349,6 +370,9 @@ def test_a_set_of_other_findings_is_one_line():
         ({"fusion": 1.5}, "fusion=1.5"),
         ({"most_boxes": 0}, "most_boxes=0"),
         ({"asl_weight.loc": 0.0}, "asl_weight.loc=0.0"),
+        ({"asl.gamma_neg": 0.5}, "asl.gamma_neg=0.5"),
+        ({"asl.clip": 0.6}, "asl.clip=0.6"),
+        ({"mil_sharpness": 11.0}, "mil_sharpness=11.0"),
         ({"asl_reduction": "median"}, "asl_reduction='median'"),
         ({"preprocess.size": 100}, "must divide it"),
     ],

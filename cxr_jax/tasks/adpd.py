@@ -74,7 +74,9 @@ class AnatomyDetection(Detector):
       regions_from: 'record', or 'lungs': the eight that lung masks give.
       weights: (part, weight) of the terms 'loc' and 'mil'.
       reduction: 'mean' or 'sum' of ASL over the labels of a film.
+      asl: the keywords gamma_neg, gamma_pos and clip of `losses.asymmetric_loss`.
       mil_over: of which regions a film's pooling takes the mean: 'present' or 'all'.
+      mil_sharpness: of that pooling, r of `region_lse`.
       balanced: weighs presence by how often the batch has each region.
       threshold: a region has a finding whose probability is above.
       fusion: the IoU above which boxes of a finding are fused; 0: none are.
@@ -87,7 +89,9 @@ class AnatomyDetection(Detector):
     regions_from: str
     weights: tuple[tuple[str, float], ...]
     reduction: str
+    asl: tuple[tuple[str, float], ...]
     mil_over: str
+    mil_sharpness: float
     balanced: bool
     threshold: float
     fusion: float
@@ -103,7 +107,9 @@ class AnatomyDetection(Detector):
             regions_from=config.regions_from,
             weights=tuple(config.asl_weight.items()),
             reduction=config.asl_reduction,
+            asl=tuple(config.asl.items()),
             mil_over=config.mil_over,
+            mil_sharpness=config.mil_sharpness,
             balanced=config.balanced_presence,
             threshold=config.threshold,
             fusion=config.fusion,
@@ -201,17 +207,17 @@ class AnatomyDetection(Detector):
 
     def _finding_terms(self, logits, there, batch) -> dict[str, jax.Array]:
         """ASL of the parts, [B] each: logits [B, 29, K] of the regions that are `there` [B, 29]."""
-        terms = {}
+        terms, asl = {}, {"reduction": self.reduction, **dict(self.asl)}
         if "loc" in self.parts:
             known = there[..., None] & self.trained
             labels = jnp.where(known, batch["region_findings"], jnp.nan)
-            terms["loc"] = losses.asymmetric_loss(logits, labels, reduction=self.reduction)
+            terms["loc"] = losses.asymmetric_loss(logits, labels, **asl)
         if "mil" in self.parts:
             # No region, no probability: the film takes no part.
             known = there.any(axis=1, keepdims=True) & self.trained
             labels = jnp.where(known, batch["findings"], jnp.nan)
-            _, pooled = region_lse(logits, there, over=self.mil_over)
-            terms["mil"] = losses.asymmetric_loss(pooled, labels, reduction=self.reduction)
+            _, pooled = region_lse(logits, there, over=self.mil_over, r=self.mil_sharpness)
+            terms["mil"] = losses.asymmetric_loss(pooled, labels, **asl)
         return terms
 
     def predict(self, variables, batch):
@@ -222,7 +228,8 @@ class AnatomyDetection(Detector):
         where there is none."""
         out = self.model.apply(variables, batch["image"], train=False)
         presence = jnp.where(self._kept, jax.nn.sigmoid(out["presence"]), 0.0)
-        probs, _ = region_lse(out["findings"], presence > PRESENT, over=self.mil_over)
+        there, r = presence > PRESENT, self.mil_sharpness
+        probs, _ = region_lse(out["findings"], there, over=self.mil_over, r=r)
         return {
             "presence": presence,
             "regions": out["boxes"],
@@ -444,6 +451,12 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for name, low, high in (("threshold", 0, 1), ("fusion", 0, 1), ("most_boxes", 1, 29)):
         if not low <= config[name] <= high:
             raise InputError(f"config.{name}={config[name]}; it must lie in {low}..{high}")
+    for name, least, most in (("gamma_neg", 1, 10), ("gamma_pos", 1, 10), ("clip", 0, 0.5)):
+        value = config.asl[name]
+        if value != 0 and not least <= value <= most:
+            raise InputError(f"config.asl.{name}={value}; expected 0, or {least} to {most}")
+    if not 0 < config.mil_sharpness <= 10:
+        raise InputError(f"config.mil_sharpness={config.mil_sharpness}; above 0, at most 10")
     for part, weight in config.asl_weight.items():
         if part not in LABELS or not 0 < weight < np.inf:
             raise InputError(f"config.asl_weight.{part}={weight}; expected a positive number")
