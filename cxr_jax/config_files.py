@@ -20,6 +20,7 @@ from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 
 HELP = "see python -m cxr_jax.main --help"
+PACKAGED = pathlib.Path(__file__).parent / "packaged" / "configs"
 
 
 def resolved(file: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
@@ -116,14 +117,28 @@ def _check_options(data: ml_collections.ConfigDict, block: str, argv: Iterable[s
             raise InputError(f"{flag}: {error}") from error
 
 
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The file, or the packaged one of that name: NAME.py or configs/NAME.py where there is none.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if path.is_file():
+        return path
+    packaged = PACKAGED / path.name
+    if path.parent.name in ("", "configs") and packaged.is_file():
+        return packaged
+    names = sorted({file.name for file in PACKAGED.glob("*.py")} - {"__init__.py", "common.py"})
+    raise InputError(f"--config={path}: there is no such file; packaged are {', '.join(names)}")
+
+
 def load(path: pathlib.Path) -> types.ModuleType:
     """The module of a config file, which may import its neighbours as configs.* from anywhere.
 
     Raises:
       InputError: there is no such file.
     """
-    if not path.is_file():
-        raise InputError(f"--config={path}: there is no such file")
+    path = find(path)
     root = str(path.resolve().parent.parent)
     if sys.path[0] != root:
         sys.path.insert(0, root)

@@ -12,6 +12,7 @@ of that set; so does --config.second.name. Without --workdir the run goes to run
 Running the same command again resumes.
 """
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -76,15 +77,15 @@ def main() -> int:
 
 
 def _show(config: ml_collections.ConfigDict | None, file: str) -> int:
-    """Prints the config; that of a work directory with the meanings of configs/TASK.py, if the
-    command runs where that is."""
+    """Prints the config; that of a work directory with the meanings of configs/TASK.py."""
     from cxr_jax import meanings, workdir
 
     if config is None:
         config = workdir.read_config(pathlib.Path(_WORKDIR.value).expanduser())
         file = f"configs/{config.task}.py"
-    path = pathlib.Path(file.partition(":")[0])
-    module = config_files.load(path) if path.is_file() else None
+    module = None
+    with contextlib.suppress(InputError):  # a task of the user's own may have no such file
+        module = config_files.load(pathlib.Path(file.partition(":")[0]))
     known = module.meanings() if hasattr(module, "meanings") else {}
     print(meanings.show(config, known))
     return 0
