@@ -49,7 +49,8 @@ PREPROCESS = dict(
     mean=128.0,  # the PCAM network's (x - 128) / 64  [PAPERS, Preprocessing]
     std=64.0,
 )
-# Ours: the papers do not give numbers. Flip is off: left and right matter.
+# Ours: the papers give no numbers (the PCAM authors do: docs/papers.md, section 2). Flip is off:
+# left and right matter.
 AUGMENT = dict(rotate_deg=5.0, shift=0.03, scale=0.1, brightness=0.1, contrast=0.2, flip=False)
 OPTIMIZER = dict(
     name="sgd",

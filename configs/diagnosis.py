@@ -5,8 +5,8 @@
 
 where DIR is a run of `configs/findings.py` with the same variant, the low-level feature corpus.
 For `cxr3` it is one of phantoms, which has seen no film of any fold: `findings.py:quick,side=224`.
-The baselines of Table 7 start from ImageNet's weights in the paper (`cxr_jax.weights`), small ones
-from random numbers.
+The baselines of Table 7 start from ImageNet's weights in the paper (`cxr_jax.weights`; but for the
+hybrid ViT, whose published weights have group norm), small ones from random numbers.
 
 | variant | what |
 | --- | --- |
@@ -20,8 +20,8 @@ Options, e.g. `configs/diagnosis.py:quick,size=2x4` (Tables 7 and 9 of the paper
 | option | what |
 | --- | --- |
 | `size=12x12, 4x8, 2x4` | layers and heads of the transformer; small models: 4x4, 2x3, 1x2 |
-| `corpus=map, 1, 3, 10` | the map before PCAM, or weighed by the maps of so many findings |
-| `backbone=NAME,vit=0` | CNN baselines of Table 7, an entry of `BACKBONES` |
+| `corpus=map, 1, 3, 10` | the map before PCAM, or weighed by the maps of so many findings (of `init_from`) |
+| `backbone=NAME,vit=0` | CNN baselines of Table 7: resnet50, resnet152, densenet121 |
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Table 7 |
 | `frozen=1` | the corpus is not trained on (Table 9); it needs `init_from` |
 | `pixels=2` | films of twice the side, the projection's stride two: 1024 px of Table 9 |

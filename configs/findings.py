@@ -38,7 +38,7 @@ def paper(config: ml_collections.ConfigDict) -> None:
     """The corpus of Park et al. 2021, on CheXpert."""
     config.task = "findings"
     config.pool = "pcam"  # [paper, Sec. 3.1]
-    config.positive_weights = ()  # [paper]
+    config.positive_weights = ()  # the paper names none
     config.untrained = ()
     config.mask_lungs = False  # neither paper says; whole films are what CheXpert has
     config.lungs = dict(masks="record", workdir="")  # read if mask_lungs

@@ -52,7 +52,8 @@ def paper(config: ml_collections.ConfigDict) -> None:
     config.data = sources.block("films")
     config.temperature = 0.5  # [PAPERS]
     config.augment = dict(crop=0.08, flip=True, brightness=0.8, contrast=0.8, blur=2.0)  # Chen
-    config.model.projection = dict(hidden=2048, size=128)  # Chen
+    # Chen et al.: 128; their hidden layer is as wide as what goes in, 2048 of a ResNet-50.
+    config.model.projection = dict(hidden=2048, size=128)
     config.batch_size = config.eval_batch_size = 64
     config.total_steps = 20_000
     config.eval_steps = ()

@@ -233,7 +233,7 @@ def _last_batches(run: TrainedRun, trained: ml_collections.ConfigDict):
 def _tell_steps(run: TrainedRun) -> None:
     """Which checkpoints are evaluated, and that there are later ones."""
     print(f"evaluating {run.workdir}: steps {', '.join(map(str, run.steps))}", flush=True)
-    newest = complete_steps(run.workdir)[-1]
+    newest = max(complete_steps(run.workdir), default=0)  # a model with a card has none
     if newest > max(run.steps):
         print(
             f"there is a later checkpoint, of step {newest}, which --steps or config.eval_steps "

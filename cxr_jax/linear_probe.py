@@ -63,7 +63,7 @@ def probe(
     opened = [_open(data, split) for split in ("train", "test")]
     classes = _classes(opened[0])
     train, test = (_films(sources.by_classes(source, classes)) for source in opened)
-    folds = _folds(train, seed=config.seed)
+    folds = _folds(train, classes, seed=config.seed)
     networks = _networks(run)
     if not external.is_own(config, workdir):
         external.check_unseen(config, workdir, split="test", allowed=False)
@@ -122,12 +122,11 @@ def _films(source: sources.Source) -> Films:
     return Films(source, np.array(labels, int), np.array(groups, str))
 
 
-def _folds(train: Films, *, seed: int) -> StratifiedGroupKFold:
+def _folds(train: Films, classes: tuple[str, ...], *, seed: int) -> StratifiedGroupKFold:
     """Folds of whole patients, as many as the rarest class has, at most `FOLDS`."""
-    classes = np.unique(train.labels)
-    patients = [len(set(train.groups[train.labels == k])) for k in classes]
+    patients = [len(set(train.groups[train.labels == k])) for k in range(len(classes))]
     if len(patients) < 2 or min(patients) < 2:
-        counts = [f"{records.DIAGNOSES[k]} {count}" for k, count in zip(classes, patients)]
+        counts = [f"{name} {count}" for name, count in zip(classes, patients)]
         raise InputError(
             "a probe needs two classes or more among the training films, each with films of two "
             f"patients or more; patients of each class: {', '.join(counts)}; of phantoms draw more "

@@ -26,14 +26,17 @@ def hashes(
 
     Args:
       metrics: as results.json holds them; those of `label` count.
-      steps: of its checkpoints; None is the hash of one of an older version, which has none.
+      steps: of its checkpoints; None is the hash of one of an older version, which has none. Those
+        of a model with a card, which has no checkpoints, are left out.
     """
     folder = workdir / FOLDER
     return {
         "metrics": _sha256_of(_metrics(metrics, label)),
         "rows": _sha256(rows_path(workdir, label)),
         "config": _config(workdirs.as_written(workdir)),
-        "checkpoints": {str(step): manifests.digest(folder / str(step)) for step in steps},
+        "checkpoints": {
+            str(step): manifests.digest(folder / str(step)) for step in steps if folder.exists()
+        },
     }
 
 

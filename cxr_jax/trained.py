@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from cxr_jax import model_files
 from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import records
 from cxr_jax.data.records import Record
@@ -28,7 +29,7 @@ class TrainedRun:
 
     Attributes:
       config: of the run, or what an evaluation made of it.
-      steps: of the checkpoints.
+      steps: of the checkpoints; of a model with a card those that its members had.
       ensemble: the variables of each; their outputs are combined by `task.combine`.
     """
 
@@ -47,10 +48,10 @@ class TrainedRun:
         config: ml_collections.ConfigDict | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ) -> "TrainedRun":
-        """Loads a run.
+        """Loads a run, or a model with its card.
 
         Args:
-          workdir: of the run.
+          workdir: of the run, or the folder of a model; 'model:NAME' is a packaged one.
           steps: checkpoints whose outputs are combined; () takes `config.eval_steps`; where that
             is empty too, the one that early stopping chose; without it the latest.
           config: in place of the work directory's own, e.g. with another threshold.
@@ -59,15 +60,22 @@ class TrainedRun:
         Raises:
           InputError: no work directory of a run, no such checkpoint, or one of another model.
         """
+        if str(workdir).startswith(model_files.SCHEME):
+            workdir = model_files.find(workdir)
         workdir = pathlib.Path(workdir)
         config = read_config(workdir) if config is None else config
         config = _with_untrained(config, workdir)
         task = make_task(config)
         # What is wrong with the model is said before a record is read.
         shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
-        steps = steps or tuple(config.eval_steps) or best_steps(config, workdir)
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        steps, ensemble = restore_variables(workdir, shapes, sharding=sharding, steps=steps)
+        if model_files.is_one(workdir):
+            if steps:
+                raise InputError(f"{workdir}: this model has no checkpoints to choose from")
+            steps, ensemble = model_files.restore(workdir, shapes, sharding)
+        else:
+            steps = steps or tuple(config.eval_steps) or best_steps(config, workdir)
+            steps, ensemble = restore_variables(workdir, shapes, sharding=sharding, steps=steps)
         return cls(workdir=workdir, config=config, task=task, steps=steps, ensemble=ensemble)
 
     def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Outputs]:

@@ -45,6 +45,20 @@ def main() -> int:
             return 0 if same else 1
         case "import":
             print(import_file(args.file, args.folder, kind=args.kind, prefix=args.prefix))
+        case "pack":
+            from cxr_jax import packing
+
+            steps = tuple(args.steps) if args.steps else ()
+            print(
+                packing.pack(
+                    args.runs,
+                    args.folder,
+                    about=args.about,
+                    steps=steps,
+                    lungs=args.lungs,
+                    split=args.split,
+                )
+            )
         case "export":
             print(export(args.folder, args.file, step=args.step, names=args.names))
     return 0
@@ -74,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         help="densenet, pcam, resnet, resnet38, seam, vit; auto: by the names",
     )
     import_args.add_argument("--prefix", help="the part of the model; default: backbone, or vit")
+    pack_args = commands.add_parser("pack", help="runs to a model folder with a card")
+    pack_args.add_argument("runs", nargs="+", type=pathlib.Path, help="DIRs that differ in seed")
+    pack_args.add_argument("--folder", type=pathlib.Path, required=True, help="of the model")
+    pack_args.add_argument("--about", type=pathlib.Path, required=True, help="a TOML file")
+    pack_args.add_argument("--steps", type=int, nargs="*", help="checkpoints of each DIR")
+    pack_args.add_argument("--lungs", default="", help="of the model: a DIR, or model:NAME")
+    pack_args.add_argument("--split", default="test", choices=("train", "val", "test"))
     export_args = commands.add_parser("export", help="parameters and batch statistics to a file")
     export_args.add_argument("folder", type=pathlib.Path, help="a DIR")
     export_args.add_argument("file", type=pathlib.Path, help="FILE.safetensors")

@@ -204,6 +204,26 @@ def test_score_reads_the_truth(smoke, predicted):
     np.testing.assert_array_equal(rows["pointing_valid"], positive)
 
 
+def test_sure_films_and_cells_keep_their_order(smoke, predicted):
+    """Sigmoid in float32 is 1 from 17 on."""
+    task, batch = smoke
+    logits = np.linspace(18, 40, 4 * K, dtype=np.float32).reshape(4, K)
+    maps = np.broadcast_to(
+        18 + np.arange(256, dtype=np.float32).reshape(16, 16, 1) / 16, (4, 16, 16, K)
+    )
+    outputs = predicted[1] | {
+        **{"probs": jax.nn.sigmoid(logits), "absent": jax.nn.sigmoid(-logits)},
+        **{"heat": jax.nn.sigmoid(maps), "heat_absent": jax.nn.sigmoid(-maps)},
+    }
+    rows = jax.device_get(task.score(outputs, batch))
+    np.testing.assert_allclose(rows["log_odds"], logits, rtol=1e-4)
+    # The highest cell is the last one, and no box reaches it: a tie would hit in part.
+    assert not rows["pointing_hit"].any()
+    labels = np.zeros((4, K), np.float32)
+    labels[2:] = 1
+    assert findings_report(rows | {"labels": labels})["mean_auc"].value == 1
+
+
 def test_explanations_are_measured_of_the_opacity(smoke, predicted):
     task, batch = smoke
     rows = jax.device_get(jax.jit(task.measure)(predicted[0], batch))

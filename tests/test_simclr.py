@@ -563,6 +563,14 @@ def test_a_probe_that_cannot_be_is_one_line(run, diagnosis_run, data_dir):
         probe.main([f"--workdir={run}", "--fold=1"])
 
 
+def test_a_probe_names_the_classes_that_are_there():
+    """They are numbered anew: normal and covid-19 are 0 and 1."""
+    labels, groups = np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"])
+    films = linear_probe.Films(None, labels, groups)
+    with pytest.raises(InputError, match="of each class: normal 2, covid-19 1;"):
+        linear_probe._folds(films, ("normal", "covid-19"), seed=0)
+
+
 def test_a_probe_of_other_data_looks_for_films_that_were_trained_on(run, monkeypatch):
     def check(config, folder, *, split, allowed):
         assert (config.data.seed, folder, split, allowed) == (1, run, "test", False)

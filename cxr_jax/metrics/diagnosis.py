@@ -62,9 +62,9 @@ class DiagnosisReport:
         return report | explanations.means(rows)
 
     def _discrimination(self, probs: np.ndarray, labels: np.ndarray) -> dict[str, Value]:
-        aucs = {}
+        aucs, ranks = {}, _log_odds(probs)
         for k, name in enumerate(self.classes):
-            auc = classification.auroc(probs[:, k], labels == k)
+            auc = classification.auroc(ranks[:, k], labels == k)
             reason = self._lacking(labels, k)
             aucs[f"auc_{key(name)}"] = Value(auc, len(labels), reason)
         return {"mean_auc": _mean_of(aucs.values(), len(labels))} | aucs
@@ -116,7 +116,7 @@ def _not_chosen(thresholds: np.ndarray | None, name: str) -> str:
     """Why a class has no threshold."""
     if thresholds is None:
         return _NOT_CHOSEN
-    return f"no threshold was chosen: of the validation films none, or each one, is {name}"
+    return f"no threshold was chosen: no validation film is {name}"
 
 
 def _mean_of(values, count: int) -> Value:
@@ -124,6 +124,14 @@ def _mean_of(values, count: int) -> Value:
     values = list(values)
     reason = next((value.reason for value in values if np.isnan(value.value)), "")
     return Value(float(np.mean([value.value for value in values])), count, reason)
+
+
+def _log_odds(probs: np.ndarray) -> np.ndarray:
+    """[N, K] log(p / sum of the other p), finite. A p near 1 is rounded to it in float32, and sure
+    films would tie; the other p keep their order."""
+    least = np.finfo(np.float32).tiny
+    others = probs @ (1 - np.eye(probs.shape[1]))
+    return np.log(np.maximum(probs, least)) - np.log(np.maximum(others, least))
 
 
 def _calibration(

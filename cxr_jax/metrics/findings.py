@@ -7,6 +7,7 @@
 | row | shape | meaning |
 | --- | --- | --- |
 | `probs` | [N, K] | predicted probability |
+| `log_odds` | [N, K] | by which films are ranked; `probs` where it is absent |
 | `labels` | [N, K] | 0, 1 or NaN (unknown) |
 | `pointing_hit`, `pointing_chance`, `pointing_valid` | [N, K] | `pointing`, below |
 | `NAME_hit`, ... | [N] | of an explanation, where they were measured: `explanations.means` |
@@ -68,10 +69,9 @@ def finding_aucs(rows: Rows) -> dict[str, Value]:
     """`auc_<finding>` of each over the films where it is known; NaN without both classes."""
     labels = np.asarray(rows["labels"], np.float64)
     known = (~np.isnan(labels)).sum(axis=0)
+    ranks = rows.get("log_odds", rows["probs"])
     return {
-        f"auc_{_key(name)}": Value(
-            classification.auroc(rows["probs"][:, k], labels[:, k]), int(known[k])
-        )
+        f"auc_{_key(name)}": Value(classification.auroc(ranks[:, k], labels[:, k]), int(known[k]))
         for k, name in enumerate(FINDINGS)
     }
 

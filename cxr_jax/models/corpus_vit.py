@@ -23,7 +23,7 @@ class CorpusViT(nn.Module):
     """Corpus and transformer; a subclass adds its head beside them.
 
     Attributes:
-      backbone: None is the ViT of Park et al. 2021, Table 8, on raw patches.
+      backbone: None is the ViT of Park et al. 2021, Tables 7 and 8, on raw patches.
       vit: None leaves the corpus as it is: the CNN baselines of Table 2 of Kim et al. 2021.
       train_backbone: False keeps the corpus frozen, its batch norm in inference mode.
       freeze_norms: True keeps all batch norm in inference mode.

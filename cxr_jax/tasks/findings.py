@@ -160,11 +160,15 @@ class Findings(Task):
 
     def predict(self, variables, batch):
         """`probs` [B, 10] and `heat` [B, h, w, 10], the sigmoid of the logit maps; float32, in the
-        order of `records.FINDINGS`."""
+        order of `records.FINDINGS`. `absent` and `heat_absent` are 1 minus them, without the
+        rounding to 0 where the network is sure: by the quotient films and cells keep their order.
+        """
         out = self.model.apply(variables, self._input(batch), train=False)
         return {
             "probs": jax.nn.sigmoid(out["logits"]),
+            "absent": jax.nn.sigmoid(-out["logits"]),
             "heat": jax.nn.sigmoid(out["logit_maps"]),
+            "heat_absent": jax.nn.sigmoid(-out["logit_maps"]),
         }
 
     def measure(self, variables, batch):
@@ -192,8 +196,10 @@ class Findings(Task):
     def score(self, outputs, batch):
         """Rows for `metrics.findings`."""
         rows = {"probs": outputs["probs"], "labels": batch["findings"]}
+        rows["log_odds"] = _log_odds(outputs["probs"], outputs["absent"])
         shares = batch["boxes"] / self.preprocess.size
-        rows |= findings.pointing(outputs["heat"], shares, batch["box_label"])
+        heat = _log_odds(outputs["heat"], outputs["heat_absent"])
+        rows |= findings.pointing(heat, shares, batch["box_label"])
         return rows | measured.rows_of(outputs)
 
     @property
@@ -227,6 +233,12 @@ class Findings(Task):
         }
 
 
+def _log_odds(present: jax.Array, absent: jax.Array) -> jax.Array:
+    """log(present / absent) of probabilities that sum to one, finite."""
+    least = jnp.finfo(jnp.float32).tiny
+    return jnp.log(jnp.maximum(present, least)) - jnp.log(jnp.maximum(absent, least))
+
+
 class FindingsEvaluation(Evaluation):
     """Discrimination of each finding, and whether its map points at it."""
 
@@ -243,7 +255,7 @@ class FindingsEvaluation(Evaluation):
         """The AUC of each finding with its interval."""
         found = bootstrap(
             findings.finding_aucs,
-            {name: rows[name] for name in ("probs", "labels")},
+            {n: rows[n] for n in ("probs", "log_odds", "labels") if n in rows},
             rows["group"],
             resamples=_FIGURE_RESAMPLES,
         )

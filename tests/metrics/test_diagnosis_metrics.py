@@ -1,5 +1,6 @@
 """The diagnosis report against scikit-learn, and what it says where a class is missing."""
 
+import jax
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -35,6 +36,20 @@ def test_it_agrees_with_scikit_learn():
             name = f"recall_{true}" if j == k else f"{true}_called_{other}"
             assert found[name].value == pytest.approx(matrix[k, j])
             assert found[name].count == (labels == k).sum()
+
+
+def test_sure_films_keep_their_order():
+    """Softmax in float32 is 1 from a lead of 17 on; the AUC is that of the logits all the same."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    lead = 22 + 2 * labels + rng.normal(0, 1.5, 400)
+    logits = np.stack([lead, np.zeros(400), np.full(400, -40)], axis=1).astype(np.float32)
+    probs = np.asarray(jax.nn.softmax(logits))
+    assert (probs[:, 0] == 1).mean() > 0.9
+    found = report({"probs": probs, "label": np.where(labels, 0, 1)})
+    wanted = sklearn.metrics.roc_auc_score(labels, lead)
+    assert found["auc_normal"].value == pytest.approx(wanted, abs=1e-3)
+    assert np.isfinite(found["auc_covid_19"].value) or found["auc_covid_19"].reason
 
 
 def test_thresholds_are_those_of_other_films():
