@@ -20,7 +20,7 @@ Options, e.g. `configs/diagnosis.py:quick,size=2x4` (Tables 7 and 9 of the paper
 | option | what |
 | --- | --- |
 | `size=12x12, 4x8, 2x4` | layers and heads of the transformer; small models: 4x4, 2x3, 1x2 |
-| `corpus=map, 1, 3, 10` | the map before PCAM, or weighed by `init_from`'s maps of so many findings |
+| `corpus=map, 1, 3, 10` | the map before PCAM, or weighed by the maps of so many findings |
 | `backbone=NAME,vit=0` | CNN baselines of Table 7: resnet50, resnet152, densenet121 |
 | `backbone=none`, `backbone=resnet50_hybrid` | ViT and hybrid ViT of Table 7 |
 | `frozen=1` | the corpus is not trained on (Table 9); it needs `init_from` |

@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
+
 from cxr_jax import evaluate, model_files, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
@@ -46,16 +48,8 @@ def pack(
     loaded = [TrainedRun.load(run, steps) for run in runs]
     _check_alike(loaded)
     first = loaded[0]
-    config = first.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.eval_steps = ()
-        config.early_stopping.update(metric="", patience=0)
-        config.init_from = ""
-        config.data.update({name: "" for name in ("path", "data_dir") if name in config.data})
-        if lungs:
-            config.lungs.workdir = lungs
     model = {
-        "config": config.to_json(),
+        "config": _without_places(first.config, lungs).to_json(),
         "ensemble": [variables for run in loaded for variables in run.ensemble],
         "steps": [step for run in loaded for step in run.steps],
     }
@@ -71,7 +65,7 @@ def pack(
         draft = pathlib.Path(place) / folder.name
         model_files.write(draft, card=card, **model)
         write_json(draft / "data.json", trained_on)
-        card["metrics"] = _measure(first, draft, lungs=lungs, split=split)
+        card["metrics"] = _measure(first, draft, split=split)
     card |= {"evaluated_on": f"{first.config.data.name}, {split}", **provenance()}
     safe_write.make_folder(folder, "FOLDER")
     model_files.write(folder, card=card, **model)
@@ -80,7 +74,19 @@ def pack(
     return f"{folder}: {len(model['ensemble'])} members, {size / 2**20:.1f} MiB"
 
 
-def _measure(run: TrainedRun, draft: pathlib.Path, *, lungs: str, split: str) -> dict[str, Any]:
+def _without_places(config: ml_collections.ConfigDict, lungs: str) -> ml_collections.ConfigDict:
+    """The config without what leads to a folder of whoever trained it, or to a checkpoint."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.eval_steps, config.init_from = (), ""
+        config.early_stopping.update(metric="", patience=0)
+        config.data.update({name: "" for name in ("path", "data_dir") if name in config.data})
+        if lungs:
+            config.lungs.workdir = lungs
+    return config
+
+
+def _measure(run: TrainedRun, draft: pathlib.Path, *, split: str) -> dict[str, Any]:
     """The metrics of a model, where the data of its runs lie."""
     config = workdirs.read_config(draft)
     with config.unlocked():

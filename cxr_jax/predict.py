@@ -2,6 +2,7 @@
 
     python -m cxr_jax.predict --workdir=DIR --output=OUT film1.dcm film2.png folder/
     python -m cxr_jax.predict --workdir=DIR --output=OUT scan.nii.gz series/
+    python -m cxr_jax.predict --model=NAME --output=OUT film1.png      one that comes along
 
 Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), and OUT/NAME.png, the
 film with the prediction drawn on it. A film that cannot be read has an `error` in its line; the
@@ -19,6 +20,7 @@ from typing import Any
 
 import tqdm
 
+from cxr_jax import model_files
 from cxr_jax.cli import Parser, run_command, setup_jax
 from cxr_jax.errors import InputError, one_line
 from cxr_jax.inputs.doors import Door
@@ -26,7 +28,7 @@ from cxr_jax.inputs.outputs import OutputFolder, own_files
 from cxr_jax.trained import TrainedRun
 
 _SHOWN = 5  # errors on the terminal
-_COMMON = ("paths", "workdir", "output", "steps", "threshold")  # the others are a door's
+_COMMON = ("paths", "workdir", "model", "output", "steps", "threshold")  # the others are a door's
 
 
 def main() -> int:
@@ -36,9 +38,15 @@ def main() -> int:
         steps = tuple(int(step) for step in args["steps"].split(",") if step)
     except ValueError as error:
         raise InputError(f"--steps={args['steps']}; expected whole numbers") from error
+    if (args["workdir"] is None) == (args["model"] is None):
+        raise InputError(
+            "give --workdir=DIR, a trained run, or --model=NAME, one that comes along: "
+            f"{', '.join(model_files.names()) or 'none in this version'}"
+        )
+    workdir = args["workdir"] or model_files.find(f"{model_files.SCHEME}{args['model']}")
     return predict(
         args["paths"],
-        args["workdir"],
+        workdir,
         args["output"],
         steps=steps,
         threshold=args["threshold"],
@@ -62,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="film or volume",
         help="films, or CT volumes; files or folders",
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--workdir", type=pathlib.Path, help="of a trained run")
+    parser.add_argument("--model", metavar="NAME", help="a model that comes along")
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--steps", default="", help="checkpoints to average, e.g. 1000,1100,1200")
     parser.add_argument(

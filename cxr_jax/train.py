@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import early_stopping, optimizers, state
+from cxr_jax import early_stopping, model_files, optimizers, state
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
@@ -56,6 +56,11 @@ def train(
       True when the run is complete, False when a signal ended it (after saving).
     """
     check_numbers(config)
+    if model_files.is_one(workdir):
+        raise InputError(
+            f"{workdir} is a packed model and no run; give another --workdir, and to begin with "
+            f"its weights --config.init_from={workdir}"
+        )
     with workdirs.only_writer(workdir):
         workdirs.check_config(config, workdir, _free(config), longer=True)
         newest = newest_whole(workdir) or 0

@@ -4,6 +4,7 @@
     python -m cxr_jax.weights diff DIR OTHER [--step=N] [--other_step=M]
     python -m cxr_jax.weights import FILE DIR [--kind=KIND] [--prefix=NAME]
     python -m cxr_jax.weights export DIR FILE.safetensors [--step=N] [--names=torch]
+    python -m cxr_jax.weights pack DIR... --folder=MODEL --about=ABOUT.toml      docs/weights.md
 
 DIR is a work directory or a folder that `import` wrote; `show` and `diff` read files as well.
 `diff` compares two runs, or two steps of one, part by part: relative difference |a - b| / |a|,

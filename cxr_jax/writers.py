@@ -15,9 +15,9 @@ import jax
 import tensorboardX
 import tqdm
 
-import cxr_jax
 from cxr_jax import safe_write, small_files
 from cxr_jax.metrics.bootstrap import Metric
+from cxr_jax.version import __version__
 
 
 class Writer:
@@ -108,7 +108,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def code_version() -> str:
     """Package version, and the commit where the package runs from a git checkout."""
-    folder = pathlib.Path(cxr_jax.__file__).resolve().parent
+    folder = pathlib.Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -119,8 +119,8 @@ def code_version() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return cxr_jax.__version__
-    return f"{cxr_jax.__version__}+{commit}"
+        return __version__
+    return f"{__version__}+{commit}"
 
 
 def provenance() -> dict[str, Any]:

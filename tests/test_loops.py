@@ -348,11 +348,10 @@ def test_another_config_is_refused(smoke_run):
     workdirs.check_config(other, workdir)
 
 
-@pytest.mark.parametrize("batch_size", [3, 7])
-def test_report_does_not_depend_on_batch_size(smoke_run, batch_size):
+def test_report_does_not_depend_on_batch_size(smoke_run):
     config, workdir, metrics = smoke_run
     config = config.copy_and_resolve_references()
-    config.eval_batch_size = batch_size  # five films: the last batch is padded differently
+    config.eval_batch_size = 3  # five films: the last batch is padded differently
     before = (workdir / "results.json").read_text()
     config_json = (workdir / "config.json").read_text()
     try:

@@ -5,6 +5,8 @@ import collections
 import pathlib
 from collections.abc import Iterable
 
+import numpy as np
+
 from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data import readers, zones
 from cxr_jax.data.found import Found
@@ -63,24 +65,45 @@ class Films:
         Raises:
           InputError: the film cannot be read, or no lung was found where one is needed.
         """
-        record = self._read(path)
+        record = self.read(path)
         task, outputs = self._run.task, self._run.explain(record)
         return Prediction(path.stem, task.describe(record, outputs), task.figure(record, outputs))
 
-    def _read(self, path: pathlib.Path) -> Record:
-        """A record with the film and, where they are asked for, its lungs."""
+    def read(self, path: pathlib.Path) -> Record:
+        """A record with the film and, where they are asked for, its lungs.
+
+        Raises:
+          InputError: as `predict`.
+        """
         readers.check_frontal(path)
-        record = {"image": readers.read_film(path), "id": path.name, "group": path.name}
-        shape = record["image"].shape
-        if self._masks is not None:
-            mask = readers.read_mask(self._mask_of(path), shape)
-            record["lungs"] = zones.split_lungs(mask)
-        elif self._segmenter is not None:
-            labels = self._segmenter.labels([record["image"]])[0]
-            record["lungs"] = lung_labels.enlarge(labels, shape)
-        if "lungs" in record and not record["lungs"].any():
-            raise InputError(f"{path}: no lung was found; give a mask with --masks")
-        return record
+        image = readers.read_film(path)
+        if self._masks is None:
+            return self.record(image, path.name, told=str(path))
+        mask = readers.read_mask(self._mask_of(path), image.shape)
+        return self.record(image, path.name, told=str(path), lungs=zones.split_lungs(mask))
+
+    def record(
+        self, image: np.ndarray, name: str, *, told: str, lungs: np.ndarray | None = None
+    ) -> Record:
+        """A record of a film that is read already.
+
+        Args:
+          image: uint8 [H, W].
+          name: of the film.
+          told: how an error calls it.
+          lungs: its lungs; where they are asked for and None, those that the run finds.
+
+        Raises:
+          InputError: no lung was found where one is needed.
+        """
+        record = {"image": image, "id": name, "group": name}
+        if lungs is None and self._segmenter is not None:
+            lungs = lung_labels.enlarge(self._segmenter.labels([image])[0], image.shape)
+        if lungs is None:
+            return record
+        if not lungs.any():
+            raise InputError(f"{told}: no lung was found; give a mask with --masks")
+        return record | {"lungs": lungs}
 
     def _mask_of(self, path: pathlib.Path) -> pathlib.Path:
         """The one mask that can be meant.

@@ -6,6 +6,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,15 +74,35 @@ class Volumes:
           InputError: the volume cannot be read.
         """
         scan = volumes.read(path)
+        found = self.look(scan, path.resolve().name, told=str(path))
+        stem = re.sub(r"\.nii(\.gz)?$", "", path.resolve().name, flags=re.I)
+        write = functools.partial(volumes.write_mask, mask=found.mask, volume=scan)
+        return Prediction(
+            stem=stem,
+            line=found.line,
+            figure=self._task.figure(found.shown, self._run.explain(found.shown)),
+            files={"mask": ("-lesions.nii.gz", write)},
+        )
+
+    def look(self, scan: volumes.Volume, name: str, *, told: str) -> "Look":
+        """What the run says of a volume that is read already.
+
+        Args:
+          scan: the volume.
+          name: of the volume.
+          told: how an error calls it.
+
+        Raises:
+          InputError: the values are not in HU, and no window was given.
+        """
         if self._window is None:
-            volumes.check_hounsfield(scan, path, "give --window=CENTRE,WIDTH")
+            volumes.check_hounsfield(scan, told, "give --window=CENTRE,WIDTH")
         window = self._window or volumes.LUNG_WINDOW
         images = volumes.pictures(scan, *window)
         counted = scan.outline.numbers is not None
         numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
-        slices = _Slices(images, path.resolve().name, numbers, lungs=self.lungs(images))
+        slices = _Slices(images, name, numbers, lungs=self.lungs(images))
         found = self._apply(slices)
-        shown = slices.record(found.shown)
         line = {
             "window": list(window),
             "slices_counted": "as a viewer shows them" if counted else "from the feet",
@@ -89,14 +110,8 @@ class Volumes:
                 found.probs, found.mask, numbers=numbers, spacing_mm=scan.spacing_mm
             ),
         }
-        stem = re.sub(r"\.nii(\.gz)?$", "", slices.name, flags=re.I)
-        write = functools.partial(volumes.write_mask, mask=found.mask, volume=scan)
-        return Prediction(
-            stem=stem,
-            line=line,
-            figure=self._task.figure(shown, self._run.explain(shown)),
-            files={"mask": ("-lesions.nii.gz", write)},
-        )
+        probs = np.array(found.probs, np.float32)
+        return Look(line=line, mask=found.mask, probs=probs, shown=slices.record(found.shown))
 
     def lungs(self, images: np.ndarray) -> np.ndarray | None:
         """The lungs of all slices, uint8 [S, H, W]; None where they are not asked for."""
@@ -124,6 +139,22 @@ class Volumes:
                 if area > largest:
                     largest, found.shown = area, k
         return found
+
+
+class Look(NamedTuple):
+    """What is said of a volume.
+
+    Attributes:
+      line: plain JSON.
+      mask: uint8 [S, H, W], in the orientation of `data.volumes`.
+      probs: [S] of a find in each slice.
+      shown: the record of the slice with the largest find, else of the middle one.
+    """
+
+    line: dict[str, Any]
+    mask: np.ndarray
+    probs: np.ndarray
+    shown: Record
 
 
 @dataclasses.dataclass
