@@ -4,11 +4,13 @@
     python -m cxr_jax.predict --workdir=DIR --output=OUT scan.nii.gz series/
     python -m cxr_jax.predict --model=NAME --output=OUT film1.png      one that comes along
 
-Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), and OUT/NAME.png, the
-film with the prediction drawn on it. A film that cannot be read has an `error` in its line; the
-others go on. A volume is a NIfTI file or a folder with one DICOM series; of it there are the
-slice with the largest find in OUT/NAME.png and the mask beside it, which lies where the volume
-lies. Slices are numbered from 1 as a viewer shows them where the files say how, else from the feet.
+Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), the same as a table in
+OUT/predictions.csv, OUT/NAME.png, the film with the prediction drawn on it, and maps and masks that
+belong to it on the film's own pixels, OUT/NAME-map.png, OUT/NAME-lungs.png. A film that cannot be
+read has an `error` in its line; the others go on. A volume is a NIfTI file or a folder with one
+DICOM series; of it there are the slice with the largest find in OUT/NAME.png and the mask beside
+it, which lies where the volume lies. Slices are numbered from 1 as a viewer shows them where the
+files say how, else from the feet.
 Masks that a model of films needs come from the run it was trained with, from another such run, or
 from a folder of PNG masks of the films' names and sizes: the options below say which.
 """
@@ -26,6 +28,7 @@ from cxr_jax.errors import InputError, one_line
 from cxr_jax.inputs.doors import Door
 from cxr_jax.inputs.outputs import OutputFolder, own_files
 from cxr_jax.trained import TrainedRun
+from cxr_jax.writers import code_version
 
 _SHOWN = 5  # errors on the terminal
 _COMMON = ("paths", "workdir", "model", "output", "steps", "threshold")  # the others are a door's
@@ -112,19 +115,20 @@ def predict(
     found = found.without(own_files(found.files), "an earlier prediction wrote")
     if not found.files:
         raise InputError(f"no {door.unit} is left to predict on; {'; '.join(found.told())}")
-    folder = OutputFolder(output, found.files)
+    folder, about = OutputFolder(output, found.files), _about(run)
     failed: list[str] = []
     with folder.writing():
         for path in tqdm.tqdm(found.files, desc="predict", unit=door.unit, disable=None):
             try:
-                folder.add(path, door.predict(path))
+                found_there = door.predict(path)
+                folder.add(path, found_there._replace(line={**found_there.line, "model": about}))
             except InputError as error:
                 failed.append(str(error))
                 folder.fail(path, str(error))
     count = len(found.files)
     unused = f"; {len(failed)} of {count} {door.unit}s could not be used" if failed else ""
     ends = [
-        f"{output}: predictions.jsonl and {folder.pictures} pictures{unused}",
+        f"{output}: predictions.jsonl, predictions.csv and {folder.pictures} pictures{unused}",
         *found.told(),
         f"model: {workdir}, steps {', '.join(map(str, run.steps))}",
         "Research software: not for any clinical use.",
@@ -167,6 +171,18 @@ def _open(
                 f"{workdir}: this model reads {door.unit}s; --{name} is of {other.unit}s"
             )
     return door(run, **{name: value for name, value in options.items() if value}), run
+
+
+def _about(run: TrainedRun) -> dict[str, Any]:
+    """Which model a line is of."""
+    threshold = {"threshold": run.config.threshold} if "threshold" in run.config else {}
+    return {
+        "name": pathlib.Path(run.workdir).resolve().name,
+        "steps": list(run.steps),
+        "version": run.version[:16],
+        "code_version": code_version(),
+        **threshold,
+    }
 
 
 def _complain(failed: list[str]) -> None:

@@ -3,6 +3,7 @@
 The network is a stub: these are tests of files.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import pathlib
 import types
 
 import cv2
+import ml_collections
 import nibabel
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from cxr_jax.inputs import outputs
 from cxr_jax.inputs.doors import Prediction
 from cxr_jax.inputs.films import Films
 from cxr_jax.inputs.volumes import Volumes
+from cxr_jax.writers import code_version
 from tests.data.dicom_films import film_dataset, grey_film
 
 
@@ -34,11 +37,17 @@ class StubRun:
             data=types.SimpleNamespace(inputs=inputs),
             describe=self.describe,
             figure=lambda record, outputs: _figure(outputs["mean"]),
+            layers=lambda record, outputs: dict(self.layers(record)),
         )
+        self.config = ml_collections.ConfigDict({"threshold": 0.5})
+        self.version = "0123456789abcdef" * 4
+
+    def layers(self, record):
+        return {}
 
     @staticmethod
     def describe(record, outputs):
-        lungs = {"lungs": int((record["lungs"] > 0).sum())} if "lungs" in record else {}
+        lungs = {"lung_pixels": int((record["lungs"] > 0).sum())} if "lungs" in record else {}
         return {"mean": float(outputs["mean"]), **lungs}
 
     def explain(self, record):
@@ -140,8 +149,60 @@ def test_only_an_earlier_prediction_of_the_same_film_is_replaced(run, films, tmp
     assert sorted(p.name for p in output.iterdir()) == [
         "film-2.png",
         "film.png",
+        "predictions.csv",
         "predictions.jsonl",
     ]
+
+
+def test_maps_lie_on_the_films_pixels_and_are_not_predicted_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(StubRun, "layers", lambda self, record: {"map": 255 - record["image"]})
+    films = tmp_path / "films"
+    film = write_film(films / "film.png")
+    for _ in range(2):
+        assert run([films], films) == 0
+        assert sorted(path.name for path in films.iterdir()) == [
+            *("film-2-map.png", "film-2.png", "film.png"),
+            *("predictions.csv", "predictions.jsonl"),
+        ]
+    line = lines_of(films)[str(film)]
+    assert line["map"] == "film-2-map.png"
+    pixels = cv2.imread(str(film), cv2.IMREAD_UNCHANGED)
+    written = cv2.imread(str(films / line["map"]), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(written, 255 - pixels)
+    assert line["model"] == {
+        "name": "RUN",
+        "steps": [1],
+        "version": "0123456789abcdef",
+        "code_version": code_version(),
+        "threshold": 0.5,
+    }
+
+
+def test_the_table_has_the_lines(run, tmp_path, monkeypatch):
+    said = {"zones": {"A": 0.5, "B": None}, "boxes": [1, 2], "name": "=1+1", "number": -3.0}
+    monkeypatch.setattr(StubRun, "describe", staticmethod(lambda record, outputs: said))
+    good = write_film(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no film")
+    assert run([good, tmp_path / "bad.png"], tmp_path / "out") == 0
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    row = rows[str(good)]
+    assert (row["zones.A"], row["zones.B"], row["boxes"]) == ("0.5", "", "[1, 2]")
+    assert (row["name"], row["number"]) == ("'=1+1", "-3.0")
+    assert (row["model.name"], row["model.threshold"], row["error"]) == ("RUN", "0.5", "")
+    assert "written" not in row
+    assert (
+        rows[str(tmp_path / "bad.png")]["error"]
+        == (lines_of(tmp_path / "out")[str(tmp_path / "bad.png")]["error"])
+    )
+
+
+def test_a_table_of_somebody_else_is_one_line(run, films, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"predictions\.csv is no file of predict"):
+        run([films / "film.png"], tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.csv").read_text() == "mine"
 
 
 def test_links_are_not_followed(run, films, tmp_path):
@@ -274,17 +335,17 @@ def test_masks_go_by_the_films_place(run, tmp_path):
     assert run([films], tmp_path / "out", masks=masks) == 0
     lines = lines_of(tmp_path / "out")
     for name, height in sizes.items():
-        assert lines[str(films / name / "IM0001.png")]["lungs"] == height * 18
+        assert lines[str(films / name / "IM0001.png")]["lung_pixels"] == height * 18
     (masks / "two" / "IM0001.png").rename(masks / "IM0001.png")
     assert run([films], tmp_path / "out", masks=masks) == 0
     lines = lines_of(tmp_path / "out")
-    assert lines[str(films / "one" / "IM0001.png")]["lungs"] == 180
+    assert lines[str(films / "one" / "IM0001.png")]["lung_pixels"] == 180
     error = lines[str(films / "two" / "IM0001.png")]["error"]
     assert "2 films are called 'IM0001'" in error
     assert "two/IM0001.png" in error
     # Of one folder at a time the flat one can be meant.
     assert run([films / "two"], tmp_path / "out2", masks=masks) == 0
-    assert lines_of(tmp_path / "out2")[str(films / "two" / "IM0001.png")]["lungs"] == 360
+    assert lines_of(tmp_path / "out2")[str(films / "two" / "IM0001.png")]["lung_pixels"] == 360
 
 
 @pytest.mark.parametrize(

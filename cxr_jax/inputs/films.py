@@ -3,7 +3,7 @@
 import argparse
 import collections
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -67,7 +67,15 @@ class Films:
         """
         record = self.read(path)
         task, outputs = self._run.task, self._run.explain(record)
-        return Prediction(path.stem, task.describe(record, outputs), task.figure(record, outputs))
+        layers = task.layers(record, outputs)
+        if "lungs" in record:
+            layers["lungs"] = np.where(record["lungs"] > 0, 255, 0).astype(np.uint8)
+        return Prediction(
+            stem=path.stem,
+            line=task.describe(record, outputs),
+            figure=task.figure(record, outputs),
+            files={name: (f"-{name}.png", _png(layer)) for name, layer in layers.items()},
+        )
 
     def read(self, path: pathlib.Path) -> Record:
         """A record with the film and, where they are asked for, its lungs.
@@ -122,6 +130,10 @@ class Films:
                 "of the same place in two folders in two runs"
             )
         return inside if inside.is_file() else self._masks / f"{path.stem}.png"
+
+
+def _png(layer: np.ndarray) -> Callable[[pathlib.Path], None]:
+    return lambda path: pathlib.Path(path).write_bytes(readers.encode_png(layer))
 
 
 def _place(file: pathlib.Path, paths: Iterable[pathlib.Path]) -> pathlib.Path:

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from cxr_jax import safe_write, small_files
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import prediction_table
 from cxr_jax.inputs.doors import Prediction
 
 NAME = "predictions.jsonl"
@@ -39,12 +40,16 @@ class OutputFolder:
       files: what will be predicted.
 
     Raises:
-      InputError: not a folder; `predictions.jsonl` is no file of predict, or of other files.
+      InputError: not a folder; `predictions.jsonl` is no file of predict, or of other files; there
+        is a `predictions.csv` and no `predictions.jsonl`.
     """
 
     def __init__(self, folder: pathlib.Path, files: Iterable[pathlib.Path]):
         self._folder, self._lines = folder, folder / NAME
+        self._table = folder / prediction_table.NAME
         safe_write.make_folder(folder, "--output")
+        if os.path.lexists(self._table) and not os.path.lexists(self._lines):
+            raise InputError(f"{self._table} is no file of predict; give another --output")
         files = {str(path) for path in files}
         self._before = _state(self._lines)
         earlier = _read_whole(self._lines)
@@ -79,6 +84,7 @@ class OutputFolder:
                         "command again with another --output"
                     )
                 os.replace(partial, self._lines)
+            prediction_table.write(self._lines, self._table)
         finally:
             if partial.exists() and not partial.stat().st_size:
                 partial.unlink()

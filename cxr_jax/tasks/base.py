@@ -225,6 +225,12 @@ class Task(abc.ABC):
         """One example's prediction as plain JSON, for `predictions.jsonl`; places are told in the
         record's own pixels."""
 
+    def layers(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What was found where, as pictures on the film's own pixels, which `predict` writes beside
+        the figure: name -> uint8 [H, W], 255 where a mask is or a probability is 1."""
+        del record, outputs
+        return {}
+
     # Optional: (variables, batch) -> further arrays [B, ...] for `figure`, e.g. attention. It may
     # cost more than `predict`, so it runs for the records that are drawn only, and is combined
     # together with what `predict` gives.

@@ -261,6 +261,11 @@ class Lungs(Task):
         labels = lung_labels.label_map(outputs["lung_probs"], film.shape)
         return figures.lungs_panel(film, labels, record.get("lungs"))
 
+    def layers(self, record, outputs):
+        """Both lungs."""
+        labels = lung_labels.label_map(outputs["lung_probs"], record["image"].shape)
+        return {"lungs": np.where(labels > 0, 255, 0).astype(np.uint8)}
+
     def describe(self, record, outputs):
         del record  # shares are told, not places
         labels = lung_labels.label_map(outputs["lung_probs"], outputs["lung_probs"].shape[:2])

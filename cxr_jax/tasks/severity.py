@@ -402,6 +402,11 @@ class Severity(Task):
             title=str(record["id"]),
         )
 
+    def layers(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The lesion map."""
+        probs = resize_map(outputs["map"], record["image"].shape)
+        return {"map": np.rint(255 * np.clip(probs, 0, 1)).astype(np.uint8)}
+
     def describe(self, record: Record, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         del record  # all is told of the zones
         probs, valid = outputs["probs"], outputs["zone_valid"] > 0.5
