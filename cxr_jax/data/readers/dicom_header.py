@@ -180,7 +180,7 @@ def _check_pixel_bytes(dataset: pydicom.Dataset, header: Header, sample_bytes: i
     if not pydicom.pixels.get_decoder(syntax).is_available:
         raise BadFile(
             f"compressed as {syntax.name}, for which no decoder is installed; decompress the file, "
-            "or pip install python-gdcm"
+            "or pip install 'cxr_jax[dicom]'"
         )
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
     check_complete(len(frame) > 0)
