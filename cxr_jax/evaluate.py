@@ -327,15 +327,38 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
 def _draw(
     run: TrainedRun, source: sources.Source, result: Result, *, folder: pathlib.Path, label: str
 ) -> None:
-    """The chosen records, with what explains them, and the charts of the split."""
-    for index, outputs in result.outputs.items():
+    """The chosen records, with what explains them, the worst and the best, and the charts of the
+    split."""
+    for path in folder.glob(f"{label}-*"):
+        if re.match(rf"{re.escape(label)}-(worst|best)-\d", path.name):
+            path.unlink()  # of an earlier evaluation; these are other records
+    drawn = {index: f"{index:04d}" for index in result.outputs}
+    for index, stem in (_extremes(run, result) | drawn).items():
         record = source[index]
-        if run.task.explain is not None:
+        outputs = result.outputs.get(index)
+        if outputs is None or run.task.explain is not None:
             outputs = run.explain(record)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", str(record["id"]))[:80]
-        save(run.task.figure(record, outputs), folder / f"{label}-{index:04d}-{name}.png")
+        save(run.task.figure(record, outputs), folder / f"{label}-{stem}-{name}.png")
     for name, figure in run.task.evaluation.figures(result.rows).items():
         save(figure, folder / f"{label}-{name}.png")
+
+
+def _extremes(run: TrainedRun, result: Result) -> dict[int, str]:
+    """Index -> stem, of the records that are most and least wrong: a quarter each of
+    `config.figures`."""
+    errors = run.task.evaluation.case_errors(result.rows)
+    count = run.config.figures // 4
+    if errors is None or not count:
+        return {}
+    order = [k for k in np.argsort(errors, kind="stable") if np.isfinite(errors[k])]
+    ends = {"worst": order[::-1][:count], "best": order[: max(0, min(count, len(order) - count))]}
+    index = result.rows["index"]
+    return {
+        int(index[k]): f"{which}-{place}-{int(index[k]):04d}"
+        for which, rows in ends.items()
+        for place, k in enumerate(rows, 1)
+    }
 
 
 def _write_rows(path: pathlib.Path, rows: Rows) -> None:

@@ -28,6 +28,10 @@ ADDED: dict[str, Any] = {
 
 # The same for the configs of a task: task -> path -> what it was.
 ADDED_TO_TASK: dict[str, dict[str, Any]] = {
+    "adpd": {
+        "asl": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+        "mil_sharpness": 5.0,
+    },
     "seam": {
         "model.stride": 8,
         "model.dilations": [2, 4, 4],

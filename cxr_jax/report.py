@@ -5,6 +5,7 @@
     python -m cxr_jax.report A=DIR A=DIR B=DIR B=DIR         kinds of run side by side, any task
     python -m cxr_jax.report --tune=val A=DIR B=DIR          each run at its best threshold there
     python -m cxr_jax.report --against=affinity.foreground --metrics=all_dice --figure=F.png DIR ...
+    python -m cxr_jax.report --html=OUT.html [NAME=]DIR ...  one page: numbers, curves, cases
 
 Reads each run's rows-SPLIT.npz (written by cxr_jax.main). Where the task knows predictors that are
 no model (a second reader, the constant of the training mean), they stand beside, on the same films.
@@ -41,7 +42,9 @@ def main() -> int:
     if bool(args.against) != bool(args.figure) or (args.against and not args.metrics):
         raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
     named = [text.partition("=") for text in args.workdirs]
-    if args.against:
+    if args.html:
+        text = page(args.workdirs, args.split, args.html)
+    elif args.against:
         folders = [pathlib.Path(text) for text in args.workdirs]
         text = against(
             folders,
@@ -82,8 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--tune", default="", help="a split that chooses each run's threshold")
     parser.add_argument("--against", default="", help="a field of the config, e.g. affinity.radius")
+    parser.add_argument("--html", type=pathlib.Path, help="writes a page there")
     parser.add_argument("--figure", type=pathlib.Path, help="where --against draws")
     return parser
+
+
+def page(workdirs: list[str], split: str, output: pathlib.Path) -> str:
+    """Writes the page of `report_page` of runs given as [NAME=]DIR."""
+    from cxr_jax import report_page
+
+    groups: dict[str, list[tuple[pathlib.Path, Rows]]] = {}
+    for text in workdirs:
+        name, equals, folder = text.partition("=")
+        name, folder = (name, pathlib.Path(folder)) if equals else ("", pathlib.Path(text))
+        groups.setdefault(name, []).append((folder, read_rows(folder, split)))
+    return report_page.write(groups, split, output)
 
 
 # Kinds of run, side by side.

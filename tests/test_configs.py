@@ -315,6 +315,12 @@ def test_renamed_fields_keep_their_values_and_the_dict_that_was_read_stays():
     assert unknown == {"second": {"name": ""}, "data": {"name": "gone", "a": 1}} | added
 
 
+def test_a_run_of_before_its_exponents_were_fields_had_those_of_the_paper():
+    saved = json.loads(golden_configs.module("adpd").get_config("quick").to_json())
+    old = {name: value for name, value in saved.items() if name not in ("asl", "mil_sharpness")}
+    assert migrations.migrate(old) == saved
+
+
 @pytest.mark.parametrize("method, today", [("adain", "pairs"), ("semi", "semi")])
 def test_what_is_pairs_today_was_called_adain(method, today):
     block = {"code_size": 16, "normalise_weight": 1.0, "distil_weight": 1.0}

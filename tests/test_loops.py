@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import cv2
 import jax
@@ -366,6 +367,33 @@ def test_report_does_not_depend_on_batch_size(smoke_run):
         else:
             # float32 sums in another order, for another batch size
             assert again[name].value == pytest.approx(metric.value, abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "errors, wanted",
+    [
+        (
+            [0.1, 0.9, np.nan, 0.0, 0.5, 0.4],
+            {
+                **{11: "worst-1-0011", 14: "worst-2-0014"},
+                **{13: "best-1-0013", 10: "best-2-0010"},
+            },
+        ),
+        ([0.3, np.nan, np.nan, np.nan, 0.5, np.nan], {14: "worst-1-0014", 10: "worst-2-0010"}),
+        ([np.nan] * 6, {}),
+        (None, {}),
+    ],
+)
+def test_the_worst_and_the_best_records_are_drawn_too(errors, wanted):
+    evaluation = types.SimpleNamespace(
+        case_errors=lambda rows: None if errors is None else np.array(errors)
+    )
+    run = types.SimpleNamespace(
+        task=types.SimpleNamespace(evaluation=evaluation),
+        config=types.SimpleNamespace(figures=8),
+    )
+    result = evaluate.Result({"index": np.arange(10, 16)}, {})
+    assert evaluate._extremes(run, result) == wanted
 
 
 def test_an_ensemble_is_what_the_task_makes_of_its_members(smoke_run):

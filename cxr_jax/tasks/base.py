@@ -133,6 +133,12 @@ class Evaluation(abc.ABC):
         del units
         return {}
 
+    def case_errors(self, rows: Rows) -> np.ndarray | None:
+        """How wrong the prediction of each example is, [N], from 0; NaN where the truth is not
+        known. By it the worst and best cases are drawn. None: one example has no such number."""
+        del rows
+        return None
+
     def fit(self, validation: Rows) -> dict[str, float]:
         """What is chosen on the rows of the validation split, by name: a threshold, a temperature.
 

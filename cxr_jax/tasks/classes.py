@@ -74,6 +74,11 @@ class ClassEvaluation(Evaluation):
     def report(self, units):
         return diagnosis.DiagnosisReport(self.classes)(units)
 
+    def case_errors(self, rows):
+        """1 minus the probability of the true class."""
+        probs, labels = np.asarray(rows["probs"]), np.asarray(rows["label"], int)
+        return 1 - probs[np.arange(len(labels)), labels]
+
     def fit(self, validation):
         return diagnosis.choose(validation["probs"], validation["label"], self.classes)
 

@@ -233,6 +233,13 @@ class Findings(Task):
         }
 
 
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """[N, K] -> [N], the mean of what is not NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=1)
+    return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)
+
+
 def _log_odds(present: jax.Array, absent: jax.Array) -> jax.Array:
     """log(present / absent) of probabilities that sum to one, finite."""
     least = jnp.finfo(jnp.float32).tiny
@@ -246,6 +253,10 @@ class FindingsEvaluation(Evaluation):
 
     def report(self, units):
         return findings.findings_report(units)
+
+    def case_errors(self, rows):
+        """The mean of |probability - label| over the known findings."""
+        return _mean_known(np.abs(np.asarray(rows["probs"], np.float64) - rows["labels"]))
 
     def report_of(self, units):
         """With means over the findings that `units` can measure."""

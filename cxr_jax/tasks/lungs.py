@@ -540,6 +540,10 @@ class LungsEvaluation(Evaluation):
         post["lesion_recall"] = sick["recall"]
         return rows | {name: np.asarray(value) for name, value in post.items()}
 
+    def case_errors(self, rows):
+        """1 minus the Dice of both lungs."""
+        return 1 - np.asarray(rows["lung_dice"], np.float64)
+
     def report(self, units):
         severe = np.asarray(units["global_severity"]) >= self.severe_from  # False for NaN
         everything = {name: np.asarray(units[name], np.float64) for name in ROWS}

@@ -438,6 +438,13 @@ class SeverityEvaluation(Evaluation):
     def report(self, units):
         return severity.severity_report(units)
 
+    def case_errors(self, rows):
+        """|error| of the global score, 0..6."""
+        valid = np.asarray(rows["valid"], bool)
+        wrong = np.where(valid, np.asarray(rows["probs"], np.float64) - rows["labels"], 0.0)
+        scored = valid.any(axis=(1, 2))
+        return np.where(scored, np.abs(wrong.sum(axis=(1, 2))), np.nan)
+
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
         """The second reader, where the data set has one, and the mean of the training films, zone
         by zone."""
