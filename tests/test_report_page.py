@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from configs import severity as severity_config
-from cxr_jax import report
+from cxr_jax import config_files, report
 from cxr_jax.errors import InputError
+from cxr_jax.tasks import make_task
+
+
+def load(file):
+    return config_files.resolved(f"configs/{file}.py:smoke", [])
+
 
 IDS = ["film <b>", "film-1", "film-2"]
 
@@ -86,6 +92,25 @@ def test_cases_have_their_error_and_a_picture_of_each_run(page):
     assert len(re.findall(r"<img .*?src=\"data:image/jpeg;base64,", text)) == 12
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "<b>" not in text
+
+
+def test_an_error_is_that_of_one_example():
+    """By hand, of each kind of task that has one."""
+    nan = np.nan
+    made = {file: make_task(load(file)).evaluation for file in ("severity", "findings", "lungs")}
+    valid = np.array([[[1, 1], [0, 0], [0, 0]], [[0, 0]] * 3], bool)
+    labels, probs = np.zeros((2, 3, 2)), np.zeros((2, 3, 2))
+    labels[0, 0], probs[0, 0], probs[0, 1] = (1, 0), (0.25, 0.5), 0.9
+    rows = {"valid": valid, "labels": labels, "probs": probs}
+    np.testing.assert_allclose(made["severity"].case_errors(rows), [0.25, nan])
+    rows = {"probs": np.full((2, 10), 0.25), "labels": np.full((2, 10), nan)}
+    rows["labels"][0, :2] = 1, 0
+    np.testing.assert_allclose(made["findings"].case_errors(rows), [0.5, nan])
+    np.testing.assert_allclose(made["lungs"].case_errors({"lung_dice": [1, 0.75]}), [0, 0.25])
+    rows = {"probs": np.array([[0.75, 0.25, 0], [0.5, 0.25, 0.25]]), "label": np.array([0, 2])}
+    wrong = make_task(load("diagnosis")).evaluation.case_errors(rows)
+    np.testing.assert_allclose(wrong, [0.25, 0.75])
+    assert make_task(load("adpd")).evaluation.case_errors({}) is None
 
 
 def test_what_cannot_be_is_one_line(tmp_path):
