@@ -1,4 +1,4 @@
-r"""Train a list of variants with every seed, one run after another, and gather one table.
+r"""Train a list of variants with every seed, some or one at a time, and gather one table.
 
     python -m cxr_jax.sweep --config=configs/NAME.py --variants='quick;quick,pool=mean' \
         --seeds=0,1,2 --output=SWEEP --config.optimizer.lr=0.01
@@ -12,6 +12,7 @@ what needs no model beside them (a constant, a bound), where the tasks name such
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import os
@@ -43,7 +44,10 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     plan = _plan(args, overrides)
     runs = make_runs(plan, args.output, split=args.split)
-    sweep = Sweep(runs, output=args.output, split=args.split, metrics=plan.metrics)
+    if args.jobs < 1:
+        raise InputError(f"--jobs={args.jobs}; expected 1 or more")
+    told = {"split": args.split, "metrics": plan.metrics, "jobs": args.jobs}
+    sweep = Sweep(runs, output=args.output, **told)
     if args.dry:
         for run in runs:
             done = "   # done already" if run in sweep.done else ""
@@ -76,6 +80,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
     parser.add_argument("--seeds", help="e.g. 0,1,2; default: those of the list, or 0")
     parser.add_argument("--metrics", help="columns, e.g. mse,mean_auc; default: the tasks' own")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once on this machine")
     parser.add_argument("--dry", action="store_true", help="prints the commands, runs nothing")
     args, rest = parser.parse_known_args(argv)
     for text in rest:
@@ -111,15 +116,29 @@ class Sweep:
     """
 
     def __init__(
-        self, runs: Sequence[Run], *, output: pathlib.Path, split: str, metrics: Sequence[str]
+        self,
+        runs: Sequence[Run],
+        *,
+        output: pathlib.Path,
+        split: str,
+        metrics: Sequence[str],
+        jobs: int = 1,
     ):
         """Looks at what is there.
+
+        Args:
+          runs: in the order of the list.
+          output: the sweep's folder.
+          split: that is evaluated.
+          metrics: columns of the table.
+          jobs: how many runs are trained at once.
 
         Raises:
           InputError: a work directory holds a run of another config, or another process is at work
             there.
         """
         self._runs, self._output, self._split, self._metrics = runs, output, split, metrics
+        self._jobs = jobs
         for run in runs:
             if small_files.exists(run.folder / workdirs.LOCK):
                 with workdirs.only_writer(run.folder):
@@ -146,28 +165,42 @@ class Sweep:
         return self.write(sweep_references.references(done, self._split))
 
     def __call__(self, stop: StopSignal) -> int:
-        """Runs what is not finished; the exit status: 0, 1 if a run failed, 128 + a signal's
-        number."""
-        for number, run in enumerate(self._runs, 1):
-            title = f"run {number} of {len(self._runs)}, {run.label}"
-            outdated = self._look(run)  # a run before it may have been trained just now
-            if run.key in self._found:
-                print(f"{title}: done already", flush=True)
-                continue
-            if outdated:
-                self._fail(run, f"{title}: left out, for {outdated}")
-                continue
-            missing = [name for name in run.needs if (name, run.seed) not in self._found]
-            if missing:
-                self._fail(run, f"{title}: left out, for it needs {missing[0]!r}, which failed")
-                continue
-            print(f"{title}: {run.folder / LOG}{self._time_left(number - 1)}", flush=True)
-            self._do(run, title, stop)
-            self.write()
-            if stop.received and len(self._found) < len(self._runs):
-                print(f"{title}: {stop.name} ends the sweep")
-                return stop.status
+        """Runs what is not finished, `jobs` at once; the exit status: 0, 1 if a run failed, 128 + a
+        signal's number."""
+        waiting = collections.deque(enumerate(self._runs, 1))
+        running: list[_Child] = []
+        while waiting or running:
+            later: list[tuple[int, Run]] = []
+            while waiting and len(running) < self._jobs and not stop.received:
+                number, run = waiting.popleft()
+                title = f"run {number} of {len(self._runs)}, {run.label}"
+                if {child.run.key for child in running} & {(n, run.seed) for n in run.needs}:
+                    later.append((number, run))  # what it begins with is being trained
+                elif self._can_start(run, title):
+                    left = self._time_left([run, *(run for _, run in waiting)])
+                    print(f"{title}: {run.folder / LOG}{left}", flush=True)
+                    running += self._start(run, title)
+            waiting.extendleft(reversed(later))
+            running = self._wait(running, stop)
+            if stop.received and not running:
+                break
+        if stop.received and len(self._found) < len(self._runs):
+            print(f"{stop.name} ends the sweep")
+            return stop.status
         return 1 if self._failed else 0
+
+    def _can_start(self, run: Run, title: str) -> bool:
+        """Whether a run is to be trained; tells why not."""
+        outdated = self._look(run)  # a run before it may have been trained just now
+        if run.key in self._found:
+            print(f"{title}: done already", flush=True)
+            return False
+        missing = [name for name in run.needs if (name, run.seed) not in self._found]
+        if outdated:
+            self._fail(run, f"{title}: left out, for {outdated}")
+        elif missing:
+            self._fail(run, f"{title}: left out, for it needs {missing[0]!r}, which failed")
+        return not (outdated or missing)
 
     def _look(self, run: Run) -> str:
         """Whether it is finished; why what is there is of no use, if so."""
@@ -178,12 +211,45 @@ class Sweep:
             self._found[run.key] = one
         return outdated
 
-    def _do(self, run: Run, title: str, stop: StopSignal) -> None:
-        sweep_table.record_starts(run)
+    def _start(self, run: Run, title: str) -> list["_Child"]:
+        """The child in a list; none where the run's folder is broken."""
+        try:
+            sweep_table.record_starts(run)
+        except InputError as error:
+            self._fail(run, f"{title}: failed, {error}")
+            return []
         started = time.monotonic()
-        status = run_child(run, stop)
-        self._took.append(time.monotonic() - started)
-        one, reason = None, ""
+        process = start_child(run, alone=self._jobs == 1)
+        return [_Child(run, title, process=process, started=started)]
+
+    def _wait(self, running: list["_Child"], stop: StopSignal) -> list["_Child"]:
+        """Waits until one of the children ends, and of those that a signal was passed on to, all;
+        those that are left."""
+        try:
+            while running:
+                ended = [child for child in running if child.process.poll() is not None]
+                for child in ended:
+                    self._end(child, stop)
+                    self.write()
+                running = [child for child in running if child not in ended]
+                if ended and not stop.received:
+                    break
+                for child in running:
+                    child.pass_on(stop)
+                with contextlib.suppress(subprocess.TimeoutExpired, IndexError):
+                    running[0].process.wait(timeout=0.2)
+        except BaseException:  # a second Ctrl-C: at once, unsaved
+            for child in running:
+                child.process.kill()
+                child.process.wait()
+            raise
+        return running
+
+    def _end(self, child: "_Child", stop: StopSignal) -> None:
+        """What a child came to."""
+        run = child.run
+        self._took.append(time.monotonic() - child.started)
+        one, reason, status = None, "", child.process.returncode
         try:
             sweep_table.add_seconds(run.folder, self._took[-1])
             if status == 0:
@@ -195,55 +261,61 @@ class Sweep:
         elif not stop.received:
             log = run.folder / LOG
             reason = reason or f"exit status {status}: {_last_line(log)}"
-            self._fail(run, f"{title}: failed, {reason}; see {log}")
+            self._fail(run, f"{child.title}: failed, {reason}; see {log}")
 
     def _fail(self, run: Run, text: str) -> None:
         self._failed.add(run.key)
         print(one_line(text), file=sys.stderr, flush=True)
 
-    def _time_left(self, before: int) -> str:
+    def _time_left(self, left: Sequence[Run]) -> str:
         """From the mean of the runs so far; nothing before the first."""
         if not self._took:
             return ""
-        left = sum(run.key not in self._found for run in self._runs[before:])
-        minutes = left * sum(self._took) / len(self._took) / 60
+        count = sum(run.key not in self._found for run in left)
+        minutes = count * sum(self._took) / len(self._took) / 60 / self._jobs
         return f"  [{minutes:.1f} min left]"
 
 
-def run_child(run: Run, stop: StopSignal) -> int:
-    """Runs the training in a process of its own; its exit status. A signal that `stop` gets is
-    passed on, so that it saves and ends."""
+@dataclasses.dataclass
+class _Child:
+    """A run that is being trained, in a process of its own."""
+
+    run: Run
+    title: str
+    process: subprocess.Popen
+    started: float
+    _told: bool = False
+
+    def pass_on(self, stop: StopSignal) -> None:
+        """A signal that `stop` got, once: the run saves and ends."""
+        if stop.received and not self._told:
+            self.process.send_signal(signal.SIGTERM)
+            self._told = True
+
+
+def start_child(run: Run, *, alone: bool) -> subprocess.Popen:
+    """Starts the training; what it says goes to its log.
+
+    Args:
+      run: the training.
+      alone: on its accelerator; others take their memory as they need it, not all there is.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     log = os.open(run.folder / LOG, flags, 0o666)
     try:
         os.write(log, f"$ {shlex.join(run.command)}\n".encode())
         # A group of its own: the terminal's Ctrl-C comes to it once, from here.
-        child = subprocess.Popen(
+        return subprocess.Popen(
             run.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
+            env=({} if alone else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) | os.environ,
         )
     finally:
         os.close(log)
-    try:
-        return _wait(child, stop)
-    except BaseException:  # a second Ctrl-C: at once, unsaved
-        child.kill()
-        child.wait()
-        raise
-
-
-def _wait(child: subprocess.Popen, stop: StopSignal) -> int:
-    told = False
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(timeout=0.2)
-        if stop.received and not told:
-            child.send_signal(signal.SIGTERM)
-            told = True
 
 
 def _last_line(log: pathlib.Path) -> str:

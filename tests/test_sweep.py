@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import evaluate, manifests, sweep, sweep_rows, sweep_table, train, workdir
-from cxr_jax.checkpoints import StopSignal, complete_steps
+from cxr_jax.checkpoints import complete_steps
 from cxr_jax.errors import InputError
 from cxr_jax.tasks.findings import FindingsEvaluation
 from tests.conftest import ROOT, UNOPTIMISED
@@ -41,25 +41,41 @@ data.seed = "{{seed}}"
 """
 
 
-def in_this_process(run, stop):
+def in_this_process(run):
     """Stands for the child process: a tenth of its time."""
     run.folder.mkdir(parents=True, exist_ok=True)
     try:
-        assert train.train(run.config, run.folder, stop=stop)
-        evaluate.evaluate(run.config, run.folder, stop=stop)
+        assert train.train(run.config, run.folder)
+        evaluate.evaluate(run.config, run.folder)
     except InputError as error:
         (run.folder / sweep.LOG).write_text(f"error: {error}\nthe end\n")
         return 2
     return 0
 
 
-def nothing_may_run(run, stop):
+def nothing_may_run(run):
     raise AssertionError(run.label)
+
+
+class Child:
+    """A process that has done its work when it starts, and has ended when it was asked often."""
+
+    def __init__(self, status, asked=0):
+        self.returncode, self._status, self._asked = None, status, asked
+
+    def poll(self):
+        self._asked -= 1
+        if self._asked < 0:
+            self.returncode = self._status
+        return self.returncode
+
+    def wait(self, timeout):
+        raise subprocess.TimeoutExpired("child", timeout)
 
 
 def command(monkeypatch, *args, child=nothing_may_run):
     """The exit status of the command in this process."""
-    monkeypatch.setattr(sweep, "run_child", child)
+    monkeypatch.setattr(sweep, "start_child", lambda run, alone: Child(child(run)))
     monkeypatch.setattr(sys, "argv", ["sweep", *map(str, args)])
     return sweep.main()
 
@@ -119,7 +135,8 @@ def test_what_needs_no_model_stands_beside_the_rows(listed, monkeypatch):
 
     def references(self, rows, training):
         read.append(training.split)
-        return {"coin": rows | {"probs": np.full_like(rows["probs"], 0.5)}}
+        kept = {name: row for name, row in rows.items() if name != "log_odds"}
+        return {"coin": kept | {"probs": np.full_like(rows["probs"], 0.5)}}
 
     args = f"--list={file}", f"--output={folder}"
     with pytest.MonkeyPatch.context() as patch:
@@ -249,6 +266,40 @@ def test_a_row_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
     assert "1 of 3 runs are done; to go on: python -m cxr_jax.sweep" in said.out
 
 
+def test_two_runs_at_once_and_none_before_what_it_begins_with(monkeypatch, tmp_path, capsys):
+    (tmp_path / "list.toml").write_text(LIST)
+    events, going = [], set()
+
+    class Slow(Child):
+        def __init__(self, run, alone):
+            assert not alone
+            super().__init__(in_this_process(run), asked=2 + run.seed)
+            self.label = run.label
+            going.add(self.label)
+            events.append(("start", self.label, len(going)))
+
+        def poll(self):
+            if super().poll() is not None and self.label in going:
+                going.remove(self.label)
+                events.append(("end", self.label, len(going)))
+            return self.returncode
+
+    monkeypatch.setattr(sweep, "start_child", Slow)
+    args = [f"--list={tmp_path / 'list.toml'}", f"--output={tmp_path / 'out'}", "--jobs=2"]
+    monkeypatch.setattr(sys, "argv", ["sweep", *args])
+    assert sweep.main() == 0
+    order = [(what, label) for what, label, _ in events]
+    assert order[:2] == [("start", "first, seed 0"), ("start", "first, seed 1")]
+    for seed in (0, 1):
+        ended = order.index(("end", f"first, seed {seed}"))
+        assert ended < order.index(("start", f"from first, seed {seed}"))
+    assert max(count for *_, count in events) == 2
+    assert cells((tmp_path / "out" / "table.md").read_text(), "from first")[2] == "2"
+    monkeypatch.setattr(sys, "argv", ["sweep", *args[:2], "--jobs=0"])
+    with pytest.raises(InputError, match="--jobs=0"):
+        sweep.main()
+
+
 def test_a_signal_reaches_the_run_and_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
     output = tmp_path / "out"
     args = [f"--config={FINDINGS}", "--variants=smoke", "--seeds=0,1", f"--output={output}", *TINY]
@@ -281,7 +332,7 @@ def test_a_signal_reaches_the_run_and_the_same_command_goes_on(monkeypatch, tmp_
     step = complete_steps(folder)[-1]
     started = []
 
-    def resumed(run, stop):
+    def resumed(run):
         started.append((run.seed, complete_steps(run.folder)))
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / sweep.LOG).touch()
@@ -354,8 +405,7 @@ def test_a_run_is_a_process_with_its_log(tmp_path):
     (run,) = sweep_rows.make_runs(sweep_rows.Plan(rows=(row,)), tmp_path, split="test")
     program = "import sys; print('hello'); sys.exit('error: no')"
     object.__setattr__(run, "command", (sys.executable, "-c", program))
-    with StopSignal() as stop:
-        assert sweep.run_child(run, stop) == 1
+    assert sweep.start_child(run, alone=True).wait() == 1
     log = (tmp_path / "one" / "seed-0" / sweep.LOG).read_text()
     first, *said = log.splitlines()
     assert first.startswith(f"$ {sys.executable} -c ")
