@@ -13,12 +13,13 @@ Research software. Not a medical device, and not fit for any clinical use.
 from typing import TYPE_CHECKING, Any
 
 from cxr_jax.errors import InputError
-from cxr_jax.version import __version__
+from cxr_jax.version import VERSION
 
 if TYPE_CHECKING:
     from cxr_jax.model import Model, Result, load
     from cxr_jax.model_files import names as available
 
+__version__ = VERSION
 __all__ = ["InputError", "Model", "Result", "__version__", "available", "load"]
 
 

@@ -5,8 +5,8 @@
     python -m cxr_jax.predict --model=NAME --output=OUT film1.png      one that comes along
 
 Writes OUT/predictions.jsonl, one line a film (a folder's in order of name), the same as a table in
-OUT/predictions.csv, OUT/NAME.png, the film with the prediction drawn on it, and maps and masks that
-belong to it on the film's own pixels, OUT/NAME-map.png, OUT/NAME-lungs.png. A film that cannot be
+OUT/predictions.csv, OUT/NAME.png, the film with the prediction drawn on it, and the maps and masks
+that belong to it on the film's own pixels, OUT/NAME-map.png and others. A film that cannot be
 read has an `error` in its line; the others go on. A volume is a NIfTI file or a folder with one
 DICOM series; of it there are the slice with the largest find in OUT/NAME.png and the mask beside
 it, which lies where the volume lies. Slices are numbered from 1 as a viewer shows them where the

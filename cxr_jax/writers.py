@@ -17,7 +17,7 @@ import tqdm
 
 from cxr_jax import safe_write, small_files
 from cxr_jax.metrics.bootstrap import Metric
-from cxr_jax.version import __version__
+from cxr_jax.version import VERSION
 
 
 class Writer:
@@ -119,8 +119,8 @@ def code_version() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{__version__}+{commit}"
+        return VERSION
+    return f"{VERSION}+{commit}"
 
 
 def provenance() -> dict[str, Any]:

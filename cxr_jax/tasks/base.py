@@ -9,9 +9,9 @@
 | `evaluation` | from the rows of a split to numbers and charts (`Evaluation`) | host |
 | `figure`, `describe` | one example as a picture, and as plain JSON | host |
 
-Three more where a task needs them: `explain`, for the records that are drawn, `measure`, how good
-the explanations of a whole split are, and `combine`, how the outputs of several checkpoints become
-one. A task of CT volumes is a `VolumeTask`.
+Four more where a task needs them: `explain`, for the records that are drawn, `measure`, how good
+the explanations of a whole split are, `combine`, how the outputs of several checkpoints become
+one, and `layers`, the maps that `predict` writes as files. A task of CT volumes is a `VolumeTask`.
 """
 
 import abc
