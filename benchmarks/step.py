@@ -44,7 +44,6 @@ def measured(args: argparse.Namespace, config: ml_collections.ConfigDict) -> dic
     start = time.perf_counter()
     compiled = step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
-    args.before_timing()
     times = []
     for _ in range(args.steps + 1):
         start = time.perf_counter()
@@ -80,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
     parser.add_argument("--precision", default="", help="'': the config's")
     parser.add_argument("--output", type=pathlib.Path)
-    parser.set_defaults(before_timing=lambda: None)  # of a caller that has other work to stop
     return parser
 
 

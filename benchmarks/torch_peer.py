@@ -320,7 +320,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
-    parser.set_defaults(before_timing=lambda: None)  # of a caller that has other work to stop
     return parser
 
 
@@ -336,7 +335,6 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     step()
     first_s = time.perf_counter() - start
-    args.before_timing()
     times = []
     for _ in range(args.steps):
         start = time.perf_counter()

@@ -9,13 +9,12 @@
 directory. A packaged model is meant by its name, 'model:NAME' where a folder has that name too.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cxr_jax import small_files
+from cxr_jax import safe_write, small_files
 from cxr_jax.errors import InputError
 
 if TYPE_CHECKING:  # importing jax takes seconds
@@ -84,7 +83,7 @@ def write(
       steps: of each member's training.
       card: is written with the hash of the weights.
     """
-    from cxr_jax import safe_write, weight_files
+    from cxr_jax import weight_files
     from cxr_jax.initialise import flatten
     from cxr_jax.writers import write_json
 
@@ -96,7 +95,11 @@ def write(
     safe_write.make_folder(folder, "FOLDER")
     weight_files.write_safetensors(folder / WEIGHTS, arrays, {"package": "cxr_jax"})
     write_json(folder / "config.json", json.loads(config))
-    made = {"members": len(ensemble), "steps": list(steps), "sha256": _sha256(folder / WEIGHTS)}
+    made = {
+        "members": len(ensemble),
+        "steps": list(steps),
+        "sha256": safe_write.digest(folder / WEIGHTS),
+    }
     write_json(folder / CARD, {**card, **made})
 
 
@@ -121,7 +124,9 @@ def restore(
 
     card = small_files.read_fields(folder / CARD, _REMEDY)
     path = folder / WEIGHTS
-    if not small_files.is_file(path) or _sha256(path) != card.get("sha256", str):
+    if not small_files.is_file(path) or safe_write.digest(path.resolve()) != card.get(
+        "sha256", str
+    ):
         raise InputError(f"{path} is not what {CARD} has the hash of; {_REMEDY}")
     arrays, wanted = weight_files.read_file(path), flatten(shapes)
     ensemble = []
@@ -142,8 +147,3 @@ def restore(
 
 def _prefix(member: int) -> str:
     return f"member-{member}/" if member else ""
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import tempfile
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,12 +113,7 @@ def _check_alike(runs: Sequence[TrainedRun]) -> None:
 
 
 def _read_about(path: pathlib.Path) -> dict[str, Any]:
-    if not small_files.is_file(path):
-        raise InputError(f"--about={path}: there is no such file")
-    try:
-        fields = small_files.Fields(path, tomllib.loads(path.read_text(encoding="utf-8")), _REMEDY)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--about={path} is no TOML ({error}); {_REMEDY}") from error
+    fields = small_files.read_toml(path, "--about", _REMEDY)
     if unknown := sorted(fields.values.keys() - _ABOUT.keys()):
         raise InputError(f"{path} has {unknown[0]!r}; it may have {', '.join(_ABOUT)}")
     return {name: fields.get(name, kind) for name, kind in _ABOUT.items()}

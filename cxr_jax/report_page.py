@@ -37,7 +37,7 @@ class Shown:
       about: what stands below its title: commit, device, steps, data.
       charts: pictures of the whole split, and of the training: stem -> file.
       cases: index of a film -> its picture.
-      errors: index -> (how wrong, 'value of it'), where the task knows.
+      errors: index -> how wrong, where the task knows.
       names: index -> id of the film.
     """
 

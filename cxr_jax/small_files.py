@@ -12,6 +12,7 @@ import pathlib
 import stat
 import struct
 import tokenize
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import numpy as np
 from cxr_jax.errors import InputError
 
 MAX_BYTES = 2**26  # of a JSON file; what lies beside the records of 225,000 films has 2^23
+MAX_TOML_BYTES = 2**20
 MAX_LINE = 2**22  # bytes of a line of JSON lines
 MAX_CONTAINERS = 200_000  # lists and objects, of which an empty one takes 60 bytes for two
 MAX_DEPTH = 24
@@ -168,6 +170,23 @@ def read_fields(path: str | os.PathLike, remedy: str) -> Fields:
     except ValueError as error:
         raise InputError(f"{_short(path)} is broken ({error}); {remedy}") from error
     return Fields(path, value, remedy)
+
+
+def read_toml(path: pathlib.Path, flag: str, remedy: str) -> Fields:
+    """A TOML file that a flag names.
+
+    Raises:
+      InputError: there is no such file, it is over `MAX_TOML_BYTES`, or no TOML.
+    """
+    if not is_file(path):
+        raise InputError(f"{flag}={path}: there is no such file")
+    if path.stat().st_size > MAX_TOML_BYTES:
+        raise InputError(f"{flag}={path}: over {MAX_TOML_BYTES >> 20} MiB; {remedy}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{flag}={path} is no TOML ({error}); {remedy}") from error
+    return Fields(path, values, remedy)
 
 
 def scan_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any] | None]]:

@@ -9,7 +9,6 @@ import dataclasses
 import pathlib
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from cxr_jax.tasks import make_task
 
-MAX_BYTES = 2**20  # of a list
 _REMEDY = "see docs/commands.md"
 _LIST_KEYS = ("config", "seeds", "metrics", "overrides", "run")
 _ROW_KEYS = ("name", "config", "overrides")
@@ -103,13 +101,9 @@ def read_list(path: pathlib.Path) -> Plan:
     Raises:
       InputError: no such file, no TOML, an unknown key, or a value of another kind.
     """
-    if not small_files.is_file(path):
-        raise InputError(f"--list={path}: there is no such file")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"--list={path}: over {MAX_BYTES >> 20} MiB; {_REMEDY}")
+    fields = small_files.read_toml(path, "--list", _REMEDY)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _plan(small_files.Fields(path, values, _REMEDY))
+        return _plan(fields)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--list={path} is no TOML ({error}); {_REMEDY}") from error
 
