@@ -43,7 +43,7 @@ def main() -> int:
         raise InputError("--against=FIELD, --metrics=NAME and --figure=FILE go together")
     named = [text.partition("=") for text in args.workdirs]
     if args.html:
-        text = page(args.workdirs, args.split, args.html)
+        text = page(_groups(args.workdirs), args.split, args.html)
     elif args.against:
         folders = [pathlib.Path(text) for text in args.workdirs]
         text = against(
@@ -55,11 +55,8 @@ def main() -> int:
             tune=args.tune,
         )
     elif all(equals for _, equals, _ in named) and not args.pool:
-        groups: dict[str, list[pathlib.Path]] = {}
-        for name, _, folder in named:
-            groups.setdefault(name, []).append(pathlib.Path(folder))
         metrics = tuple(filter(None, args.metrics.split(",")))
-        text = compare(groups, args.split, metrics, tune=args.tune)
+        text = compare(_groups(args.workdirs), args.split, metrics, tune=args.tune)
     elif args.pool and any(equals for _, equals, _ in named):
         raise InputError("--pool takes the folds of one kind of run, as DIR without a name")
     elif args.tune or args.metrics:
@@ -90,16 +87,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def page(workdirs: list[str], split: str, output: pathlib.Path) -> str:
-    """Writes the page of `report_page` of runs given as [NAME=]DIR."""
-    from cxr_jax import report_page
-
-    groups: dict[str, list[tuple[pathlib.Path, Rows]]] = {}
+def _groups(workdirs: list[str]) -> dict[str, list[pathlib.Path]]:
+    """Name -> folders, of runs given as [NAME=]DIR; '' is the name of those without one."""
+    groups: dict[str, list[pathlib.Path]] = {}
     for text in workdirs:
         name, equals, folder = text.partition("=")
-        name, folder = (name, pathlib.Path(folder)) if equals else ("", pathlib.Path(text))
-        groups.setdefault(name, []).append((folder, read_rows(folder, split)))
-    return report_page.write(groups, split, output)
+        groups.setdefault(name if equals else "", []).append(pathlib.Path(folder if equals else text))
+    return groups
+
+
+def page(groups: dict[str, list[pathlib.Path]], split: str, output: pathlib.Path) -> str:
+    """Writes the page of `report_page`; groups: name -> work directories."""
+    from cxr_jax import report_page
+
+    read = {
+        name: [(folder, read_rows(folder, split)) for folder in folders]
+        for name, folders in groups.items()
+    }
+    return report_page.write(read, split, output)
 
 
 # Kinds of run, side by side.

@@ -58,8 +58,8 @@ def make_run(folder, *, seed=0, value=0.75, wrong=(0.0, 0.5, 0.25)):
 @pytest.fixture
 def page(tmp_path):
     """(text, path) of a page of two seeds of A and one run of B."""
-    runs = [f"A={make_run(tmp_path / 'a0')}", f"A={make_run(tmp_path / 'a1', seed=1, value=0.25)}"]
-    runs.append(f"B={make_run(tmp_path / 'b0', value=0.5)}")
+    first, second = make_run(tmp_path / "a0"), make_run(tmp_path / "a1", seed=1, value=0.25)
+    runs = {"A": [first, second], "B": [make_run(tmp_path / "b0", value=0.5)]}
     path = tmp_path / "page.html"
     told = report.page(runs, "test", path)
     assert told.startswith(f"{path}: 3 runs, 2 cases")
@@ -114,13 +114,13 @@ def test_an_error_is_that_of_one_example():
 
 
 def test_what_cannot_be_is_one_line(tmp_path):
-    run = str(make_run(tmp_path / "run"))
+    run = {"": [make_run(tmp_path / "run")]}
     with pytest.raises(InputError, match=r"ends in \.html"):
-        report.page([run], "test", tmp_path / "page.png")
+        report.page(run, "test", tmp_path / "page.png")
     with pytest.raises(InputError, match=r"rows-val\.npz is missing"):
-        report.page([run], "val", tmp_path / "page.html")
+        report.page(run, "val", tmp_path / "page.html")
     (tmp_path / "run" / "figures" / "test-0004-film.png").write_bytes(b"no picture")
-    assert "1 runs" in report.page([run], "test", tmp_path / "page.html")
+    assert "1 runs" in report.page(run, "test", tmp_path / "page.html")
     assert "test-0004-film.png cannot be read" in (tmp_path / "page.html").read_text()
 
 
