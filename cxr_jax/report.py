@@ -92,7 +92,8 @@ def _groups(workdirs: list[str]) -> dict[str, list[pathlib.Path]]:
     groups: dict[str, list[pathlib.Path]] = {}
     for text in workdirs:
         name, equals, folder = text.partition("=")
-        groups.setdefault(name if equals else "", []).append(pathlib.Path(folder if equals else text))
+        name, folder = (name, folder) if equals else ("", text)
+        groups.setdefault(name, []).append(pathlib.Path(folder))
     return groups
 
 
