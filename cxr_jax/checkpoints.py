@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cxr_jax import manifests
+from cxr_jax import hosts, manifests, small_files
 from cxr_jax.errors import DISK_ERRORS, InputError, tell_once
 from cxr_jax.optimizers import path_of
 from cxr_jax.state import TrainState
@@ -140,11 +140,12 @@ class Checkpoints:
         """
         wanted = _abstract(state)
         _check_fits(self.folder, step, wanted)
-        items = {"state": ocp.args.StandardRestore(wanted)}
-        if data is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(data)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         with _readable(self.folder / str(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
+            restored = self._manager.restore(step, args=items)["state"]
+            if data is not None:
+                _set_stream(data, self.folder / str(step) / "data")
+        return restored
 
     def _check_space(self, state: TrainState) -> None:
         """A write that fails half-way costs pages of its threads' complaints; ask first."""
@@ -238,6 +239,14 @@ def _check_whole(folder: pathlib.Path, step: int) -> None:
             f"{folder / str(step)} is damaged: {problem}; the training command sets it aside and "
             f"resumes from the one before, or choose another step: there are {others or 'none'}"
         )
+
+
+def _set_stream(data: grain.DatasetIterator, folder: pathlib.Path) -> None:
+    """Sets the stream of batches to where it was. Every host's stands at the same batch, so that
+    other hosts than those that wrote it, or more or fewer, may go on."""
+    place = min(folder.glob("process_*-of-*.json"))
+    data.set_state(small_files.read_fields(place, "move the checkpoint away").values)
+    data.start_prefetch()
 
 
 @contextlib.contextmanager
@@ -414,14 +423,27 @@ class StopSignal:
     """SIGTERM and Ctrl-C ask to stop: training and evaluation poll it, save and end cleanly. A
     second one ends at once.
 
-    Orbax looks for the signal only under `jax.distributed`; one process needs this.
+    Of several hosts each may be told, and at another step; what one was told, all follow once they
+    have asked each other (`ask`).
+
+    Attributes:
+      received: whether to stop.
+      name: of the signal.
+      status: of the process: 128 + the signal's number.
     """
 
     def __init__(self):
         self.received = False
         self.name = ""
-        self.status = 0  # of the process: 128 + the signal's number
+        self.status = 0
+        self._told = False  # this host was
         self._previous = {}
+
+    def ask(self) -> bool:
+        """Whether to stop; all hosts ask at the same step, and get the same answer."""
+        if hosts.count() > 1 and hosts.any_of(self._told) and not self.received:
+            self._receive(signal.SIGTERM if not self._told else self._number)
+        return self.received
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -434,10 +456,15 @@ class StopSignal:
             signal.signal(number, previous)
 
     def _note(self, number: int, _):
-        if self.received:
+        if self._told:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             # Not print: the signal may have come in the middle of one.
             os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, unsaved\n")
+        self._told, self._number = True, number
+        if hosts.count() == 1:
+            self._receive(number)
+
+    def _receive(self, number: int) -> None:
         self.received = True
         self.name, self.status = signal.Signals(number).name, 128 + number

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cxr_jax import batch_statistics, results, safe_write, small_files
+from cxr_jax import batch_statistics, hosts, results, safe_write, small_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import StopSignal, complete_steps
 from cxr_jax.data import pipeline, sources
@@ -33,7 +33,8 @@ class Result:
     """One pass over a split: a row an example, and the full outputs of the chosen few."""
 
     rows: Rows  # [N, ...] each, with `id` and `group`
-    outputs: dict[int, dict[str, np.ndarray]]  # record index -> predict's arrays of that example
+    # Record index -> predict's arrays of that example; None where another host may have them.
+    outputs: dict[int, dict[str, np.ndarray] | None]
 
 
 class Scorer:
@@ -51,7 +52,8 @@ class Scorer:
         """`measure`: with the task's `measure`, for every example."""
         parallel.check_batch_size(config.eval_batch_size, "config.eval_batch_size")
         self._task, self._parallel = task, parallel
-        self._batch_size, self._threads = config.eval_batch_size, config.threads
+        self._batch_size = config.eval_batch_size // hosts.count()
+        self._threads = config.threads
         self._examples = pipeline.Examples(source, task.data.transforms, cache_mb=config.cache_mb)
         functions = [task.predict, *([task.measure] if measure and task.measure else [])]
         self._functions = [parallel.compile_predict(function) for function in functions]
@@ -69,25 +71,31 @@ class Scorer:
         Args:
           keep_outputs: record indices whose arrays are kept for figures.
           stop: polled, so that a signal ends an evaluation too; the rows are then partial.
+
+        Returns:
+          Of several hosts each has all rows.
         """
         collected: list[Rows] = []
-        outputs: dict[int, dict[str, np.ndarray]] = {}
-        batches = self._batches()
-        total = pipeline.num_batches(len(self._examples), batch_size=self._batch_size)
+        outputs: dict[int, dict[str, np.ndarray] | None] = {}
+        batches, size = self._batches(), self._batch_size
+        total = pipeline.num_batches(len(self._examples), batch_size=size, hosts=hosts.count())
         progress = tqdm.tqdm(
             batches, total=total, desc="evaluate", unit="batch", leave=False, disable=None
         )
         with contextlib.closing(batches):
             for batch in progress:
-                if stop is not None and stop.received:
+                if stop is not None and stop.ask():
                     break
                 arrays = self._parallel.shard_batch(batch)
                 combined = self._task.combine([self._outputs(v, arrays) for v in ensemble])
-                rows = jax.device_get(self._score(combined, arrays))
+                rows = {k: hosts.gathered(v) for k, v in self._score(combined, arrays).items()}
+                batch = {k: hosts.gathered(batch[k]) for k in pipeline.ADDED}
                 collected.append(self._finish(rows, batch))
                 for i in np.flatnonzero(batch["valid"]):
                     if (index := int(batch["index"][i])) in keep_outputs:
-                        outputs[index] = {k: np.asarray(v[i]) for k, v in combined.items()}
+                        alone = hosts.count() == 1
+                        kept = {k: np.asarray(v[i]) for k, v in combined.items()} if alone else None
+                        outputs[index] = kept
         names = collected[0] if collected else ()
         return Result({k: np.concatenate([r[k] for r in collected]) for k in names}, outputs)
 
@@ -103,6 +111,7 @@ class Scorer:
             self._task.data.transforms,
             batch_size=self._batch_size,
             threads=self._threads,
+            shard=(hosts.index(), hosts.count()),
             examples=self._examples,
         )
 
@@ -169,9 +178,11 @@ def evaluate(
             "wall_s": round(time.monotonic() - started, 1),
             **provenance(),
         }
-        _write_rows(results.rows_path(workdir, label), result.rows)
-        _write_results(run, label, metrics=metrics, evaluation=evaluation)
-        _draw(run, source, result, folder=workdir / "figures", label=label)
+        if hosts.is_main():
+            _write_rows(results.rows_path(workdir, label), result.rows)
+            _write_results(run, label, metrics=metrics, evaluation=evaluation)
+            run = dataclasses.replace(run, ensemble=hosts.own(run.ensemble))
+            _draw(run, source, result, folder=workdir / "figures", label=label)
         return metrics
 
 
@@ -222,10 +233,11 @@ def _last_batches(run: TrainedRun, trained: ml_collections.ConfigDict):
     return pipeline.train_batches(
         splits.open_training(run.task, trained, run.workdir),
         run.task.data.transforms,
-        batch_size=trained.batch_size,
+        batch_size=trained.batch_size // hosts.count(),
         seed=trained.seed,
         threads=trained.threads,
         cache_mb=trained.cache_mb,
+        shard=(hosts.index(), hosts.count()),
         stages=(dataclasses.replace(last, first_step=0),),
     )
 

@@ -10,6 +10,9 @@ r"""Train and evaluate.
 --config.FIELD=VALUE changes a field. --config.data.name chooses another data set, with the options
 of that set; so does --config.second.name. Without --workdir the run goes to runs/NAME-VARIANT.
 Running the same command again resumes.
+
+Several hosts, each with this command and a --workdir that all see (launch/):
+    ... --hosts=slurm|jobset|tpu        or        --coordinator=HOST:PORT --processes=N --process=I
 """
 
 import contextlib
@@ -34,6 +37,10 @@ _STEPS = flags.DEFINE_list("steps", [], "Checkpoints whose predictions are avera
 _ALLOW_SEEN = flags.DEFINE_bool(
     "allow_seen", False, "An external test may hold patients or films that were trained on."
 )
+_HOSTS = flags.DEFINE_string("hosts", "", "What started a process on each host.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, in place of --hosts.")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are.")
+_PROCESS = flags.DEFINE_integer("process", -1, "The number of this one, from 0.")
 _CONFIG_HELP = """\
   --config: A file of configs/ and its variant, e.g. configs/severity.py:quick.
   --config.FIELD: Another value of a field; --mode=show lists them all.
@@ -45,15 +52,25 @@ def main() -> int:
     if _MODE.value == "show":
         return _show(config, file)
     setup_jax()
-    from cxr_jax import (
-        checkpoints,
-        evaluate,
-        train,
-        workdir,
-        writers,
-    )  # importing jax takes seconds
+    from cxr_jax import hosts  # importing jax takes seconds
 
+    hosts.start(
+        hosts.place(
+            _HOSTS.value,
+            coordinator=_COORDINATOR.value,
+            processes=_PROCESSES.value,
+            process=_PROCESS.value,
+        )
+    )
     folder = pathlib.Path(_WORKDIR.value or _default_workdir(file)).expanduser()
+    with hosts.watched():
+        return _run(config, folder)
+
+
+def _run(config: ml_collections.ConfigDict | None, folder: pathlib.Path) -> int:
+    """Trains and evaluates; the exit status."""
+    from cxr_jax import checkpoints, evaluate, train, workdir, writers
+
     if config is None:
         config = workdir.read_config(folder)
     split = _SPLIT.value

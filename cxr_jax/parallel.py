@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cxr_jax import hosts
 from cxr_jax.errors import InputError
 
 AXIS = "data"
@@ -33,14 +34,14 @@ class Parallel:
         """`devices` 0 takes all there are."""
         if mode not in MODES:
             raise InputError(f"config.parallel={mode!r}; expected one of {', '.join(MODES)}")
-        if jax.process_count() > 1:
-            raise InputError(
-                f"this is one of {jax.process_count()} processes; runs over several hosts are not "
-                "supported yet: start one process a machine"
-            )
         found = jax.devices()
         if devices > len(found):
-            raise InputError(f"config.devices={devices}, but this machine has {len(found)}")
+            raise InputError(f"config.devices={devices}, but there are {len(found)}")
+        if hosts.count() > 1 and (mode == "pmap" or devices not in (0, len(found))):
+            raise InputError(
+                f"config.parallel={mode!r}, config.devices={devices}: a run of {hosts.count()} "
+                "hosts takes all their devices, and with jit"
+            )
         return cls(mode, tuple(found[: devices or len(found)]))
 
     @property

@@ -4,6 +4,8 @@ r"""Train a list of variants with every seed, some or one at a time, and gather 
         --seeds=0,1,2 --output=SWEEP --config.optimizer.lr=0.01
     python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP     rows with names; docs/commands.md
     python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP --dry     the commands, in order
+    python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP --run=7   that one alone, of a cluster's
+    python -m cxr_jax.sweep --list=LIST.toml --output=SWEEP --waves   array job: launch/sweep.sh
 
 A run is `python -m cxr_jax.main` in SWEEP/NAME/seed-K, with what it says in log.txt there. The same
 command again skips what is finished and resumes what is not. --config.FIELD=VALUE changes a field
@@ -23,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from cxr_jax import safe_write, small_files, sweep_references, sweep_table
 from cxr_jax import workdir as workdirs
@@ -47,7 +49,12 @@ def main() -> int:
     if args.jobs < 1:
         raise InputError(f"--jobs={args.jobs}; expected 1 or more")
     told = {"split": args.split, "metrics": plan.metrics, "jobs": args.jobs}
-    sweep = Sweep(runs, output=args.output, **told)
+    sweep = Sweep(runs, output=args.output, alone=not (args.run or args.waves), **told)
+    if args.waves:
+        print("\n".join(waves(runs, {run.key for run in sweep.done})))
+        return 0
+    if args.run:
+        return _run_one(sweep, runs, args)
     if args.dry:
         for run in runs:
             done = "   # done already" if run in sweep.done else ""
@@ -63,6 +70,46 @@ def main() -> int:
         again = shlex.join(["python", "-m", "cxr_jax.sweep", *sys.argv[1:]])
         print(f"{len(sweep.done)} of {len(runs)} runs are done; to go on: {again}")
     return status
+
+
+def _run_one(sweep: "Sweep", runs: Sequence[Run], args: argparse.Namespace) -> int:
+    """Trains a run of an array job; the exit status."""
+    if not 1 <= args.run <= len(runs):
+        raise InputError(f"--run={args.run}; the list has the runs 1 to {len(runs)}")
+    if args.dry:
+        print(shlex.join(runs[args.run - 1].command))
+        return 0
+    safe_write.make_folder(args.output, "--output")
+    with StopSignal() as stop:
+        return sweep(stop, only=args.run)
+
+
+def waves(runs: Sequence[Run], done: Set[tuple[str, int]]) -> list[str]:
+    """What can be trained at the same time, wave after wave, as numbers of runs: '1-3,7'.
+
+    Args:
+      runs: in the order of the list.
+      done: keys of those that are left out.
+    """
+    when: dict[tuple[str, int], int] = {}
+    found: dict[int, list[int]] = {}
+    for number, run in enumerate(runs, 1):
+        if run.key not in done:
+            before = [when.get((name, run.seed), 0) for name in run.needs]
+            when[run.key] = 1 + max(before, default=0)
+            found.setdefault(when[run.key], []).append(number)
+    return [_ranges(found[wave]) for wave in sorted(found)]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> '1-3,7'."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
@@ -81,6 +128,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
     parser.add_argument("--metrics", help="columns, e.g. mse,mean_auc; default: the tasks' own")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at once on this machine")
+    parser.add_argument("--run", type=int, default=0, help="trains that run of the list alone")
+    parser.add_argument("--waves", action="store_true", help="prints which runs may go together")
     parser.add_argument("--dry", action="store_true", help="prints the commands, runs nothing")
     args, rest = parser.parse_known_args(argv)
     for text in rest:
@@ -123,6 +172,7 @@ class Sweep:
         split: str,
         metrics: Sequence[str],
         jobs: int = 1,
+        alone: bool = True,
     ):
         """Looks at what is there.
 
@@ -132,6 +182,7 @@ class Sweep:
           split: that is evaluated.
           metrics: columns of the table.
           jobs: how many runs are trained at once.
+          alone: no other sweep is at work in this folder; False in an array job.
 
         Raises:
           InputError: a work directory holds a run of another config, or another process is at work
@@ -140,7 +191,7 @@ class Sweep:
         self._runs, self._output, self._split, self._metrics = runs, output, split, metrics
         self._jobs = jobs
         for run in runs:
-            if small_files.exists(run.folder / workdirs.LOCK):
+            if alone and small_files.exists(run.folder / workdirs.LOCK):
                 with workdirs.only_writer(run.folder):
                     pass  # nobody else is at work there
         self._found: dict[tuple[str, int], sweep_table.Finished] = {}
@@ -164,10 +215,15 @@ class Sweep:
         done = [self._found[run.key] for run in self.done]
         return self.write(sweep_references.references(done, self._split))
 
-    def __call__(self, stop: StopSignal) -> int:
+    def __call__(self, stop: StopSignal, *, only: int = 0) -> int:
         """Runs what is not finished, `jobs` at once; the exit status: 0, 1 if a run failed, 128 + a
-        signal's number."""
-        waiting = collections.deque(enumerate(self._runs, 1))
+        signal's number.
+
+        Args:
+          only: the number of one run, from 1; 0 for all.
+        """
+        wanted = [only] if only else range(1, len(self._runs) + 1)
+        waiting = collections.deque((number, self._runs[number - 1]) for number in wanted)
         running: list[_Child] = []
         while waiting or running:
             later: list[tuple[int, Run]] = []
@@ -184,7 +240,7 @@ class Sweep:
             running = self._wait(running, stop)
             if stop.received and not running:
                 break
-        if stop.received and len(self._found) < len(self._runs):
+        if stop.received and any(self._runs[n - 1].key not in self._found for n in wanted):
             print(f"{stop.name} ends the sweep")
             return stop.status
         return 1 if self._failed else 0
@@ -199,7 +255,7 @@ class Sweep:
         if outdated:
             self._fail(run, f"{title}: left out, for {outdated}")
         elif missing:
-            self._fail(run, f"{title}: left out, for it needs {missing[0]!r}, which failed")
+            self._fail(run, f"{title}: left out, for it needs {missing[0]!r}, which is not done")
         return not (outdated or missing)
 
     def _look(self, run: Run) -> str:

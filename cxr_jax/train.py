@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import early_stopping, model_files, optimizers, state
+from cxr_jax import early_stopping, hosts, model_files, optimizers, state
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
@@ -32,6 +32,9 @@ from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.trained import variable_shapes
 from cxr_jax.writers import Writer
+
+
+_ASK_EVERY = 10  # steps after which hosts ask each other whether to stop
 
 
 def train(
@@ -63,7 +66,7 @@ def train(
         )
     with workdirs.only_writer(workdir):
         workdirs.check_config(config, workdir, _free(config), longer=True)
-        newest = newest_whole(workdir) or 0
+        newest = hosts.main_first(lambda: newest_whole(workdir)) or 0
         if EarlyStopping.read(config, workdir, until=newest).complete(newest):
             print(f"{workdir} is trained already, to step {newest}")
             return True
@@ -128,11 +131,11 @@ class Run:
         return pipeline.train_batches(
             self.source,
             self.task.data.transforms,
-            batch_size=self.config.batch_size // jax.process_count(),
+            batch_size=self.config.batch_size // hosts.count(),
             seed=self.config.seed,
             threads=self.config.threads,
             cache_mb=self.config.cache_mb,
-            shard=(jax.process_index(), jax.process_count()),
+            shard=(hosts.index(), hosts.count()),
             stages=self.task.data.stages,
         )
 
@@ -225,8 +228,10 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         return False
     if told := stopping.told(step):
         print(told, flush=True)
-    curves = training_curves(run.workdir / "metrics.jsonl")
-    save(curves, run.workdir / "figures" / "training.png")
+    if hosts.is_main():
+        curves = training_curves(run.workdir / "metrics.jsonl")
+        save(curves, run.workdir / "figures" / "training.png")
+    hosts.wait("trained")
     return True
 
 
@@ -284,7 +289,7 @@ class _Loop:
         _watch(config.hang_warning_s)
         if self._stopping.lacks(step):
             self._log_validation(step, train_state)
-        while not (self._stopping.complete(step) or self._stop.received):
+        while not (self._stopping.complete(step) or self._stopped(step)):
             train_state = self._refreshed(step, train_state)
             batch = next(self._batches)
             train_state, scalars = self._program.step(
@@ -307,6 +312,13 @@ class _Loop:
         faulthandler.cancel_dump_traceback_later()
         self._steps.finish()
         return train_state
+
+    def _stopped(self, step: int) -> bool:
+        """Whether a signal came; several hosts ask each other now and then only, for they wait for
+        the device meanwhile."""
+        if hosts.count() > 1 and step % _ASK_EVERY:
+            return self._stop.received
+        return self._stop.ask()
 
     def _refreshed(self, step: int, train_state: state.TrainState) -> state.TrainState:
         """The state, with batch statistics that belong to its weights where a stage that asks for

@@ -68,7 +68,7 @@ class TrainedRun:
         task = make_task(config)
         # What is wrong with the model is said before a record is read.
         shapes = variable_shapes(task, make_batch(task, [records.blank(task.data.inputs)]))
-        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if model_files.is_one(workdir):
             if steps:
                 raise InputError(f"{workdir}: this model has no checkpoints to choose from")

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from cxr_jax import migrations, safe_write, small_files
+from cxr_jax import hosts, migrations, safe_write, small_files
 from cxr_jax.checkpoints import complete_steps
 from cxr_jax.data.sources.base import Source
 from cxr_jax.errors import InputError
@@ -57,11 +57,17 @@ FREE_IN_EVALUATION = (*FREE, "data", "devices", "parallel", "refresh_batches")
 
 @contextlib.contextmanager
 def only_writer(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder, and holds it: nobody else trains or evaluates there meanwhile.
+    """Makes the folder, and holds it: nobody else trains or evaluates there meanwhile. Of several
+    hosts the first one does.
 
     Raises:
-      InputError: another process holds it, or it cannot be written.
+      InputError: another process holds it, it cannot be written, or not all hosts see it.
     """
+    if not hosts.is_main():
+        hosts.wait("work directory")
+        hosts.check_shared(workdir / LOCK)
+        yield
+        return
     before = workdir.exists()
     safe_write.make_folder(workdir, "--workdir")
     try:
@@ -87,6 +93,7 @@ def only_writer(workdir: pathlib.Path) -> Iterator[None]:
         lock.truncate()
         lock.write(f"pid {os.getpid()} on {os.uname().nodename[:20]}")
         lock.flush()
+        hosts.wait("work directory")
         try:
             yield
         except InputError:
@@ -175,7 +182,8 @@ def claim(
     *,
     unlabelled: tuple[str, ...] = (),
 ) -> None:
-    """Writes config.json and data.json, once all that could be wrong has been looked at.
+    """Writes config.json and data.json, once all that could be wrong has been looked at; of several
+    hosts the first one does.
 
     Args:
       config: of the run.
@@ -194,6 +202,8 @@ def claim(
             f"{workdir} was trained on other data ({old} there, {data} here), so it cannot be "
             "resumed to the same result; use another --workdir"
         )
+    if not hosts.is_main():
+        return
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         _record_longer(config, workdir)

@@ -15,7 +15,7 @@ import jax
 import tensorboardX
 import tqdm
 
-from cxr_jax import safe_write, small_files
+from cxr_jax import hosts, safe_write, small_files
 from cxr_jax.metrics.bootstrap import Metric
 from cxr_jax.version import VERSION
 
@@ -24,21 +24,24 @@ class Writer:
     """Progress bar with time left on a terminal, plain lines otherwise; metrics.jsonl; TensorBoard.
 
     metrics.jsonl has one line a logged step and never loses one: a resumed run drops the lines
-    past its checkpoint first, so that each step stands in the file once.
+    past its checkpoint first, so that each step stands in the file once. Of several hosts the first
+    one writes.
     """
 
     def __init__(self, workdir: pathlib.Path, *, total_steps: int, first_step: int = 0):
         self.path = workdir / "metrics.jsonl"
-        self._drop_lines_after(first_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._main = hosts.is_main()
+        if self._main:
+            self._drop_lines_after(first_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            )
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=first_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not (self._main and sys.stderr.isatty()),
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -50,8 +53,9 @@ class Writer:
 
     def __exit__(self, *_):
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        if self._main:
+            self._file.close()
+            self._board.close()
 
     def advance(self, step: int) -> None:
         """Tells the progress bar that `step` is done."""
@@ -61,6 +65,8 @@ class Writer:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, TensorBoard, and the terminal."""
+        if not self._main:
+            return
         values = {name: float(value) for name, value in values.items()}
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
@@ -131,6 +137,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax", "optax")},
         "device": f"{len(jax.devices())} x {device.device_kind}",
+        "hosts": hosts.count(),
         "cpu_count": os.cpu_count(),
     }
 
