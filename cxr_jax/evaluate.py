@@ -181,8 +181,7 @@ def evaluate(
         if hosts.is_main():
             _write_rows(results.rows_path(workdir, label), result.rows)
             _write_results(run, label, metrics=metrics, evaluation=evaluation)
-            run = dataclasses.replace(run, ensemble=hosts.own(run.ensemble))
-            _draw(run, source, result, folder=workdir / "figures", label=label)
+            _draw(run, source, result, label)
         return metrics
 
 
@@ -336,11 +335,10 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
     }
 
 
-def _draw(
-    run: TrainedRun, source: sources.Source, result: Result, *, folder: pathlib.Path, label: str
-) -> None:
+def _draw(run: TrainedRun, source: sources.Source, result: Result, label: str) -> None:
     """The chosen records, with what explains them, the worst and the best, and the charts of the
     split."""
+    run, folder = run.alone(), run.workdir / "figures"
     for path in folder.glob(f"{label}-*"):
         if re.match(rf"{re.escape(label)}-(worst|best)-\d", path.name):
             path.unlink()  # of an earlier evaluation; these are other records

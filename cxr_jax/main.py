@@ -38,7 +38,9 @@ _ALLOW_SEEN = flags.DEFINE_bool(
     "allow_seen", False, "An external test may hold patients or films that were trained on."
 )
 _HOSTS = flags.DEFINE_string("hosts", "", "What started a process on each host.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, in place of --hosts.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, in place of --hosts."
+)
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are.")
 _PROCESS = flags.DEFINE_integer("process", -1, "The number of this one, from 0.")
 _CONFIG_HELP = """\

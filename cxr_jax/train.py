@@ -33,7 +33,6 @@ from cxr_jax.tasks import Task, make_task
 from cxr_jax.trained import variable_shapes
 from cxr_jax.writers import Writer
 
-
 _ASK_EVERY = 10  # steps after which hosts ask each other whether to stop
 
 

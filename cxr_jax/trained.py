@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import model_files
+from cxr_jax import hosts, model_files
 from cxr_jax.checkpoints import restore_variables
 from cxr_jax.data import records
 from cxr_jax.data.records import Record
@@ -93,6 +93,10 @@ class TrainedRun:
         explains something: both of the same members of the ensemble."""
         functions = [self._predict, self._explain] if self._explain else [self._predict]
         return self._apply(functions, [record], 1)[0]
+
+    def alone(self) -> "TrainedRun":
+        """For this host of several: it may compute without the others."""
+        return dataclasses.replace(self, ensemble=hosts.own(self.ensemble))
 
     @functools.cached_property
     def version(self) -> str:

@@ -30,9 +30,9 @@ def _command(workdir, *more):
     ]
 
 
-def _start(workdir, *more, devices=1, log=None):
+def _start(workdir, *more, devices=1, log=None, environment=None):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | (environment or {})
     with (log or pathlib.Path(os.devnull)).open("w") as out:
         return subprocess.Popen(
             _command(workdir, *more), env=environment, stdout=out, stderr=subprocess.STDOUT
@@ -45,21 +45,34 @@ def _free_port():
         return trial.getsockname()[1]
 
 
+def _by_flags(port, i):
+    return (f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"), {}
+
+
+def _by_slurm(port, i):
+    """What srun sets. JAX takes the port of the coordinator from the number of the job."""
+    del port
+    return ("--hosts=slurm",), {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+    }
+
+
 class Pair:
     """Two processes of one run, with what each says."""
 
-    def __init__(self, workdir, logs):
+    def __init__(self, workdir, logs, told=_by_flags):
         port = _free_port()
         logs.mkdir(exist_ok=True)
         self.logs = [logs / f"{i}.txt" for i in range(2)]
-        self.processes = [
-            _start(
-                workdir,
-                *(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"),
-                log=self.logs[i],
-            )
-            for i in range(2)
-        ]
+        self.processes = []
+        for i in range(2):
+            flags, environment = told(port, i)
+            process = _start(workdir, *flags, log=self.logs[i], environment=environment)
+            self.processes.append(process)
 
     def ended(self):
         """Exit statuses, when both have ended."""
@@ -102,7 +115,7 @@ def story(tmp_path_factory):
     began = time.monotonic()
     told["killed"] = pair.ended(), pair.said(0), time.monotonic() - began
 
-    pair = Pair(workdir, folder / "stopped")
+    pair = Pair(workdir, folder / "stopped", _by_slurm)
     first = len(_steps(workdir))
     _until(lambda: len(_steps(workdir)) > first + 1, pair)
     pair.processes[1].send_signal(signal.SIGTERM)

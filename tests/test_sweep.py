@@ -1,6 +1,7 @@
 """A sweep: what is refused before anything runs, what is skipped, resumed and gathered."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -259,7 +260,7 @@ def test_a_row_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
     assert failed.startswith("run 1 of 3, first, seed 0: failed, exit status 2: error: ")
     assert failed.endswith(f"see {tmp_path}/out/first/seed-0/log.txt")
     assert "nowhere" in failed
-    assert "left out, for it needs 'first', which failed" in left_out
+    assert "left out, for it needs 'first', which is not done" in left_out
     table = (tmp_path / "out" / "table.md").read_text()
     assert cells(table, "last")[2] == "1"
     assert cells(table, "from first")[2] == "0 of 1"
@@ -418,3 +419,42 @@ def test_rows_that_come_to_the_same_config_are_told(tmp_path):
     runs = sweep_rows.make_runs(sweep_rows.Plan(rows=rows, seeds=(0, 1)), tmp_path, split="test")
     (line,) = sweep_rows.same_rows(runs)
     assert "rows 'smoke' and 'smoke,size=2x4' are the same config" in line
+
+
+def test_an_array_job_trains_each_run_alone_and_wave_after_wave(tmp_path, monkeypatch, capsys):
+    (tmp_path / "list.toml").write_text(LIST)
+    monkeypatch.setattr(sweep, "start_child", lambda run, alone: Child(in_this_process(run)))
+    args = ["sweep", f"--list={tmp_path / 'list.toml'}", f"--output={tmp_path / 'out'}"]
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", [*args, *more])
+        return sweep.main(), capsys.readouterr()
+
+    assert run("--waves")[1].out == "1-2\n3-4\n"
+    status, told = run("--run=3")
+    assert status == 1
+    assert "needs 'first', which is not done" in told.err
+    assert "--config.init_from" in run("--run=3", "--dry")[1].out
+    assert run("--run=1")[0] == 0
+    assert run("--waves")[1].out == "2-3\n4\n"
+    assert run("--run=3")[0] == 0
+    assert cells((tmp_path / "out" / "table.md").read_text(), "from first")[2] == "1 of 2"
+    for number in (-1, 5):
+        with pytest.raises(InputError, match="the runs 1 to 4"):
+            run(f"--run={number}")
+
+
+def test_waves_as_ranges(tmp_path):
+    (tmp_path / "list.toml").write_text(LIST)
+    first = sweep_rows.make_runs(
+        sweep_rows.read_list(tmp_path / "list.toml"), tmp_path, split="test"
+    )[0]
+
+    def run(name, seed, *needs):
+        row = dataclasses.replace(first.row, name=name)
+        return dataclasses.replace(first, row=row, seed=seed, needs=needs)
+
+    runs = [run("a", 0), run("a", 1), run("b", 0, "a"), run("c", 0), run("d", 0, "b")]
+    assert sweep.waves(runs, set()) == ["1-2,4", "3", "5"]
+    assert sweep.waves(runs, {("a", 0), ("c", 0)}) == ["2-3", "5"]
+    assert sweep.waves(runs, {run.key for run in runs}) == []
