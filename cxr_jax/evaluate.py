@@ -157,16 +157,16 @@ def evaluate(
         _tell_steps(run)
         run, statistics = _refreshed(run, parallel, trained=trained)
         chosen = task.evaluation.figure_indices(source, config.figures)
-        measure = config.measure_explanations
-        score = Scorer(task, source, parallel=parallel, config=config, measure=measure)
+        score = Scorer(
+            task, source, parallel=parallel, config=config, measure=config.measure_explanations
+        )
         with contextlib.nullcontext(stop) if stop else StopSignal() as stop:
             fitted = _fit(run, parallel, trained=trained, split=label, stop=stop)
             result = score(run.ensemble, keep_outputs=frozenset(chosen.tolist()), stop=stop)
         if stop.received:
             return None
-        if fitted.get("values"):
-            rows = task.evaluation.with_fit(result.rows, fitted["values"])
-            result = dataclasses.replace(result, rows=rows)
+        if values := fitted.get("values"):
+            result = dataclasses.replace(result, rows=task.evaluation.with_fit(result.rows, values))
         metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
         evaluation = {
             **_described(run, source, split),
@@ -181,7 +181,7 @@ def evaluate(
         if hosts.is_main():
             _write_rows(results.rows_path(workdir, label), result.rows)
             _write_results(run, label, metrics=metrics, evaluation=evaluation)
-            _draw(run, source, result, label)
+            _draw(run, source, result, label=label)
         return metrics
 
 
@@ -335,7 +335,7 @@ def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str,
     }
 
 
-def _draw(run: TrainedRun, source: sources.Source, result: Result, label: str) -> None:
+def _draw(run: TrainedRun, source: sources.Source, result: Result, *, label: str) -> None:
     """The chosen records, with what explains them, the worst and the best, and the charts of the
     split."""
     run, folder = run.alone(), run.workdir / "figures"
