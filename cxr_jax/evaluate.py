@@ -145,8 +145,7 @@ def evaluate(
       The metrics, or None where a signal ended the evaluation; nothing is written then.
     """
     started = time.monotonic()
-    trained = workdirs.read_config(workdir)
-    task = make_task(config)
+    trained, task = workdirs.read_config(workdir), make_task(config)
     settings = (*splits.COMPLETIONS, *task.evaluation.free_settings)
     workdirs.check_config(config, workdir, (*workdirs.FREE_IN_EVALUATION, *settings))
     with workdirs.only_writer(workdir):
@@ -167,7 +166,7 @@ def evaluate(
             return None
         if values := fitted.get("values"):
             result = dataclasses.replace(result, rows=task.evaluation.with_fit(result.rows, values))
-        metrics = {f"{label}/{name}": m for name, m in _measure(task, config, result.rows).items()}
+        metrics = _measure(task, config, result.rows, label=label)
         evaluation = {
             **_described(run, source, split),
             "fitted": fitted,
@@ -296,8 +295,11 @@ def _fit(
         return {"reason": str(error)}
 
 
-def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[str, Metric]:
-    """Numbers with intervals; none where the split has no truth at all, only predictions."""
+def _measure(
+    task: Task, config: ml_collections.ConfigDict, rows: Rows, *, label: str
+) -> dict[str, Metric]:
+    """LABEL/NAME -> number with interval; none where the split has no truth at all, only
+    predictions."""
     units = task.evaluation.units(rows)
     if not len(units["group"]):
         return {}
@@ -309,7 +311,7 @@ def _measure(task: Task, config: ml_collections.ConfigDict, rows: Rows) -> dict[
         seed=config.seed,
     )
     # n = 0: the data set has no such truth (no masks, say), so there is no such metric.
-    return {name: metric for name, metric in found.items() if metric.n or metric.reason}
+    return {f"{label}/{name}": m for name, m in found.items() if m.n or m.reason}
 
 
 def _described(run: TrainedRun, source: sources.Source, split: str) -> dict[str, Any]:
