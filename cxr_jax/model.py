@@ -138,21 +138,21 @@ class Model:
         return Volumes(self._run, window=self._window or "")
 
     def _film(self, image: "Image") -> "Result":
+        coloured = None
         if isinstance(image, (str, os.PathLike)):
+            from cxr_jax.data import readers
+
             record = self._films.read(pathlib.Path(image))
+            coloured = readers.read_colour(image)
         elif isinstance(image, np.ndarray):
             record = self._films.record(_pixels(image), "image", told="the image")
         else:
             with tempfile.TemporaryDirectory() as folder:
                 record = self._films.read(_written(image, pathlib.Path(folder)))
-        outputs = self._run.explain(record)
-        task = self._run.task
+        found = self._films.look(record, coloured=coloured)
         lungs = {"lungs": record["lungs"]} if "lungs" in record else {}
-        return Result(
-            {name: np.asarray(array) for name, array in outputs.items()} | lungs,
-            task.describe(record, outputs),
-            functools.partial(task.figure, record, outputs),
-        )
+        arrays = {name: np.asarray(array) for name, array in found.outputs.items()} | lungs
+        return Result(arrays, found.line, found.draw)
 
     def _volume(self, image: "Image", spacing_mm: Spacing | None) -> "Result":
         if not self._has_volumes:

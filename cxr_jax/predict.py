@@ -117,11 +117,13 @@ def predict(
         raise InputError(f"no {door.unit} is left to predict on; {'; '.join(found.told())}")
     folder, about = OutputFolder(output, found.files), _about(run)
     failed: list[str] = []
+    doubtful = 0
     with folder.writing():
         for path in tqdm.tqdm(found.files, desc="predict", unit=door.unit, disable=None):
             try:
                 found_there = door.predict(path)
                 folder.add(path, found_there._replace(line={**found_there.line, "model": about}))
+                doubtful += not found_there.line.get("quality", {}).get("usable", True)
             except InputError as error:
                 failed.append(str(error))
                 folder.fail(path, str(error))
@@ -130,6 +132,7 @@ def predict(
     ends = [
         f"{output}: predictions.jsonl, predictions.csv and {folder.pictures} pictures{unused}",
         *found.told(),
+        *([_doubts(doubtful, door.unit)] if doubtful else []),
         f"model: {workdir}, steps {', '.join(map(str, run.steps))}",
         "Research software: not for any clinical use.",
     ]
@@ -173,11 +176,18 @@ def _open(
     return door(run, **{name: value for name, value in options.items() if value}), run
 
 
+def _doubts(count: int, unit: str) -> str:
+    return (
+        f"{count} {unit}{'s' if count > 1 else ''} may not be fit for this model: the reasons are "
+        "under `quality` in the lines, and on the pictures"
+    )
+
+
 def _about(run: TrainedRun) -> dict[str, Any]:
     """Which model a line is of."""
     threshold = {"threshold": run.config.threshold} if "threshold" in run.config else {}
     return {
-        "name": pathlib.Path(run.workdir).resolve().name,
+        "name": run.name,
         "steps": list(run.steps),
         "version": run.version[:16],
         "code_version": code_version(),

@@ -94,6 +94,11 @@ class TrainedRun:
         functions = [self._predict, self._explain] if self._explain else [self._predict]
         return self._apply(functions, [record], 1)[0]
 
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return pathlib.Path(self.workdir).resolve().name
+
     def alone(self) -> "TrainedRun":
         """For this host of several: it may compute without the others."""
         return dataclasses.replace(self, ensemble=hosts.own(self.ensemble))

@@ -29,7 +29,7 @@ from cxr_jax.figures.films import (
 )
 from cxr_jax.figures.lesions import DrawnLesions, lesions_panel
 from cxr_jax.figures.sheets import contact_sheet
-from cxr_jax.figures.style import PREDICTION, TRUTH, save, to_array
+from cxr_jax.figures.style import PREDICTION, TRUTH, mark, save, to_array
 from cxr_jax.figures.views import views_panel
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "lesions_panel",
     "lungs_comparison",
     "lungs_panel",
+    "mark",
     "precision_recall_chart",
     "reliability_chart",
     "roc_chart",

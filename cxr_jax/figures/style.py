@@ -7,6 +7,7 @@ settings, so they can be drawn in any thread. Lengths are in inches at `DPI`.
 import math
 import os
 import pathlib
+import textwrap
 import unicodedata
 
 import matplotlib
@@ -15,6 +16,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from cxr_jax import safe_write
@@ -49,6 +51,33 @@ def _figure(width: float, height: float, color: str) -> Figure:
     fig = Figure(figsize=(width, height), dpi=DPI, facecolor=color)
     FigureCanvasAgg(fig)
     return fig
+
+
+def mark(fig: Figure, text: str) -> None:
+    """Puts a warning across the head of a finished figure, which grows by its height."""
+    across, up = fig.get_size_inches()
+    lines = textwrap.wrap(text, max(20, int(across * 13)))
+    more = 0.12 + 0.2 * len(lines)
+    places = [(axes, axes.get_position()) for axes in fig.axes]
+    fig.set_size_inches(across, up + more)
+    for axes, place in places:  # the same inches from the foot
+        share = up / (up + more)
+        axes.set_position([place.x0, place.y0 * share, place.width, place.height * share])
+    for words in fig.texts:
+        x, y = words.get_position()
+        words.set_position((x, y * up / (up + more)))
+    band = Rectangle((0, up / (up + more)), 1, 1, transform=fig.transFigure, color=RED)
+    fig.add_artist(band)
+    fig.text(
+        0.5,
+        (up + more / 2) / (up + more),
+        "\n".join(lines),
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=9,
+        weight="bold",
+    )
 
 
 def add_axes(fig: Figure, *, left: float, width: float, height: float, bottom: float = 0.5) -> Axes:

@@ -3,17 +3,22 @@
 import argparse
 import collections
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data import readers, zones
 from cxr_jax.data.found import Found
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
+from cxr_jax.figures import mark
+from cxr_jax.inputs import dicom_files, quality
 from cxr_jax.inputs.doors import Prediction
 from cxr_jax.inputs.lungs import Segmenter
+from cxr_jax.tasks.base import Outputs, VolumeTask
 from cxr_jax.trained import TrainedRun
 
 
@@ -26,22 +31,34 @@ class Films:
         where the task needs lung masks and `masks` is not given.
       masks: folder of lung masks, NAME.png; FOLDER/NAME.png where a film of that name lies in
         FOLDER of a searched folder.
+      dicom: of a DICOM film, what was found as DICOM too.
 
     Raises:
       InputError: the run needs lung masks and there is nothing to get them from.
     """
 
     unit = "film"
-    options = ("lungs", "masks")
+    options = ("lungs", "masks", "dicom")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """--lungs and --masks."""
+        """--lungs, --masks and --dicom."""
         parser.add_argument("--lungs", default="", help="work directory of a trained lungs run")
         parser.add_argument("--masks", type=pathlib.Path, help="folder of lung masks, NAME.png")
+        parser.add_argument("--dicom", action="store_true", help=dicom_files.HELP)
 
-    def __init__(self, run: TrainedRun, *, lungs: str = "", masks: pathlib.Path | None = None):
+    def __init__(
+        self,
+        run: TrainedRun,
+        *,
+        lungs: str = "",
+        masks: pathlib.Path | None = None,
+        dicom: bool = False,
+    ):
         self._run, self._masks, self._segmenter = run, masks, None
+        self._dicom = dicom
+        if dicom:
+            dicom_files.check_installed()
         self._places: dict[pathlib.Path, pathlib.Path] = {}
         if "lungs" in run.task.data.inputs and masks is None:
             lungs = lungs or run.config.lungs.workdir
@@ -66,16 +83,36 @@ class Films:
           InputError: the film cannot be read, or no lung was found where one is needed.
         """
         record = self.read(path)
-        task, outputs = self._run.task, self._run.explain(record)
-        layers = task.layers(record, outputs)
+        found = self.look(record, coloured=readers.read_colour(path))
+        layers, figure = self._run.task.layers(record, found.outputs), found.draw()
+        drawn = _drawn(layers, record.get("lungs"))
         if "lungs" in record:
             layers["lungs"] = np.where(record["lungs"] > 0, 255, 0).astype(np.uint8)
-        return Prediction(
-            stem=path.stem,
-            line=task.describe(record, outputs),
-            figure=task.figure(record, outputs),
-            files={name: (f"-{name}.png", _png(layer)) for name, layer in layers.items()},
-        )
+        files = {name: (f"-{name}.png", _png(layer)) for name, layer in layers.items()}
+        if self._dicom:
+            files |= dicom_files.files_of(path, drawn, figure, model=self._run.name)
+        return Prediction(stem=path.stem, line=found.line, figure=figure, files=files)
+
+    def look(self, record: Record, *, coloured: float | None = None) -> "Look":
+        """What the run says of a film that is read already, and what is to be said of the film.
+
+        Args:
+          record: of `read` or `record`.
+          coloured: as `quality.judge`.
+        """
+        task, outputs = self._run.task, self._run.explain(record)
+        line, reasons = task.describe(record, outputs), ()
+        if not isinstance(task, VolumeTask):  # whose pictures are slices
+            judged = quality.judge(record["image"], lungs=record.get("lungs"), coloured=coloured)
+            line, reasons = line | {"quality": judged.to_json()}, judged.reasons
+
+        def draw() -> Figure:
+            figure = task.figure(record, outputs)
+            if reasons:
+                mark(figure, f"This picture {'; '.join(reasons)}. Its scores may mean nothing.")
+            return figure
+
+        return Look(outputs, line, draw)
 
     def read(self, path: pathlib.Path) -> Record:
         """A record with the film and, where they are asked for, its lungs.
@@ -130,6 +167,38 @@ class Films:
                 "of the same place in two folders in two runs"
             )
         return inside if inside.is_file() else self._masks / f"{path.stem}.png"
+
+
+class Look(NamedTuple):
+    """What is said of a film.
+
+    Attributes:
+      outputs: the arrays of the model.
+      line: plain JSON for `predictions.jsonl`.
+      draw: makes the picture.
+    """
+
+    outputs: Outputs
+    line: dict[str, Any]
+    draw: Callable[[], Figure]
+
+
+def _drawn(layers: Mapping[str, np.ndarray], lungs: np.ndarray | None) -> list[dicom_files.Drawn]:
+    """For DICOM: the layers of the task, maps of lesions but for one of the lungs, and the lungs
+    that the film came with."""
+    drawn = [
+        dicom_files.Drawn("lungs", "lungs", layer)
+        if name == "lungs"
+        else dicom_files.Drawn("lesions", name, layer, is_map=True)
+        for name, layer in layers.items()
+    ]
+    if lungs is not None:
+        sides = {"right lung": 1, "left lung": 2}
+        drawn += [
+            dicom_files.Drawn("lungs", side, (lungs == label).astype(np.uint8))
+            for side, label in sides.items()
+        ]
+    return drawn
 
 
 def _png(layer: np.ndarray) -> Callable[[pathlib.Path], None]:

@@ -15,6 +15,7 @@ from cxr_jax.data import volumes
 from cxr_jax.data.found import Found
 from cxr_jax.data.records import Record
 from cxr_jax.errors import InputError
+from cxr_jax.inputs import dicom_files
 from cxr_jax.inputs.doors import Prediction
 from cxr_jax.inputs.lungs import Segmenter
 from cxr_jax.tasks.base import VolumeTask
@@ -32,17 +33,18 @@ class Volumes:
     Args:
       run: of a `VolumeTask`.
       window: CENTRE,WIDTH in HU; '' is the lung window, which needs values in HU.
+      dicom: of a DICOM series, the mask as DICOM too.
 
     Raises:
       InputError: no such window, or lungs are needed and there is no run that finds them.
     """
 
     unit = "CT volume"
-    options = ("window",)
+    options = ("window", "dicom")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """--window."""
+        """--window; --dicom is that of films."""
         parser.add_argument(
             "--window",
             default="",
@@ -50,8 +52,10 @@ class Volumes:
             "window)",
         )
 
-    def __init__(self, run: TrainedRun, *, window: str | Window = ""):
-        self._run = run
+    def __init__(self, run: TrainedRun, *, window: str | Window = "", dicom: bool = False):
+        self._run, self._dicom = run, dicom
+        if dicom:
+            dicom_files.check_installed()
         self._task: VolumeTask = run.task
         self._window = _parse_window(window) if isinstance(window, str) else window
         self._segmenter = None
@@ -77,12 +81,12 @@ class Volumes:
         found = self.look(scan, path.resolve().name, told=str(path))
         stem = re.sub(r"\.nii(\.gz)?$", "", path.resolve().name, flags=re.I)
         write = functools.partial(volumes.write_mask, mask=found.mask, volume=scan)
-        return Prediction(
-            stem=stem,
-            line=found.line,
-            figure=self._task.figure(found.shown, self._run.explain(found.shown)),
-            files={"mask": ("-lesions.nii.gz", write)},
-        )
+        figure = self._task.figure(found.shown, self._run.explain(found.shown))
+        files = {"mask": ("-lesions.nii.gz", write)}
+        if self._dicom:
+            drawn = [dicom_files.Drawn("lesions", "lesions", found.mask)]
+            files |= dicom_files.files_of(path, drawn, figure, model=self._run.name)
+        return Prediction(stem=stem, line=found.line, figure=figure, files=files)
 
     def look(self, scan: volumes.Volume, name: str, *, told: str) -> "Look":
         """What the run says of a volume that is read already.

@@ -22,11 +22,19 @@ early, `dicom_header` opens and checks a DICOM file, `dicom_grey` is its grey sc
 what all of them ask first; `whole` looks at header and end only.
 """
 
-from cxr_jax.data.readers.dicom import SliceHeader, read_hounsfield, read_slice_header, read_view
+from cxr_jax.data.readers.dicom import (
+    SliceHeader,
+    is_mirrored,
+    read_header,
+    read_hounsfield,
+    read_slice_header,
+    read_view,
+)
 from cxr_jax.data.readers.films import (
     check_frontal,
     films_in,
     find_films,
+    read_colour,
     read_film,
     read_labels,
     read_mask,
@@ -42,7 +50,10 @@ __all__ = [
     "encode_png",
     "films_in",
     "find_films",
+    "is_mirrored",
+    "read_colour",
     "read_film",
+    "read_header",
     "read_hounsfield",
     "read_jsrt",
     "read_labels",

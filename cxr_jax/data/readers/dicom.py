@@ -49,8 +49,27 @@ def read_dicom(path: Path, max_pixels: int) -> np.ndarray:
     else:
         film = grey_table.film(stored)
     with parsing("the DICOM header makes no sense"):
-        mirrored = list(dataset.get("PatientOrientation") or ())[:2] == ["R", "F"]
+        mirrored = is_mirrored(dataset)
     return cv2.flip(film, 1) if mirrored else film
+
+
+def is_mirrored(dataset: pydicom.Dataset) -> bool:
+    """Whether a film says that it was stored mirrored: `read_film` turns it back."""
+    return list(dataset.get("PatientOrientation") or ())[:2] == ["R", "F"]
+
+
+def read_header(path: str | Path) -> pydicom.Dataset | None:
+    """All elements of a DICOM file but its pixels; None of another file.
+
+    Raises:
+        InputError: missing, or its header cannot be read.
+    """
+    path = Path(path)
+    with naming(path):
+        if not is_dicom(read_head(path), path):
+            return None
+        with parsing("the DICOM header cannot be read"):
+            return open_dicom(path, stop_before_pixels=True)
 
 
 def check_view(path: Path) -> None:

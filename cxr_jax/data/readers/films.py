@@ -11,6 +11,7 @@ from cxr_jax.data.readers.checks import EXPECTED, MAX_PIXELS, read_head
 from cxr_jax.data.readers.dicom import check_view, read_dicom
 from cxr_jax.data.readers.dicom_header import is_dicom
 from cxr_jax.data.readers.pictures import (
+    colour_of,
     gif_or_bmp,
     is_png,
     is_png_or_jpeg,
@@ -53,6 +54,15 @@ def read_film(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if low == high:
             raise BadFile(f"every pixel is {low}, the film is of one colour; export it again")
     return film
+
+
+def read_colour(path: str | Path) -> float | None:
+    """How coloured the picture of a film is: the mean over its pixels of the largest difference
+    between red, green and blue, 0..255. None for a DICOM file. For a file that `read_film` has
+    read: nothing is checked again.
+    """
+    data = Path(path).read_bytes()
+    return colour_of(data) if is_png_or_jpeg(data) else None
 
 
 def check_frontal(path: str | Path) -> None:

@@ -124,6 +124,15 @@ def read_png_or_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
     return grey
 
 
+def colour_of(data: bytes) -> float:
+    """Mean over the pixels of the largest difference between the colours, 0..255; of PNG or JPEG
+    bytes that `read_png_or_jpeg` has read."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+    if picture is None:
+        return 0.0
+    return float(np.mean(picture.max(axis=-1).astype(np.int16) - picture.min(axis=-1)))
+
+
 def _checked_png(data: bytes, max_pixels: int) -> bytes:
     """The PNG with nothing but its header, palette, orientation and pixels, all of them intact.
 

@@ -29,7 +29,7 @@ from cxr_jax.data.volumes.latest import Latest
 from cxr_jax.data.volumes.masks import both_lungs, read_mask, sided_lungs, write_mask
 from cxr_jax.data.volumes.nifti import read_nifti
 from cxr_jax.data.volumes.scans import find_volumes, holds_volume, outline, read, volumes_in
-from cxr_jax.data.volumes.series import read_dicom_series
+from cxr_jax.data.volumes.series import read_dicom_series, stored_series
 
 __all__ = [
     "LUNG_WINDOW",
@@ -47,6 +47,7 @@ __all__ = [
     "read_mask",
     "read_nifti",
     "sided_lungs",
+    "stored_series",
     "volumes_in",
     "window",
     "write_mask",

@@ -28,3 +28,10 @@ def oriented(values: np.ndarray, axes: np.ndarray) -> np.ndarray:
     # Canonical is right, front, head: x and y run against W and H.
     canonical = orientations.apply_orientation(values, axes)
     return canonical.transpose(2, 1, 0)[:, ::-1, ::-1]
+
+
+def stored(values: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Back: [S, H, W] as the package's docstring says -> a view of it in the file's axes."""
+    canonical = values[:, ::-1, ::-1].transpose(2, 1, 0)
+    usual = orientations.axcodes2ornt("RAS")
+    return orientations.apply_orientation(canonical, orientations.ornt_transform(usual, axes))

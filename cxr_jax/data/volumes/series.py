@@ -19,7 +19,7 @@ from cxr_jax.data.volumes.base import (
     check_shape,
     size_text,
 )
-from cxr_jax.data.volumes.orientation import file_order, oriented, voxel_matrix
+from cxr_jax.data.volumes.orientation import file_order, oriented, stored, voxel_matrix
 
 # Of the step between slices: more than this many steps, and a slice is missing in between.
 _GAP, _OVERLAP = 1.5, 0.67
@@ -63,7 +63,16 @@ def series_outline(folder: Path) -> Outline:
     return _series(folder).outline()
 
 
-class _Series(NamedTuple):
+def stored_series(folder: str | Path) -> "Series":
+    """The slices of the series in a folder, and how they lie; no pixels are looked at.
+
+    Raises:
+      InputError: as in `read_dicom_series`.
+    """
+    return _series(Path(folder))
+
+
+class Series(NamedTuple):
     """The slices of a series, sorted along their normal."""
 
     files: list[Path]
@@ -71,6 +80,11 @@ class _Series(NamedTuple):
     step: float  # mm
     axes: np.ndarray  # of the array [W, H, S]
     matrix: np.ndarray  # as `Outline`'s
+
+    def as_stored(self, values: np.ndarray) -> np.ndarray:
+        """[S, H, W] in the orientation of the package's docstring -> [S, H, W] as the files have
+        it: slice k is that of file k, its rows and columns in their order."""
+        return stored(values, self.axes).transpose(2, 1, 0)
 
     def outline(self) -> Outline:
         shape = (len(self.files), *self.headers[0].size)
@@ -82,7 +96,7 @@ class _Series(NamedTuple):
         return Outline(shape, ranks if ascending else ranks[::-1].copy(), None, self.matrix)
 
 
-def _series(folder: Path) -> _Series:
+def _series(folder: Path) -> Series:
     with naming(folder):
         files = _slice_files(folder)
         headers = [readers.read_slice_header(file) for file in files]
@@ -102,7 +116,7 @@ def _series(folder: Path) -> _Series:
                 "the axial series"
             )
         matrix = voxel_matrix(affine, axes, (first.size[1], first.size[0], len(files)))
-        return _Series(files=files, headers=headers, step=step, axes=axes, matrix=matrix)
+        return Series(files=files, headers=headers, step=step, axes=axes, matrix=matrix)
 
 
 def _slice_files(folder: Path) -> list[Path]:
