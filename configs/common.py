@@ -41,6 +41,7 @@ WATCH = dict(
     threads=2,
     cache_mb=1024,
     hang_warning_s=1800,
+    trackers="",
 )
 EARLY_STOPPING = dict(metric="", patience=0, highest=True)  # none
 PREPROCESS = dict(
@@ -101,6 +102,7 @@ MEANINGS = {
     "measure_explanations": "an evaluation explains every film, and scores the explanations",
     "threads": "of the input pipeline",
     "cache_mb": "memory for preprocessed films",
+    "trackers": "wandb, mlflow: get the numbers too, beside TensorBoard; '': none",
     "hang_warning_s": "stack dump if no step is logged for so long; 0: never",
     "optimizer.name": "sgd, adam or adamw",
     "optimizer.lr": "learning rate, at its highest",

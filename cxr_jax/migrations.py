@@ -22,6 +22,7 @@ ADDED: dict[str, Any] = {
     "measure_explanations": False,
     "early_stopping": {"metric": "", "patience": 0, "highest": True},
     "refresh_batches": 0,
+    "trackers": "",
     "regime.refresh_batches": 0,
     "regime.teacher_decay": 0.0,
 }

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import early_stopping, hosts, model_files, optimizers, state
+from cxr_jax import early_stopping, hosts, model_files, optimizers, state, trackers
 from cxr_jax import workdir as workdirs
 from cxr_jax.checkpoints import Checkpoints, StopSignal, complete_steps, newest_whole
 from cxr_jax.data import pipeline, sources
@@ -207,7 +207,13 @@ def _train(run: Run, batches: grain.DatasetIterator, stop: StopSignal) -> bool:
         )
         workdirs.claim(config, run.workdir, run.source, unlabelled=run.unlabelled)
         first = int(train_state.step)
-        with Writer(run.workdir, total_steps=config.total_steps, first_step=first) as writer:
+        with Writer(
+            run.workdir,
+            total_steps=config.total_steps,
+            first_step=first,
+            asked=config.trackers,
+            settings=workdirs.flatten(config),
+        ) as writer:
             stopping = EarlyStopping.read(config, run.workdir, until=first)
             loop = _Loop(
                 run,
@@ -394,6 +400,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
             f"1..config.total_steps={config.total_steps}"
         )
     early_stopping.check(config)
+    trackers.names(config.trackers)
     if config.precision not in ("float32", "bfloat16"):
         raise InputError(f"config.precision={config.precision!r}; expected float32 or bfloat16")
 

@@ -35,6 +35,7 @@ FREE = (
     "log_every",
     "measure_explanations",
     "threads",
+    "trackers",
 )
 # What may follow where a run is made longer.
 FREE_IF_LONGER = ("eval_steps", "optimizer.decay_steps", "total_steps")

@@ -1,4 +1,5 @@
-"""What a run leaves behind: progress on the terminal, metrics.jsonl, TensorBoard, results.json."""
+"""What a run leaves behind: progress on the terminal, metrics.jsonl, results.json; and what its
+trackers get."""
 
 import importlib.metadata
 import json
@@ -9,33 +10,43 @@ import platform
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import tensorboardX
 import tqdm
 
-from cxr_jax import hosts, safe_write, small_files
+from cxr_jax import hosts, safe_write, small_files, trackers
 from cxr_jax.metrics.bootstrap import Metric
 from cxr_jax.version import VERSION
 
 
 class Writer:
-    """Progress bar with time left on a terminal, plain lines otherwise; metrics.jsonl; TensorBoard.
+    """Progress bar with time left on a terminal, plain lines otherwise; metrics.jsonl; trackers.
 
     metrics.jsonl has one line a logged step and never loses one: a resumed run drops the lines
     past its checkpoint first, so that each step stands in the file once. Of several hosts the first
     one writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, total_steps: int, first_step: int = 0):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        asked: str = "",
+        settings: Mapping[str, Any] = types.MappingProxyType({}),
+    ):
+        """`asked` and `settings`: as `trackers.start`."""
         self.path = workdir / "metrics.jsonl"
         self._main = hosts.is_main()
         if self._main:
             self._drop_lines_after(first_step)
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            self._trackers = trackers.start(
+                asked, workdir, first_step=first_step, settings=settings
             )
         self._bar = tqdm.tqdm(
             total=total_steps,
@@ -55,7 +66,8 @@ class Writer:
         self._bar.close()
         if self._main:
             self._file.close()
-            self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def advance(self, step: int) -> None:
         """Tells the progress bar that `step` is done."""
@@ -64,15 +76,15 @@ class Writer:
         self._bar.update(step - self._bar.n)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, TensorBoard, and the terminal."""
+        """One line of metrics.jsonl, the trackers, and the terminal."""
         if not self._main:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar.disable:
             print(f"step {step}/{self._total}  {text}{self._time_left(step)}", flush=True)
