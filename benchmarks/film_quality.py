@@ -4,8 +4,8 @@
 
 LUNGS is a trained run of `configs/lungs.py:cohen`, or a model with a card. Good films are those of
 `brixia_cohen`, `cxr_3class` and phantoms. Mean film and ranges come from training films (of
-`cxr_3class` the folds 0 to 2): each range leaves out a two-hundredth of them, at each end that is a
-fault. `--write` puts them into the package. Counted are test films (folds 3 and 4), and pictures
+`cxr_3class` the folds 0 to 2): each range leaves out a five-hundredth of them, at each end that is
+a fault. `--write` puts them into the package. Counted are test films (folds 3 and 4), and pictures
 that should be noticed, made of them: turned, inverted, cut to one lung; axial CT slices of
 `ct_lesions` and `covid_ct`; photographs that come with scikit-image and scikit-learn, and cuts of
 them. No lateral film is at hand; a DICOM file that says it is one is refused by the reader.
@@ -32,8 +32,10 @@ from cxr_jax.data import sources
 from cxr_jax.inputs import quality
 from cxr_jax.inputs.lungs import Segmenter
 
-TAIL = 0.005  # of the training films, at each end that is a fault
-COLOURED = 12.0  # by hand: the films at hand are stored grey
+TAIL = 0.002  # of the training films, at each end that is a fault
+# By hand: the films at hand are stored grey; a picture that is like nothing is neither turned nor
+# inverted, but no film.
+BY_HAND = {"coloured": 12.0, "turned": 0.1, "inverted": 0.4}
 PHOTOGRAPHS = (
     *("astronaut", "camera", "coffee", "chelsea", "rocket", "coins", "page", "text", "moon"),
     *("clock", "brick", "grass", "gravel", "immunohistochemistry", "retina", "colorwheel"),
@@ -120,10 +122,10 @@ class Measured:
 
 def chosen(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     """Measure -> [lowest, highest] of good films; None at an end that is no fault."""
-    found = {"coloured": [None, COLOURED]}
+    found = {name: [None, high] for name, high in BY_HAND.items()}
     for name, (below, above) in quality.REASONS.items():
         values = [row[name] for row in rows if name in row]
-        if not values:
+        if name in BY_HAND:
             continue
         low, high = np.quantile(values, (TAIL, 1 - TAIL)).round(4).tolist()
         found[name] = [low if below else None, high if above else None]
@@ -162,15 +164,20 @@ def main() -> None:
     mean = np.mean([quality.order_of_brightness(film) for film in real], axis=0)
     mean = mean / np.linalg.norm(mean - mean.mean())
     measured = Measured(Segmenter.load(args.lungs), mean)
-    ranges = chosen(
-        [row for name, some in train.items() for row in measured(some, f"train, {name}")]
-    )
+    seen = {name: measured(some, f"train, {name}") for name, some in train.items()}
+    ranges = chosen([row for rows in seen.values() for row in rows])
     wrong = spoilt(test["brixia_cohen"] + test["cxr_3class"][::4]) | slices(args.data_dir)
     photos = photographs()
     groups = [(f"good films, {name}", some, None) for name, some in test.items()]
     groups += [(name, some, None) for name, some in wrong.items()]
     groups.append(("photographs", [p for p, _ in photos], [c for _, c in photos]))
-    table = {}
+    table = {
+        f"training films, {name}": {
+            "with lungs": share_noticed(rows, ranges, colours=None, lungs=True),
+            "picture alone": share_noticed(rows, ranges, colours=None, lungs=False),
+        }
+        for name, rows in seen.items()
+    }
     for name, some, colours in groups:
         rows = measured(some, name)
         table[name] = {
