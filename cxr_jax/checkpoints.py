@@ -403,7 +403,7 @@ def _reason(error: BaseException | None) -> str:
     while error is not None:
         for text in _DISK_TEXTS:
             if text in str(error):
-                return error.strerror if isinstance(error, OSError) else text
+                return (isinstance(error, OSError) and error.strerror) or text
         error = error.__cause__ or error.__context__
     return "the disk refused it"
 

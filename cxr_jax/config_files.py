@@ -143,6 +143,8 @@ def load(path: pathlib.Path) -> types.ModuleType:
     if sys.path[0] != root:
         sys.path.insert(0, root)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None  # of a file that ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -100,7 +100,7 @@ class Scorer:
         return Result({k: np.concatenate([r[k] for r in collected]) for k in names}, outputs)
 
     def _outputs(self, variables: Variables, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        found = {}
+        found: dict[str, jax.Array] = {}
         for function in self._functions:
             found |= function(variables, arrays)
         return found
@@ -375,7 +375,7 @@ def _extremes(run: TrainedRun, result: Result) -> dict[int, str]:
 
 def _write_rows(path: pathlib.Path, rows: Rows) -> None:
     with safe_write.replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **rows)
+        np.savez_compressed(file, **rows)  # type: ignore[arg-type]  # a row may have any name
 
 
 def _read_results(path: pathlib.Path) -> small_files.Fields:

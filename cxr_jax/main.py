@@ -105,7 +105,7 @@ def _show(config: ml_collections.ConfigDict | None, file: str) -> int:
     module = None
     with contextlib.suppress(InputError):  # a task of the user's own may have no such file
         module = config_files.load(pathlib.Path(file.partition(":")[0]))
-    known = module.meanings() if hasattr(module, "meanings") else {}
+    known: dict[str, str] = getattr(module, "meanings", dict)()
     print(meanings.show(config, known))
     return 0
 

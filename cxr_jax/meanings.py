@@ -20,7 +20,7 @@ def attributes(kind: type) -> dict[str, str]:
 
     `a, b: text` is the text of both.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for part in reversed(kind.__mro__):
         section = _SECTION.search(
             inspect.cleandoc(part.__doc__ or "") if part is not object else ""
@@ -54,7 +54,7 @@ def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _leaves(block: ml_collections.ConfigDict, prefix: str) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in block.items():
         if isinstance(value, ml_collections.ConfigDict):
             found |= _leaves(value, f"{prefix}{name}.")

@@ -122,8 +122,9 @@ class Model:
             return True
         from cxr_jax.data.volumes import holds_volume
 
-        path = isinstance(image, (str, os.PathLike))
-        return holds_volume(pathlib.Path(image)) if path else False
+        if not isinstance(image, str | os.PathLike):
+            return False
+        return holds_volume(pathlib.Path(image))
 
     @functools.cached_property
     def _films(self):
@@ -139,11 +140,11 @@ class Model:
 
     def _film(self, image: "Image") -> "Result":
         coloured = None
-        if isinstance(image, (str, os.PathLike)):
+        if isinstance(image, str | os.PathLike):
             from cxr_jax.data import readers
 
             record = self._films.read(pathlib.Path(image))
-            coloured = readers.read_colour(image)
+            coloured = readers.read_colour(pathlib.Path(image))
         elif isinstance(image, np.ndarray):
             record = self._films.record(_pixels(image), "image", told="the image")
         else:

@@ -10,6 +10,7 @@ directory. A packaged model is meant by its name, 'model:NAME' where a folder ha
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CARD}"))
 
 
-def find(name: str | pathlib.Path) -> pathlib.Path:
+def find(name: str | os.PathLike[str]) -> pathlib.Path:
     """The folder of a packaged model or a work directory, by name or path.
 
     Raises:

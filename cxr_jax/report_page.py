@@ -65,7 +65,9 @@ def write(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html={output}: expected a name that ends in .html")
-    runs, columns, spread = [], {}, {}
+    runs: list[Any] = []
+    columns: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
     for name, members in groups.items():
         shown = []
         for folder, rows in members:
@@ -148,7 +150,8 @@ def _pictures(
     folder: pathlib.Path, split: str
 ) -> tuple[dict[str, pathlib.Path], dict[int, pathlib.Path]]:
     """Charts by stem, cases by the index in their name."""
-    charts, cases = {}, {}
+    charts: dict[str, pathlib.Path] = {}
+    cases: dict[int, pathlib.Path] = {}
     pattern = re.compile(rf"{re.escape(split)}-(?:(?:worst|best)-\d+-)?(\d{{4,}})-.*")
     for path in sorted(folder.glob("*.png")):
         if match := pattern.fullmatch(path.stem):

@@ -179,8 +179,8 @@ def compile_run(run: Run) -> Program:
         )
     step = state.make_train_step(task, tx, trainable, axis_name=parallel.axis_name)
     refresh = state.make_refresh_step(task, axis_name=parallel.axis_name)
-    create = functools.partial(state.create, task, tx, seed=config.seed)
-    create = jax.jit(create, out_shardings=parallel.replicated)
+    fresh = functools.partial(state.create, task, tx, seed=config.seed)
+    create = jax.jit(fresh, out_shardings=parallel.replicated)
     return Program(
         create=functools.partial(create, example),
         step=parallel.compile_train_step(step),
@@ -349,6 +349,7 @@ class _Loop:
     def _log_validation(self, step: int, train_state: state.TrainState) -> bool:
         """True where this is the best so far by `early_stopping`, so that it is to be kept."""
         self._steps.finish()
+        assert self._validate is not None  # eval_every asks for it
         rows = self._validate([train_state.variables], stop=self._stop).rows
         if self._stop.received:
             return False
@@ -422,7 +423,7 @@ def _watch(seconds: int) -> None:
 
     XLA's own flags do not notice a host that is alive but stuck (jax issue 38503).
     """
-    if seconds:
+    if seconds and sys.__stderr__:
         # Not sys.stderr: in notebooks it is no file.
         faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
 

@@ -78,7 +78,7 @@ class TrainedRun:
             steps, ensemble = restore_variables(workdir, shapes, sharding=sharding, steps=steps)
         return cls(workdir=workdir, config=config, task=task, steps=steps, ensemble=ensemble)
 
-    def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Outputs]:
+    def predict(self, examples: Sequence[Record], *, batch_size: int = 0) -> list[Batch]:
         """What the run says of each record: the arrays of `task.predict`, [...] each.
 
         Args:
@@ -88,7 +88,7 @@ class TrainedRun:
         """
         return self._apply([self._predict], examples, batch_size)
 
-    def explain(self, record: Record) -> Outputs:
+    def explain(self, record: Record) -> Batch:
         """`predict` of a record that is drawn, with the arrays of `task.explain` where the task
         explains something: both of the same members of the ensemble."""
         functions = [self._predict, self._explain] if self._explain else [self._predict]
@@ -121,7 +121,7 @@ class TrainedRun:
 
     def _apply(
         self, functions: Sequence[Callable[..., Outputs]], examples: Sequence[Record], size: int
-    ) -> list[Outputs]:
+    ) -> list[Batch]:
         filling = [examples[0]] * (size - len(examples))
         batch = make_batch(self.task, [*examples, *filling])
         members = [_merged(functions, variables, batch) for variables in self.ensemble]

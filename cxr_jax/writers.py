@@ -154,14 +154,15 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | None]]:
+def metrics_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | str | None]]:
     """Metrics as results.json holds them; what is undefined is null, never a number, with the
     reason where it can be told."""
-    return {
-        name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n}
-        | ({"reason": m.reason} if m.reason else {})
-        for name, m in metrics.items()
-    }
+    found: dict[str, dict[str, float | int | str | None]] = {}
+    for name, m in metrics.items():
+        found[name] = {"value": m.value, "low": m.low, "high": m.high, "n": m.n}
+        if m.reason:
+            found[name]["reason"] = m.reason
+    return found
 
 
 def metrics_table(metrics: dict[str, Metric]) -> str:

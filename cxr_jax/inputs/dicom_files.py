@@ -7,7 +7,7 @@ nothing else that `predict` writes does. Through highdicom, of the extra `dicom`
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -36,7 +36,7 @@ KINDS = {
     "lesions": (_CHANGE, ("52988006", "Lesion")),
 }
 
-Write = Callable[[pathlib.Path], None]
+Write = Callable[[pathlib.Path], object]
 
 
 class Drawn(NamedTuple):
@@ -103,7 +103,8 @@ def _images(
     """The headers, in the order of the second's result: what is drawn as the files are stored."""
     if path.is_dir():
         series = volumes.stored_series(path)
-        return [readers.read_header(file) for file in series.files], series.as_stored
+        headers = [readers.read_header(file) for file in series.files]
+        return [header for header in headers if header is not None], series.as_stored
     header = readers.read_header(path)
     if header is None:
         return [], np.asarray
@@ -145,7 +146,9 @@ def _segmentation(
         software_versions=VERSION,
         omit_empty_frames=bool((pixels > 0).any()),
         series_description=f"{MAKER}: {'map' if is_map else 'masks'}",
-        **_new(),
+        series_instance_uid=hd.UID(),
+        sop_instance_uid=hd.UID(),
+        manufacturer=MAKER,
     )
 
 
@@ -184,15 +187,7 @@ def _capture(image: pydicom.Dataset, picture: np.ndarray) -> pydicom.Dataset:
         patient_orientation=("L", "F"),
         series_number=SERIES["capture"],
         instance_number=1,
-        **_new(),
+        series_instance_uid=hd.UID(),
+        sop_instance_uid=hd.UID(),
+        manufacturer=MAKER,
     )
-
-
-def _new() -> Mapping[str, str]:
-    import highdicom as hd
-
-    return {
-        "series_instance_uid": hd.UID(),
-        "sop_instance_uid": hd.UID(),
-        "manufacturer": MAKER,
-    }

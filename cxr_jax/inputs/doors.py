@@ -2,13 +2,12 @@
 
 import argparse
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from matplotlib.figure import Figure
 
 from cxr_jax.data.found import Found
-from cxr_jax.trained import TrainedRun
 
 
 class Prediction(NamedTuple):
@@ -24,7 +23,7 @@ class Prediction(NamedTuple):
     stem: str
     line: dict[str, Any]
     figure: Figure
-    files: dict[str, tuple[str, Callable[[pathlib.Path], None]]] = {}
+    files: Mapping[str, tuple[str, Callable[[pathlib.Path], object]]] = {}
 
 
 class Door(Protocol):
@@ -42,8 +41,6 @@ class Door(Protocol):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds its `options` to the command's."""
-
-    def __init__(self, run: TrainedRun, **options: Any): ...
 
     def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The files among the user's files and folders, and what there is left out."""

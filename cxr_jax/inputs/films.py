@@ -4,7 +4,7 @@ import argparse
 import collections
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ from cxr_jax.figures import mark
 from cxr_jax.inputs import dicom_files, quality
 from cxr_jax.inputs.doors import Prediction
 from cxr_jax.inputs.lungs import Segmenter
-from cxr_jax.tasks.base import Outputs, VolumeTask
+from cxr_jax.tasks.base import VolumeTask
 from cxr_jax.trained import TrainedRun
 
 
@@ -37,8 +37,8 @@ class Films:
       InputError: the run needs lung masks and there is nothing to get them from.
     """
 
-    unit = "film"
-    options = ("lungs", "masks", "dicom")
+    unit: ClassVar[str] = "film"
+    options: ClassVar[tuple[str, ...]] = ("lungs", "masks", "dicom")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +71,9 @@ class Films:
 
     def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The films among files and folders."""
-        paths = [pathlib.Path(path) for path in paths]
-        found = readers.find_films(paths)
-        self._places = {file: _place(file, paths) for file in found.files}
+        asked = [pathlib.Path(path) for path in paths]
+        found = readers.find_films(asked)
+        self._places = {file: _place(file, asked) for file in found.files}
         return found
 
     def predict(self, path: pathlib.Path) -> Prediction:
@@ -101,7 +101,7 @@ class Films:
           coloured: as `quality.judge`.
         """
         task, outputs = self._run.task, self._run.explain(record)
-        line, reasons = task.describe(record, outputs), ()
+        line, reasons = task.describe(record, outputs), tuple[str, ...]()
         if not isinstance(task, VolumeTask):  # whose pictures are slices
             judged = quality.judge(record["image"], lungs=record.get("lungs"), coloured=coloured)
             line, reasons = line | {"quality": judged.to_json()}, judged.reasons
@@ -124,7 +124,7 @@ class Films:
         image = readers.read_film(path)
         if self._masks is None:
             return self.record(image, path.name, told=str(path))
-        mask = readers.read_mask(self._mask_of(path), image.shape)
+        mask = readers.read_mask(self._mask_of(path, self._masks), image.shape)
         return self.record(image, path.name, told=str(path), lungs=zones.split_lungs(mask))
 
     def record(
@@ -150,7 +150,7 @@ class Films:
             raise InputError(f"{told}: no lung was found; give a mask with --masks")
         return record | {"lungs": lungs}
 
-    def _mask_of(self, path: pathlib.Path) -> pathlib.Path:
+    def _mask_of(self, path: pathlib.Path, masks: pathlib.Path) -> pathlib.Path:
         """The one mask that can be meant.
 
         Raises:
@@ -159,14 +159,14 @@ class Films:
         places = collections.Counter(self._places.values())
         stems = collections.Counter(place.name for place in self._places.values())
         place = self._places.get(path, pathlib.Path(path.stem))
-        inside = self._masks / place.parent / f"{place.name}.png"
+        inside = masks / place.parent / f"{place.name}.png"
         if places[place] > 1 or (stems[place.name] > 1 and not inside.is_file()):
             raise InputError(
                 f"{path}: {stems[place.name]} films are called {place.name!r}; give their masks "
-                f"as --masks={self._masks} with {place.parent / place.name}.png in it, and films "
+                f"as --masks={masks} with {place.parent / place.name}.png in it, and films "
                 "of the same place in two folders in two runs"
             )
-        return inside if inside.is_file() else self._masks / f"{path.stem}.png"
+        return inside if inside.is_file() else masks / f"{path.stem}.png"
 
 
 class Look(NamedTuple):
@@ -178,7 +178,7 @@ class Look(NamedTuple):
       draw: makes the picture.
     """
 
-    outputs: Outputs
+    outputs: dict[str, np.ndarray]
     line: dict[str, Any]
     draw: Callable[[], Figure]
 
@@ -201,8 +201,8 @@ def _drawn(layers: Mapping[str, np.ndarray], lungs: np.ndarray | None) -> list[d
     return drawn
 
 
-def _png(layer: np.ndarray) -> Callable[[pathlib.Path], None]:
-    return lambda path: pathlib.Path(path).write_bytes(readers.encode_png(layer))
+def _png(layer: np.ndarray) -> Callable[[pathlib.Path], object]:
+    return lambda path: path.write_bytes(readers.encode_png(layer))
 
 
 def _place(file: pathlib.Path, paths: Iterable[pathlib.Path]) -> pathlib.Path:

@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from cxr_jax import safe_write, small_files
@@ -29,6 +29,7 @@ NAME = "predictions.jsonl"
 _LEFT = f".{NAME}.*.part*"  # of a run that was killed; also of one that is running
 _LONGEST_STEM = 80
 
+Part = tuple[str, Callable[[pathlib.Path], object]]  # ending of the name, and what writes it
 Written = dict[str, dict[str, set[str]]]  # file -> name of what was written of it -> SHA-256
 
 
@@ -50,17 +51,17 @@ class OutputFolder:
         safe_write.make_folder(folder, "--output")
         if os.path.lexists(self._table) and not os.path.lexists(self._lines):
             raise InputError(f"{self._table} is no file of predict; give another --output")
-        files = {str(path) for path in files}
+        names = {str(path) for path in files}
         self._before = _state(self._lines)
         earlier = _read_whole(self._lines)
-        if others := earlier.keys() - files:
+        if others := earlier.keys() - names:
             raise InputError(
                 f"{self._lines} holds predictions of {len(others)} other files, e.g. "
                 f"{min(others)}; give another --output"
             )
         self._own = [earlier, *map(_read_some, folder.glob(_LEFT))]
         self._taken = {name.casefold() for name in os.listdir(folder)}
-        self._files = files
+        self._files = names
         self._journal: TextIO | None = None
         self.pictures = 0
 
@@ -106,7 +107,7 @@ class OutputFolder:
         from cxr_jax.figures import save
 
         picture = functools.partial(save, found.figure)
-        parts = {"picture": (".png", picture), **found.files}
+        parts: dict[str, Part] = {"picture": (".png", picture), **found.files}
         stem = self._stem(str(path), found.stem, [ending for ending, _ in parts.values()])
         names = {key: f"{stem}{ending}" for key, (ending, _) in parts.items()}
         with contextlib.ExitStack() as stack:
@@ -124,6 +125,7 @@ class OutputFolder:
         self.pictures += 1
 
     def _write(self, line: dict[str, Any]) -> None:
+        assert self._journal is not None  # inside `writing`
         self._journal.write(json.dumps(line, allow_nan=False) + "\n")
         self._journal.flush()
 

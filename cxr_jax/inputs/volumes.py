@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Volumes:
       InputError: no such window, or lungs are needed and there is no run that finds them.
     """
 
-    unit = "CT volume"
-    options = ("window", "dicom")
+    unit: ClassVar[str] = "CT volume"
+    options: ClassVar[tuple[str, ...]] = ("window", "dicom")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,7 @@ class Volumes:
         self._run, self._dicom = run, dicom
         if dicom:
             dicom_files.check_installed()
+        assert isinstance(run.task, VolumeTask)
         self._task: VolumeTask = run.task
         self._window = _parse_window(window) if isinstance(window, str) else window
         self._segmenter = None
@@ -82,7 +83,8 @@ class Volumes:
         stem = re.sub(r"\.nii(\.gz)?$", "", path.resolve().name, flags=re.I)
         write = functools.partial(volumes.write_mask, mask=found.mask, volume=scan)
         figure = self._task.figure(found.shown, self._run.explain(found.shown))
-        files = {"mask": ("-lesions.nii.gz", write)}
+        files: dict[str, tuple[str, Callable[[pathlib.Path], object]]] = {}
+        files["mask"] = ("-lesions.nii.gz", write)
         if self._dicom:
             drawn = [dicom_files.Drawn("lesions", "lesions", found.mask)]
             files |= dicom_files.files_of(path, drawn, figure, model=self._run.name)
@@ -104,7 +106,9 @@ class Volumes:
         window = self._window or volumes.LUNG_WINDOW
         images = volumes.pictures(scan, *window)
         counted = scan.outline.numbers is not None
-        numbers = scan.outline.numbers if counted else np.arange(1, len(images) + 1)
+        numbers = np.arange(1, len(images) + 1)
+        if scan.outline.numbers is not None:
+            numbers = scan.outline.numbers
         slices = _Slices(images, name, numbers, lungs=self.lungs(images))
         found = self._apply(slices)
         line = {

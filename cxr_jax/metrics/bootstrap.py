@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Rows = Mapping[str, np.ndarray]
+Rows = dict[str, np.ndarray]
 
 
 class Value(NamedTuple):
