@@ -4,6 +4,7 @@ FILE[:VARIANT] and --config.FIELD=VALUE; --config.data.name chooses another data
 options of that set, and so does --config.second.name.
 """
 
+import ast
 import contextlib
 import importlib.util
 import pathlib
@@ -125,11 +126,21 @@ def find(path: pathlib.Path) -> pathlib.Path:
     """
     if path.is_file():
         return path
-    packaged = PACKAGED / path.name
-    if path.parent.name in ("", "configs") and packaged.is_file():
-        return packaged
-    names = sorted({file.name for file in PACKAGED.glob("*.py")} - {"__init__.py", "common.py"})
-    raise InputError(f"--config={path}: there is no such file; packaged are {', '.join(names)}")
+    own = PACKAGED / path.name
+    if path.parent.name in ("", "configs") and own.is_file():
+        return own
+    names = ", ".join(packaged())
+    raise InputError(f"--config={path}: there is no such file; packaged are {names}")
+
+
+def packaged() -> dict[str, str]:
+    """The packaged configs: NAME.py -> the first sentence of what it says of itself. Runs none."""
+    found = {}
+    for file in sorted(PACKAGED.glob("*.py")):
+        if file.name not in ("__init__.py", "common.py"):
+            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            found[file.name] = " ".join(said.split("\n\n")[0].split())
+    return found
 
 
 def load(path: pathlib.Path) -> types.ModuleType:

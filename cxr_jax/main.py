@@ -112,11 +112,10 @@ def _show(config: ml_collections.ConfigDict | None, file: str) -> int:
 
 def _parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict | None, str]:
     """The config, None if it is the work directory's, and FILE[:VARIANT], '' likewise."""
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(__doc__)
-        print(_CONFIG_HELP + FLAGS.get_help(include_special_flags=False))
-        sys.exit(0)
     file, argv = config_files.take(argv, "config")
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(_help(file))
+        sys.exit(0)
     overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
     if overrides and file is None:
         raise InputError(
@@ -131,6 +130,30 @@ def _parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict | None, str
     if config is None and not _WORKDIR.value:
         raise InputError("give --config=configs/NAME.py[:VARIANT], or --workdir of a run")
     return config, file or ""
+
+
+def _help(file: str | None) -> str:
+    """Of the command; of a config what its file says, and every field of the variant."""
+    if file is None:
+        configs = [f"  {name:<17} {title}" for name, title in config_files.packaged().items()]
+        ours = FLAGS.module_help(FLAGS.find_module_defining_flag("workdir")).strip()
+        return "\n".join(
+            [
+                str(__doc__),
+                "Configs, whose variants and fields --config=NAME.py --help tells:",
+                *configs,
+                "",
+                _CONFIG_HELP + ours.partition("\n")[2],  # without the file's name
+            ]
+        )
+    from cxr_jax import meanings
+
+    module = config_files.load(pathlib.Path(file.partition(":")[0]))
+    config, _ = config_files.open_config(file, [], flags.FlagValues())
+    known: dict[str, str] = getattr(module, "meanings", dict)()
+    return f"{module.__doc__}\nEvery field, for --config.FIELD=VALUE, as {file} has it:\n\n" + (
+        meanings.show(config, known)
+    )
 
 
 def _default_workdir(file: str) -> str:

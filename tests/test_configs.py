@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from cxr_jax import meanings, migrations, sweep_rows, train, workdir
+from cxr_jax import config_files, main, meanings, migrations, sweep_rows, train, workdir
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
 from tests import golden_configs
@@ -439,3 +440,23 @@ def test_the_list_of_self_training_is_what_it_says():
     del found["corpus"]
     assert {c.data.first for c in found.values()} == {1300}
     assert {c.init_from for c in found.values()} == {str(ROOT / "corpus" / "seed-3")}
+
+
+@pytest.mark.parametrize("file", sorted(config_files.packaged()))
+def test_help_tells_every_config_its_variants_and_every_field(file, monkeypatch, capsys):
+    def told(*args):
+        monkeypatch.setattr(sys, "argv", ["main", *args, "--help"])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    assert f"  {file} " in told()
+    text = told(f"--config={file}:quick")
+    module = config_files.load(pathlib.Path(file))
+    for variant in module.VARIANTS:
+        assert not variant or f"| {variant} |" in text, variant
+    fields = text.split("Every field")[1]
+    for path in meanings.fields(module.get_config("quick")):
+        (line,) = [line for line in fields.splitlines() if line.split(" ")[0] == path]
+        assert re.search(r" {3}\S", line.split("=", 1)[1]), f"{path} has no meaning"

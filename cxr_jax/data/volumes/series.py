@@ -87,6 +87,7 @@ class Series(NamedTuple):
         return stored(values, self.axes).transpose(2, 1, 0)
 
     def outline(self) -> Outline:
+        """What the headers say, without a look at the pixels."""
         shape = (len(self.files), *self.headers[0].size)
         numbers = [header.number for header in self.headers]
         if None in numbers or len(set(numbers)) < len(numbers):
