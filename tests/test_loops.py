@@ -3,15 +3,11 @@
 import importlib
 import itertools
 import json
-import os
 import pathlib
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import types
 
 import cv2
@@ -30,45 +26,14 @@ from cxr_jax.inputs import splits
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.base import Task
-from tests.conftest import ROOT, UNOPTIMISED
+from tests.conftest import ROOT
+from tests.processes import environment, run
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
 
 
 def load_config(path: pathlib.Path, variant: str):
     return importlib.import_module(f"configs.{path.stem}").get_config(variant)
-
-
-def command(*args, **overrides) -> list[str]:
-    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
-    return [sys.executable, "-m", "cxr_jax.main", *map(str, args), *flags]
-
-
-def run(*args, check=True, **overrides) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(*args, **overrides), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
-def environment() -> dict[str, str]:
-    # One device, as a user has; the tests' own process simulates eight.
-    # TF_CPP_MIN_LOG_LEVEL: importing jax here has set it for all children.
-    rest = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    return rest | {"XLA_FLAGS": UNOPTIMISED}
-
-
-def arrays(workdir: pathlib.Path, step: int | None = None):
-    return jax.tree_util.tree_leaves_with_path(checkpoints.read_state(workdir, step))
-
-
-def assert_same_state(a: pathlib.Path, b: pathlib.Path):
-    """Parameters, batch statistics, optimizer state, step and key: equal to the bit."""
-    left, right = arrays(a), arrays(b)
-    assert [path for path, _ in left] == [path for path, _ in right]
-    for (path, x), (_, y) in zip(left, right):
-        np.testing.assert_array_equal(x, y, err_msg=str(path))
 
 
 @pytest.fixture(scope="session", params=CONFIGS, ids=lambda path: path.stem)
@@ -418,75 +383,6 @@ def test_an_ensemble_is_what_the_task_makes_of_its_members(smoke_run):
     assert any(not np.array_equal(single[0][0][name], single[1][0][name]) for name in both[0])
 
 
-KILLS = 3
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
-    """kill -9, three times, first in stage 2 of 6 of progressive self-training; then parameters,
-    teacher, optimizer and every logged loss are those of an uninterrupted run, which also says
-    that the data came in the same order."""
-    overrides = dict(total_steps=40, checkpoint_every=4, eval_steps="(40,)", figures=0, bootstrap=0)
-    overrides |= {"regime.stage_steps": 7, "regime.shares": 5}
-    config = "--config=configs/severity.py:smoke,regime=progressive"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(config, f"--workdir={whole}", **overrides)
-    rng, kills = random.Random(0), 0
-    for _ in range(30):
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(
-                command(config, f"--workdir={killed}", **overrides),
-                cwd=ROOT,
-                env=environment(),
-                stdout=log,
-                stderr=log,
-            )
-            target = _last_step(killed) + rng.randint(1, 9) if kills else 10  # in steps 7..14
-            while process.poll() is None and kills < KILLS:
-                if _last_step(killed) >= target:
-                    time.sleep(rng.random() * 0.05)
-                    process.send_signal(signal.SIGKILL)
-                    kills += process.wait() == -signal.SIGKILL
-                    break
-                time.sleep(0.002)
-            else:
-                assert process.wait() == 0, (tmp_path / "log").read_text()
-                break
-    assert kills == KILLS
-    assert_same_state(whole, killed)
-    lines = [(d / "metrics.jsonl").read_text() for d in (whole, killed)]
-    assert lines[0] == lines[1]
-
-
-def _last_step(workdir: pathlib.Path) -> int:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        return json.loads(lines[-1])["step"] if lines else 0
-    except ValueError:
-        return 0
-
-
-def test_sigterm_saves_and_ends_cleanly(tmp_path):
-    overrides = dict(total_steps=100_000, checkpoint_every=100_000, eval_steps="(1,)")
-    with subprocess.Popen(
-        command("--config=configs/severity.py:smoke", f"--workdir={tmp_path}", **overrides),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while _last_step(tmp_path) < 3:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "saved" in output
-    step = int(checkpoints.read_state(tmp_path)["step"])
-    assert step == _last_step(tmp_path)
-
-
 def test_too_little_space_is_said_before_anything_is_written(smoke_run, monkeypatch):
     _, workdir, _ = smoke_run
     usage = shutil.disk_usage(workdir)._replace(free=1_000_000)
@@ -498,48 +394,6 @@ def test_too_little_space_is_said_before_anything_is_written(smoke_run, monkeypa
     with folder, pytest.raises(InputError, match=words):
         folder.save(state.TrainState(tree["step"], tree, {}, {}, np.zeros(2, np.uint32)), None)
     assert checkpoints.complete_steps(workdir) == before
-
-
-LIMITED = """
-import resource, sys
-from cxr_jax import main
-from cxr_jax.cli import run_command
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # bytes a file: 'the disk is full'
-run_command(main.main)
-"""
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
-    workdir = tmp_path / "run"
-    args = command(
-        "--config=configs/severity.py:smoke",
-        f"--workdir={workdir}",
-        total_steps=4,
-        eval_steps="(4,)",
-        keep_last=4,
-        figures=0,
-        bootstrap=0,
-    )
-    subprocess.run(args, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    whole = checkpoints.read_state(workdir)
-    for step in (3, 4):
-        shutil.rmtree(workdir / "checkpoints" / str(step), ignore_errors=True)
-    full = subprocess.run(
-        [sys.executable, "-c", LIMITED, *args[3:]],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert full.returncode == 2, full.stderr
-    said = re.findall(
-        r"error: \S+: could not write a checkpoint.*it resumes from step 2", full.stderr
-    )
-    assert len(said) == 1, full.stderr
-    assert "Traceback" not in full.stderr
-    subprocess.run(args, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    again = checkpoints.read_state(workdir)
-    jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 @pytest.mark.parametrize(
