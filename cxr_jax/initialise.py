@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cxr_jax import weight_files
+from cxr_jax import model_files, weight_files
 from cxr_jax.checkpoints import FOLDER, read_state
 from cxr_jax.errors import InputError
 from cxr_jax.models.vit import resample_position
@@ -34,13 +34,13 @@ def read_arrays(path: str | pathlib.Path, step: int | None = None) -> Arrays:
     """Every array of a run or of a file of this package, by path ('params/backbone/...').
 
     Args:
-      path: a work directory, a folder of imported weights, or a .safetensors file.
+      path: a work directory, a folder of imported weights, a .safetensors file, or 'model:NAME'.
       step: of a work directory's checkpoint; None takes the latest.
 
     Raises:
       InputError: `path` is none of the three, or has no such step.
     """
-    path = pathlib.Path(path)
+    path = model_files.place(path)
     file = path / weight_files.WEIGHTS if path.is_dir() else path
     if (path / FOLDER).exists() or not path.exists():
         state = read_state(path, step)

@@ -53,6 +53,15 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(text)
 
 
+def place(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as it is, or the folder of the packaged model that 'model:NAME' means.
+
+    Raises:
+      InputError: there is no such model.
+    """
+    return find(path) if str(path).startswith(SCHEME) else pathlib.Path(path)
+
+
 def is_one(folder: pathlib.Path) -> bool:
     """Whether a folder holds a model with its card, and no run."""
     return small_files.is_file(folder / CARD)
@@ -84,14 +93,15 @@ def write(
       steps: of each member's training.
       card: is written with the hash of the weights.
     """
+    from flax import traverse_util
+
     from cxr_jax import weight_files
-    from cxr_jax.initialise import flatten
     from cxr_jax.writers import write_json
 
     arrays = {
         f"{_prefix(k)}{name}": array
         for k, variables in enumerate(ensemble)
-        for name, array in flatten(variables).items()
+        for name, array in traverse_util.flatten_dict(dict(variables), sep="/").items()
     }
     safe_write.make_folder(folder, "FOLDER")
     weight_files.write_safetensors(folder / WEIGHTS, arrays, {"package": "cxr_jax"})
@@ -121,7 +131,6 @@ def restore(
     from flax import traverse_util
 
     from cxr_jax import weight_files
-    from cxr_jax.initialise import flatten
 
     card = small_files.read_fields(folder / CARD, _REMEDY)
     path = folder / WEIGHTS
@@ -129,7 +138,8 @@ def restore(
         "sha256", str
     ):
         raise InputError(f"{path} is not what {CARD} has the hash of; {_REMEDY}")
-    arrays, wanted = weight_files.read_file(path), flatten(shapes)
+    arrays = weight_files.read_file(path)
+    wanted = traverse_util.flatten_dict(dict(shapes), sep="/")
     ensemble = []
     for k in range(card.get("members", int)):
         member = {}

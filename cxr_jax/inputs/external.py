@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from cxr_jax import model_files
 from cxr_jax import workdir as workdirs
 from cxr_jax.data import sources
 from cxr_jax.errors import InputError
@@ -166,7 +167,7 @@ def _learned_from(config: ml_collections.ConfigDict) -> list[sources.Source]:
 
 def _config_of(init_from: str) -> ml_collections.ConfigDict | None:
     """The config of the run that another one starts from; None where it is of no run."""
-    start = pathlib.Path(init_from or "")
+    start = model_files.place(init_from or "")
     there = bool(init_from) and (start / "config.json").is_file()
     return workdirs.read_config(start) if there else None
 

@@ -1,0 +1,101 @@
+"""The models that come along: their cards' numbers, recomputed where the data are at hand."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import cxr_jax
+from cxr_jax import evaluate, model_files, safe_write, workdir
+from cxr_jax.data import prepare, readers, sources
+from cxr_jax.errors import InputError
+from tests.conftest import ROOT
+
+NAMES = model_files.names()
+TOLD = {"title", "licence", "commands", "limits", "task", "seeds", "trained_on", "metrics", "steps"}
+MOST_BYTES = 12 * 2**20  # of all
+
+
+def test_what_comes_along():
+    assert {
+        "lungs",
+        "severity-cohen",
+        "findings",
+        "diagnosis",
+        "adpd",
+        "lesions",
+        "ct-lesions",
+    } <= set(NAMES)
+    size = sum(path.stat().st_size for path in model_files.PACKAGED.rglob("*") if path.is_file())
+    assert size < MOST_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_card_tells_all_and_its_weights_are_those_of_the_hash(name):
+    folder = model_files.PACKAGED / name
+    card = model_files.read_card(folder)
+    assert card.keys() >= TOLD
+    assert card["sha256"] == safe_write.digest(folder / model_files.WEIGHTS)
+    assert all(card[key] for key in ("title", "licence", "commands", "limits"))
+    assert (ROOT / "configs" / "models" / f"{name}.toml").is_file()
+    for metric in card["metrics"].values():
+        assert metric.keys() >= {"value", "low", "high", "n"}
+    if "brixia" in card["trained_on"]["name"]:
+        assert "CC BY-NC-SA" in card["licence"]
+    assert str(ROOT) not in (folder / "config.json").read_text() + json.dumps(card)
+
+
+@pytest.fixture(scope="session")
+def prepared(cxr_data, tmp_path_factory):
+    """The real films that some cards are of, prepared."""
+    folder = tmp_path_factory.mktemp("sets")
+    prepare.main(["brixia_cohen", f"--source={cxr_data / 'brixia_cohen'}", f"--data_dir={folder}"])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_numbers_are_those_of_its_card(name, tmp_path, request):
+    folder = shutil.copytree(model_files.PACKAGED / name, tmp_path / name)
+    card = model_files.read_card(folder)
+    config = workdir.read_config(folder)
+    with config.unlocked():
+        config.update(figures=0, bootstrap=0, devices=1, threads=2)
+        if not config.data.name.startswith("phantom"):
+            config.data.data_dir = str(request.getfixturevalue("prepared"))
+        if "lungs" in config and config.lungs.workdir:
+            config.lungs.workdir = str(model_files.find(config.lungs.workdir))
+    found = evaluate.evaluate(config, folder)
+    for key, metric in card["metrics"].items():
+        assert found[f"test/{key}"].n == metric["n"], key
+        if metric["value"] is not None:
+            # Another processor rounds otherwise, and a film at a threshold goes to the other side.
+            assert found[f"test/{key}"].value == pytest.approx(metric["value"], abs=0.02), key
+
+
+def test_one_film_to_a_score_and_a_picture_in_one_line(tmp_path):
+    film = sources.open_source(sources.block("phantom_cxr", size=256), "test")[0]
+    path = tmp_path / "film.png"
+    path.write_bytes(readers.encode_png(film["image"]))
+    result = cxr_jax.load("severity-cohen")(path)
+    assert result["probs"].shape[:2] == (3, 2)
+    assert np.isfinite(result["probs"][result["zone_valid"] > 0.5]).all()
+    said = json.loads(result.to_json())
+    assert said["quality"]["usable"]
+    result.save(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(InputError, match=r"the models that come along are .*severity-cohen"):
+        cxr_jax.load("severity-cohn")
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    folder = shutil.copytree(model_files.PACKAGED / "findings", tmp_path / "findings")
+    data = bytearray((folder / model_files.WEIGHTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / model_files.WEIGHTS).write_bytes(data)
+    with pytest.raises(InputError, match=r"is not what card\.json has the hash of"):
+        cxr_jax.load(folder)
