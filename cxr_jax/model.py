@@ -139,7 +139,7 @@ class Model:
         return Volumes(self._run, window=self._window or "")
 
     def _film(self, image: "Image") -> "Result":
-        coloured = None
+        coloured = 0.0
         if isinstance(image, str | os.PathLike):
             from cxr_jax.data import readers
 
@@ -147,6 +147,9 @@ class Model:
             coloured = readers.read_colour(pathlib.Path(image))
         elif isinstance(image, np.ndarray):
             record = self._films.record(_pixels(image), "image", told="the image")
+            if image.ndim == 3 and image.dtype == np.uint8:
+                colours = image[..., :3].astype(np.int16)
+                coloured = float(np.mean(colours.max(-1) - colours.min(-1)))
         else:
             with tempfile.TemporaryDirectory() as folder:
                 record = self._films.read(_written(image, pathlib.Path(folder)))

@@ -93,7 +93,7 @@ class Films:
             files |= dicom_files.files_of(path, drawn, figure, model=self._run.name)
         return Prediction(stem=path.stem, line=found.line, figure=figure, files=files)
 
-    def look(self, record: Record, *, coloured: float | None = None) -> "Look":
+    def look(self, record: Record, *, coloured: float = 0.0) -> "Look":
         """What the run says of a film that is read already, and what is to be said of the film.
 
         Args:

@@ -87,7 +87,7 @@ def judge(
     film: np.ndarray,
     *,
     lungs: np.ndarray | None = None,
-    coloured: float | None = None,
+    coloured: float = 0.0,
     by: Standard | None = None,
 ) -> Quality:
     """Measures a film and says what speaks against it.
@@ -95,13 +95,11 @@ def judge(
     Args:
       film: uint8 [H, W].
       lungs: labels [H, W], 0, 1 the patient's right, 2 the left; None where nobody drew them.
-      coloured: mean difference of the colours, 0..255; None where the file is grey.
+      coloured: mean difference of the colours, 0..255, of what the film was made of.
       by: another standard than the packaged one.
     """
     by = by or standard()
-    found = measures(film, by.mean_film, lungs=lungs)
-    if coloured is not None:
-        found["coloured"] = coloured
+    found = {"coloured": coloured} | measures(film, by.mean_film, lungs=lungs)
     return Quality(reasons_of(found, by.ranges), found)
 
 

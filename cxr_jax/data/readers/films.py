@@ -56,13 +56,13 @@ def read_film(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return film
 
 
-def read_colour(path: str | Path) -> float | None:
+def read_colour(path: str | Path) -> float:
     """How coloured the picture of a film is: the mean over its pixels of the largest difference
-    between red, green and blue, 0..255. None for a DICOM file. For a file that `read_film` has
-    read: nothing is checked again.
+    between red, green and blue, 0..255; 0 of a DICOM file. For a file that `read_film` has read:
+    nothing is checked again.
     """
     data = Path(path).read_bytes()
-    return colour_of(data) if is_png_or_jpeg(data) else None
+    return colour_of(data) if is_png_or_jpeg(data) else 0.0
 
 
 def check_frontal(path: str | Path) -> None:
