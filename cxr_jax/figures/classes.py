@@ -4,7 +4,6 @@ reliability; and of the maps that explain it, hit rates."""
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import sklearn.metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,6 +21,8 @@ def roc_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
         labels: int [N].
         names: of the K classes.
     """
+    import sklearn.metrics  # takes a second
+
     fig, ax = _square()
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for k, name in enumerate(names):
@@ -42,6 +43,8 @@ def roc_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
 
 def precision_recall_chart(probs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Precision against recall, a curve a class, against the rest; as `roc_chart`."""
+    import sklearn.metrics  # takes a second
+
     fig, ax = _square()
     for k, name in enumerate(names):
         mine = labels == k
@@ -91,6 +94,8 @@ def confusion_chart(called: np.ndarray, labels: np.ndarray, names: Sequence[str]
         labels: int [N].
         names: of the K classes.
     """
+    import sklearn.metrics  # takes a second
+
     fig, ax = _square()
     counts = sklearn.metrics.confusion_matrix(labels, called, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -6,7 +6,6 @@ NaN where the number is undefined (a class is missing); nothing is invented.
 
 import numpy as np
 import scipy.stats
-import sklearn.metrics
 
 
 def _known(scores, labels) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +44,8 @@ def auroc(scores, labels) -> float:
 def average_precision(scores, labels) -> float:
     """Area under the precision-recall curve, by its steps: scores and labels as `auroc`; of a
     scorer that knows nothing it is the share of positives. NaN as there."""
+    import sklearn.metrics  # takes a second
+
     scores, positive = _known(scores, labels)
     if not positive.any() or positive.all() or np.isnan(scores).any():
         return float("nan")
