@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 NAMES = model_files.names()
 TOLD = {"title", "licence", "commands", "limits", "task", "seeds", "trained_on", "metrics", "steps"}
-MOST_BYTES = 12 * 2**20  # of all
+MOST_BYTES = 12_000_000  # of all
 
 
 def test_what_comes_along():
