@@ -18,7 +18,7 @@ from cxr_jax import checkpoints, evaluate, initialise, manifests, train, trained
 from cxr_jax import workdir as workdirs
 from cxr_jax.errors import InputError
 from tests.conftest import ROOT
-from tests.test_loops import assert_same_state, command, environment
+from tests.processes import assert_same_state, command, environment
 
 FLIPS = 160
 

@@ -48,6 +48,9 @@ class Signal:
         self._left -= 1
         return self._left < 0
 
+    def ask(self) -> bool:
+        return self.received
+
 
 def validations(workdir: pathlib.Path) -> dict[int, float]:
     lines = map(json.loads, (workdir / "metrics.jsonl").open())
