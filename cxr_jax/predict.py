@@ -134,6 +134,7 @@ def predict(
         *found.told(),
         *([_doubts(doubtful, door.unit)] if doubtful else []),
         f"model: {workdir}, steps {', '.join(map(str, run.steps))}",
+        *about.get("limits", [])[:1],
         "Research software: not for any clinical use.",
     ]
     print("\n".join(map(one_line, ends)))
@@ -186,11 +187,15 @@ def _doubts(count: int, unit: str) -> str:
 def _about(run: TrainedRun) -> dict[str, Any]:
     """Which model a line is of."""
     threshold = {"threshold": run.config.threshold} if "threshold" in run.config else {}
+    folder = pathlib.Path(run.workdir)
+    card = model_files.read_card(folder) if model_files.is_one(folder) else {}
+    told = {"licence": card["licence"], "limits": card["limits"]} if card else {}
     return {
         "name": run.name,
         "steps": list(run.steps),
         "version": run.version[:16],
         "code_version": code_version(),
+        **told,
         **threshold,
     }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One machine with one GPU or several: one process that takes them all.
 #
-#     launch/gpu_single.sh --config=configs/severity.py --workdir=DIR [any flag of cxr_jax.main]
+#     launch/gpu_single.sh --config=configs/severity.py:quick --workdir=DIR [any flag of cxr_jax.main]
 #
 # DRY_RUN=1 prints the command. RETRIES=3 starts it again so often where it dies of anything but a
 # mistake in its flags or data: the same command resumes from the last checkpoint.

@@ -5,7 +5,7 @@
 #
 # A run that begins with another one's weights is in a later wave, which waits for the one before.
 # What is finished is left out, so the same command goes on with a sweep. SBATCH='sbatch
-# --time=4:00:00' adds options. DRY_RUN=1 prints the commands. On one machine, without a cluster:
+# --gpus=1 --time=4:00:00' in place of the options below. DRY_RUN=1 prints the commands. On one machine, without a cluster:
 # python -m cxr_jax.sweep with --jobs=N.
 set -euo pipefail
 

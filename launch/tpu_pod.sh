@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on every worker of a Cloud TPU slice.
 #
-#     launch/tpu_pod.sh NAME ZONE --config=configs/severity.py --workdir=/mnt/shared/DIR [flags]
+#     launch/tpu_pod.sh NAME ZONE --config=configs/severity.py:quick --workdir=/mnt/shared/DIR [flags]
 #
 # The checkout with its environment lies in CXR_HOME on every worker (default: cxr_jax in the home
 # folder, environment in .venv), the work directory and the data on a disk that all of them mount,

@@ -65,7 +65,7 @@ class Films:
             if not lungs:
                 raise InputError(
                     f"{run.workdir}: this model needs lung masks; give --lungs=DIR, a trained run "
-                    "of configs/lungs.py, or --masks=FOLDER"
+                    "of configs/lungs.py, --lungs=model:lungs, which comes along, or --masks=FOLDER"
                 )
             self._segmenter = Segmenter.load(lungs)
 
