@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.common import write_result
 from cxr_jax import writers
 from cxr_jax.data import lungs as lung_labels
-from cxr_jax.data import sources
+from cxr_jax.data import readers, sources
 from cxr_jax.inputs import quality
 from cxr_jax.inputs.lungs import Segmenter
 
@@ -74,8 +74,8 @@ def photographs() -> list[tuple[np.ndarray, float]]:
             side = (round(height * share), round(width * share))
             y, x = (int(rng.integers(0, n - m + 1)) for n, m in zip((height, width), side))
             cut = picture[y : y + side[0], x : x + side[1]]
-            colour = float(np.mean(cut.max(-1).astype(int) - cut.min(-1)))
-            found.append((cv2.cvtColor(cut, cv2.COLOR_RGB2GRAY), colour))
+            grey = cv2.cvtColor(cut, cv2.COLOR_RGB2GRAY)
+            found.append((grey, readers.colourfulness(cut)))
     return found
 
 

@@ -88,8 +88,8 @@ class Scorer:
                     break
                 arrays = self._parallel.shard_batch(batch)
                 combined = self._task.combine([self._outputs(v, arrays) for v in ensemble])
-                rows = {k: hosts.gathered(v) for k, v in self._score(combined, arrays).items()}
-                batch = {k: hosts.gathered(batch[k]) for k in pipeline.ADDED}
+                rows = hosts.gathered(self._score(combined, arrays))
+                batch = hosts.gathered({k: batch[k] for k in pipeline.ADDED})
                 collected.append(self._finish(rows, batch))
                 for i in np.flatnonzero(batch["valid"]):
                     if (index := int(batch["index"][i])) in keep_outputs:

@@ -129,7 +129,9 @@ def start(here: Place | None) -> None:
         return
     if here.coordinator and here.process == 0:
         _check_port(here.coordinator)
-    given: dict[str, Any] = {"cluster_detection_method": here.cluster if not _auto(here) else None}
+    given: dict[str, Any] = {  # on a TPU pod JAX asks the machine
+        "cluster_detection_method": None if here.cluster == "tpu" else here.cluster
+    }
     if here.coordinator:
         given = {
             "coordinator_address": here.coordinator,
@@ -152,11 +154,6 @@ def start(here: Place | None) -> None:
         ) from error
     if count() > 1 and not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  of the whole process
-
-
-def _auto(here: Place) -> bool:
-    """Whether JAX looks for the cluster itself, as on a TPU pod."""
-    return here.cluster == "tpu"
 
 
 def _check_port(coordinator: str) -> None:
@@ -210,11 +207,15 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def gathered(array: Any) -> np.ndarray:
-    """Whole, on every host: an array [B, ...] that is spread over their devices, or of which each
+def gathered(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Whole, on every host: arrays [B, ...] that are spread over their devices, or of which each
     has its own part, text too."""
     if count() == 1:
-        return np.asarray(jax.device_get(array))
+        return jax.device_get(dict(arrays))  # all at once: one wait for the device
+    return {name: _gathered(array) for name, array in arrays.items()}
+
+
+def _gathered(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) or array.dtype.kind not in "US":
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     width = array.dtype.itemsize // 4

@@ -80,9 +80,7 @@ class Model:
         self._run, self._lungs, self._window = run, lungs, window
         self._has_volumes = isinstance(run.task, VolumeTask)
         self._has_films = not self._has_volumes or run.task.pictures
-        folder = pathlib.Path(run.workdir)
-        self.name, self.task = folder.resolve().name, run.task.name
-        self.card = model_files.read_card(folder) if model_files.is_one(folder) else {}
+        self.name, self.task, self.card = run.name, run.task.name, run.card
 
     def __repr__(self) -> str:
         return f"<cxr_jax model {self.name!r}: {self.card.get('title', self.task)}>"
@@ -139,17 +137,16 @@ class Model:
         return Volumes(self._run, window=self._window or "")
 
     def _film(self, image: "Image") -> "Result":
+        from cxr_jax.data import readers
+
         coloured = 0.0
         if isinstance(image, str | os.PathLike):
-            from cxr_jax.data import readers
-
             record = self._films.read(pathlib.Path(image))
             coloured = readers.read_colour(pathlib.Path(image))
         elif isinstance(image, np.ndarray):
             record = self._films.record(_pixels(image), "image", told="the image")
             if image.ndim == 3 and image.dtype == np.uint8:
-                colours = image[..., :3].astype(np.int16)
-                coloured = float(np.mean(colours.max(-1) - colours.min(-1)))
+                coloured = readers.colourfulness(image[..., :3])
         else:
             with tempfile.TemporaryDirectory() as folder:
                 record = self._films.read(_written(image, pathlib.Path(folder)))

@@ -187,9 +187,7 @@ def _doubts(count: int, unit: str) -> str:
 def _about(run: TrainedRun) -> dict[str, Any]:
     """Which model a line is of."""
     threshold = {"threshold": run.config.threshold} if "threshold" in run.config else {}
-    folder = pathlib.Path(run.workdir)
-    card = model_files.read_card(folder) if model_files.is_one(folder) else {}
-    told = {"licence": card["licence"], "limits": card["limits"]} if card else {}
+    told = {name: said for name, said in run.card.items() if name in ("licence", "limits")}
     return {
         "name": run.name,
         "steps": list(run.steps),

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -98,6 +99,12 @@ class TrainedRun:
     def name(self) -> str:
         """Of its folder."""
         return pathlib.Path(self.workdir).resolve().name
+
+    @functools.cached_property
+    def card(self) -> dict[str, Any]:
+        """Of a model with a card; {} of a run."""
+        folder = pathlib.Path(self.workdir)
+        return model_files.read_card(folder) if model_files.is_one(folder) else {}
 
     def alone(self) -> "TrainedRun":
         """For this host of several: it may compute without the others."""

@@ -30,7 +30,7 @@ from tests.data.dicom_films import film_dataset, grey_film
 class StubRun:
     """A run that says of every film how bright it is; its pictures differ with that."""
 
-    workdir, name, steps = "RUN", "RUN", (1,)
+    workdir, name, steps, card = "RUN", "RUN", (1,), {}
 
     def __init__(self, inputs=frozenset({"image"})):
         self.task = types.SimpleNamespace(

@@ -39,13 +39,14 @@ from cxr_jax.data.readers.films import (
     read_labels,
     read_mask,
 )
-from cxr_jax.data.readers.pictures import decode_png, encode_png, read_jsrt
+from cxr_jax.data.readers.pictures import colourfulness, decode_png, encode_png, read_jsrt
 from cxr_jax.data.readers.whole import check_whole
 
 __all__ = [
     "SliceHeader",
     "check_frontal",
     "check_whole",
+    "colourfulness",
     "decode_png",
     "encode_png",
     "films_in",

@@ -128,9 +128,12 @@ def colour_of(data: bytes) -> float:
     """Mean over the pixels of the largest difference between the colours, 0..255; of PNG or JPEG
     bytes that `read_png_or_jpeg` has read."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
-    if picture is None:
-        return 0.0
-    return float(np.mean(picture.max(axis=-1).astype(np.int16) - picture.min(axis=-1)))
+    return 0.0 if picture is None else colourfulness(picture)
+
+
+def colourfulness(picture: np.ndarray) -> float:
+    """The same of a picture uint8 [H, W, 3]."""
+    return float(np.mean(picture.max(axis=-1) - picture.min(axis=-1)))
 
 
 def _checked_png(data: bytes, max_pixels: int) -> bytes:
