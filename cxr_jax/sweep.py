@@ -222,7 +222,7 @@ class Sweep:
         Args:
           only: the number of one run, from 1; 0 for all.
         """
-        wanted = [only] if only else range(1, len(self._runs) + 1)
+        wanted = [only] if only else self._order()
         waiting = collections.deque((number, self._runs[number - 1]) for number in wanted)
         running: list[_Child] = []
         while waiting or running:
@@ -230,8 +230,11 @@ class Sweep:
             while waiting and len(running) < self._jobs and not stop.received:
                 number, run = waiting.popleft()
                 title = f"run {number} of {len(self._runs)}, {run.label}"
-                if {child.run.key for child in running} & {(n, run.seed) for n in run.needs}:
-                    later.append((number, run))  # what it begins with is being trained
+                unfinished = {child.run.key for child in running} | {
+                    other.key for _, other in later
+                }
+                if unfinished & {(name, run.seed) for name in run.needs}:
+                    later.append((number, run))  # what it begins with is being trained, or waits
                 elif self._can_start(run, title):
                     left = self._time_left([run, *(run for _, run in waiting)])
                     print(f"{title}: {run.folder / LOG}{left}", flush=True)
@@ -244,6 +247,20 @@ class Sweep:
             print(f"{stop.name} ends the sweep")
             return stop.status
         return 1 if self._failed else 0
+
+    def _order(self) -> list[int]:
+        """Numbers of the runs, in order: that of the list, but of several at once those first that
+        most others wait for, one after the other, and then a row's first seed before its second,
+        which finds the row's programs compiled."""
+        numbers = list(range(1, len(self._runs) + 1))
+        if self._jobs == 1:
+            return numbers
+        after: collections.Counter[tuple[str, int]] = collections.Counter()
+        for run in reversed(self._runs):  # what a run needs stands before it
+            for name in run.needs:
+                after[name, run.seed] = max(after[name, run.seed], after[run.key] + 1)
+        runs = dict(enumerate(self._runs, 1))
+        return sorted(numbers, key=lambda number: (-after[runs[number].key], runs[number].seed))
 
     def _can_start(self, run: Run, title: str) -> bool:
         """Whether a run is to be trained; tells why not."""

@@ -301,6 +301,28 @@ def test_two_runs_at_once_and_none_before_what_it_begins_with(monkeypatch, tmp_p
         sweep.main()
 
 
+def test_several_at_once_begin_with_what_most_others_wait_for(monkeypatch, tmp_path):
+    """'end' waits for 'middle', which waits for 'start': neither is left out."""
+    rows = {"alone": "", "start": "", "middle": "{dir:start}", "end": "{dir:middle}"}
+    text = f'config = "{FINDINGS}:smoke"\n'
+    for name, begin in rows.items():
+        text += f'[[run]]\nname = "{name}"\n'
+        text += f'overrides = {{init_from = "{begin}"}}\n' if begin else ""
+    (tmp_path / "list.toml").write_text(text)
+    started = []
+
+    class Recorded(Child):
+        def __init__(self, run, alone):
+            started.append(run.label)
+            super().__init__(in_this_process(run), asked=2)
+
+    monkeypatch.setattr(sweep, "start_child", Recorded)
+    args = [f"--list={tmp_path / 'list.toml'}", f"--output={tmp_path / 'out'}", "--jobs=4", *TINY]
+    monkeypatch.setattr(sys, "argv", ["sweep", *args])
+    assert sweep.main() == 0
+    assert [label.split(",")[0] for label in started] == ["start", "alone", "middle", "end"]
+
+
 def test_a_signal_reaches_the_run_and_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
     output = tmp_path / "out"
     args = [f"--config={FINDINGS}", "--variants=smoke", "--seeds=0,1", f"--output={output}", *TINY]
