@@ -1,4 +1,4 @@
-"""Severity scoring and lesion maps: Kim et al. 2021 ('severity_vit'), and models for two cores.
+r"""Severity scoring and lesion maps: Kim et al. 2021 ('severity_vit'), and models for two cores.
 
     python -m cxr_jax.main --config=configs/severity.py:quick
     python -m cxr_jax.main --config=configs/severity.py --config.init_from=DIR --workdir=DIR

@@ -108,10 +108,16 @@ class Model:
           InputError: it cannot be read or used; one line that says why.
         """
         if isinstance(image, list):
-            return [self(one, spacing_mm=spacing_mm) for one in image]
+            return [self._of_list(image, k, spacing_mm) for k in range(len(image))]
         if spacing_mm is not None or self._is_volume(image):
             return self._volume(image, spacing_mm)
         return self._film(image)
+
+    def _of_list(self, images: "list[Image]", k: int, spacing_mm: Spacing | None) -> "Result":
+        try:
+            return self(images[k], spacing_mm=spacing_mm)
+        except InputError as error:
+            raise InputError(f"image {k} of {len(images)}, from 0: {error}") from error
 
     def _is_volume(self, image: "Image") -> bool:
         if not self._has_volumes:
@@ -214,10 +220,17 @@ class Result(Mapping):
         return json.dumps(self.description, allow_nan=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the picture; the ending of the name says in which format."""
+        """Writes the picture; the ending of the name says in which format.
+
+        Raises:
+          InputError: there is no such format.
+        """
         from cxr_jax.figures import save
 
-        save(self.figure(), path)
+        figure, kind = self.figure(), pathlib.Path(path).suffix[1:].lower()
+        if kind not in (known := figure.canvas.get_supported_filetypes()):
+            raise InputError(f"{path}: no format of pictures; expected one of {', '.join(known)}")
+        save(figure, path)
 
     def _repr_png_(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:

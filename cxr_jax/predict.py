@@ -74,11 +74,16 @@ def _parser() -> argparse.ArgumentParser:
         help="films, or CT volumes; files or folders",
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="of a trained run")
-    parser.add_argument("--model", metavar="NAME", help="a model that comes along")
-    parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", default="", help="checkpoints to average, e.g. 1000,1100,1200")
+    names = ", ".join(model_files.names())
+    parser.add_argument("--model", metavar="NAME", help=f"one that comes along: {names}")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder that is made")
     parser.add_argument(
-        "--threshold", type=float, help="of the model's map, e.g. what report --tune chose"
+        "--steps", default="", help="checkpoints to average, 1000,1100; default: as evaluated"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="of the model's map, e.g. what report --tune chose; default: the config's",
     )
     for door in (Films, Volumes):
         door.add_arguments(parser)
@@ -128,9 +133,10 @@ def predict(
                 failed.append(str(error))
                 folder.fail(path, str(error))
     count = len(found.files)
-    unused = f"; {len(failed)} of {count} {door.unit}s could not be used" if failed else ""
+    unused = f"; {len(failed)} of {_counted(count, door.unit)} could not be used" if failed else ""
+    pictures = _counted(folder.pictures, "picture")
     ends = [
-        f"{output}: predictions.jsonl, predictions.csv and {folder.pictures} pictures{unused}",
+        f"{output}: predictions.jsonl, predictions.csv and {pictures}{unused}",
         *found.told(),
         *([_doubts(doubtful, door.unit)] if doubtful else []),
         f"model: {workdir}, steps {', '.join(map(str, run.steps))}",
@@ -177,9 +183,14 @@ def _open(
     return door(run, **{name: value for name, value in options.items() if value}), run
 
 
+def _counted(count: int, what: str) -> str:
+    """'1 film', '2 films'."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _doubts(count: int, unit: str) -> str:
     return (
-        f"{count} {unit}{'s' if count > 1 else ''} may not be fit for this model: the reasons are "
+        f"{_counted(count, unit)} may not be fit for this model: the reasons are "
         "under `quality` in the lines, and on the pictures"
     )
 

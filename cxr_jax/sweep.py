@@ -126,7 +126,9 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
     parser.add_argument("--list", type=pathlib.Path, help="a TOML file of rows")
     parser.add_argument("--seeds", help="e.g. 0,1,2; default: those of the list, or 0")
     parser.add_argument("--metrics", help="columns, e.g. mse,mean_auc; default: the tasks' own")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="that is evaluated"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once on this machine")
     parser.add_argument("--run", type=int, default=0, help="trains that run of the list alone")
     parser.add_argument("--waves", action="store_true", help="prints which runs may go together")

@@ -392,8 +392,9 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
     for step in config.eval_steps:
         if type(step) is not int or not 0 < step <= config.total_steps:
             raise InputError(
-                f"config.eval_steps={tuple(config.eval_steps)}: step {step!r} is no whole number "
-                f"in 1..config.total_steps={config.total_steps}"
+                f"config.eval_steps={tuple(config.eval_steps)}, the checkpoints that are "
+                f"evaluated: {step!r} is no step of 1..config.total_steps={config.total_steps}; "
+                "set both, --config.eval_steps='()' for the last step alone"
             )
     if not 1 <= config.optimizer.accumulate <= config.total_steps:
         raise InputError(

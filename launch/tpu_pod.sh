@@ -18,6 +18,10 @@ if [[ $# -lt 3 || "$1" == --help ]]; then
 fi
 name=$1
 zone=$2
+if [[ "$name" == -* || "$zone" == -* ]]; then
+  echo "error: $name $zone: give the TPU's NAME and ZONE before the flags" >&2
+  exit 2
+fi
 shift 2
 
 home="${CXR_HOME:-cxr_jax}"

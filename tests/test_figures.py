@@ -123,12 +123,21 @@ def test_scores_of_0_to_3_also_show_their_sum(case):
     assert "truth, positive zones (sum 5)" in texts(figure)
 
 
+def test_scores_of_three_levels_stand_in_place_of_the_probabilities(case):
+    given, _ = case
+    scores = np.array([[0.2, 2.9], [1.5, 0.0], [3.0, 1.1]])
+    shown = texts(figures.severity_panel(**given, severity_scores=scores))
+    assert {"Global score, 0 to 18", "8.7", "2.9", "predicted, sum of zone scores"} <= set(shown)
+
+
 def test_a_missing_lung_is_named_and_left_out_of_the_score(case):
     given, _ = case
     given["zones"][:, 40:] = given["lungs"][:, 40:] = 0
     shown = texts(figures.severity_panel(**given))
     assert shown.count("no lung") == 3
-    assert {"Global score, 0 to 3", "1.2"} <= set(shown)  # 0.1 + 0.9 + 0.25, to one digit
+    assert {"Global score, 0 to 3, of the 3 zones that are seen", "1.2"} <= set(
+        shown
+    )  # 0.1 + 0.9 + 0.25, to one digit
 
 
 def test_side_markers_stand_outside_the_film(case):

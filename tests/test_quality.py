@@ -103,3 +103,13 @@ def test_a_marked_figure_keeps_its_picture():
     difference = np.abs(marked[more:].astype(int) - plain)[..., :3]
     assert np.mean(difference > 40) < 0.02  # the same below the band, but for the edge's rounding
     assert marked[more // 2, 2, 0] > 150  # red above
+
+
+def test_a_chest_film_is_no_slice_and_a_slice_is_none(films):
+    scans = sources.open_source(
+        sources.block("phantom_ct", size=96, train=1, val=1, test=1), "test"
+    )
+    for record in films[:4]:
+        assert quality.judge_slice(record["image"]).reasons
+    for k in range(0, len(scans), max(1, len(scans) // 8)):
+        assert quality.judge_slice(scans[k]["image"]).reasons == ()

@@ -37,6 +37,7 @@ from cxr_jax.figures.style import (
     CT_TRUTH,
     HEAT_ALPHA,
     LEFT_LUNG,
+    OUTLINE,
     PREDICTION,
     RIGHT_LUNG,
     THRESHOLD,
@@ -55,6 +56,7 @@ def severity_panel(
     prob_map: np.ndarray,
     severity_probs: np.ndarray,
     *,
+    severity_scores: np.ndarray | None = None,
     severity_true: np.ndarray | None = None,
     lesion_true: np.ndarray | None = None,
     title: str = "",
@@ -64,7 +66,8 @@ def severity_panel(
     Left, the film with lung and zone outlines and the contour of `prob_map` at 0.5 (yellow), over
     the true lesion's (green) where there is one. Middle, the same film under the probability map,
     with a colour bar from 0 to 1. Right, the table of zones, the right lung in the left column, and
-    the global score: soft (sum of probabilities) and hard (zones with p >= 0.5).
+    the global score: soft (sum of probabilities) and hard (zones with p >= 0.5). Of a model that
+    tells scores 0 to 3, these stand in the table, and their sum beneath.
 
     Args:
         film: uint8 [H, W].
@@ -73,6 +76,7 @@ def severity_panel(
             absent in table and sums.
         prob_map: [H, W] lesion probability 0..1, at the film's size.
         severity_probs: [3, 2] zone probabilities 0..1.
+        severity_scores: [3, 2] zone scores 0..3, of a model that has them.
         severity_true: [3, 2] true zone scores, 0/1 or 0..3; below 0 or NaN where not scored.
         lesion_true: [H, W] true lesion mask.
         title: one line, e.g. the film's id.
@@ -85,6 +89,7 @@ def severity_panel(
     """
     probs = _zone_scores("severity_probs", severity_probs)
     true = None if severity_true is None else _zone_scores("severity_true", severity_true)
+    scores = None if severity_scores is None else _zone_scores("severity_scores", severity_scores)
     present = _zones_present(zones) & ~np.isnan(probs)
     film, lungs, zones, prob_map, lesion = fit_layers(
         film, lungs=lungs, zones=zones, prob_map=prob_map, lesion_true=lesion_true
@@ -97,7 +102,7 @@ def severity_panel(
     draw_caption(mapped, "lesion probability p")
     width = film_width(film)
     draw_color_bar(fig, left=0.5 + 2 * width)
-    score_table(fig, probs, present=present, true=true, left=1.4 + 2 * width)
+    score_table(fig, probs, scores=scores, present=present, true=true, left=1.4 + 2 * width)
     return fig
 
 
@@ -115,7 +120,7 @@ def _zones_present(zones: np.ndarray) -> np.ndarray:
 
 def _draw_lesions(ax: Axes, prob_map: np.ndarray, lesion: np.ndarray | None) -> None:
     """Contours of the truth, if there is one, and of the prediction over it; the legend."""
-    legend = []
+    legend = [stroke(OUTLINE, "lungs, zones")]
     if lesion is not None:
         draw_contours(ax, lesion, color=TRUTH)
         legend.append(stroke(TRUTH, "lesion, truth" if lesion.any() else "truth: no lesion"))

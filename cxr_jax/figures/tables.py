@@ -23,6 +23,7 @@ from cxr_jax.figures.style import (
 )
 
 _ROWS, _COLUMNS = ("Upper", "Middle", "Lower"), ("Right lung (R)", "Left lung (L)")
+_ZONES, HIGHEST_SCORE = 6, 3  # of a zone
 _LEAST_ROWS = 8  # of the findings table: fewer would be as high as these
 _CENTRED = {"ha": "center", "va": "center"}
 # Of the findings table, in inches from its left edge.
@@ -33,17 +34,20 @@ def score_table(
     fig: Figure,
     probs: np.ndarray,
     *,
+    scores: np.ndarray | None = None,
     present: np.ndarray,
     true: np.ndarray | None,
     left: float,
 ) -> None:
     """The severity of the six lung zones, and the global scores beneath.
 
-    Each cell has the colour of its probability in the map, and the truth under the probability.
+    Each cell has the colour of its probability in the map, or of its share of the highest score,
+    and the truth under it.
 
     Args:
         fig: a dark figure with films of `FILM_HEIGHT`.
         probs: [3, 2] 0..1; the right lung is the left column.
+        scores: [3, 2] 0..3, shown in place of the probabilities.
         present: [3, 2] bool; False where the film shows no such zone.
         true: [3, 2] true zone scores, 0/1 or 0..3; below 0 or NaN where not scored.
         left: inches.
@@ -58,11 +62,12 @@ def score_table(
     for row, column in np.ndindex(3, 2):
         truth = None if true is None else true[row, column]
         if present[row, column]:
-            _zone_cell(ax, row, column, p=probs[row, column], truth=truth)
+            score = None if scores is None else scores[row, column]
+            _zone_cell(ax, row, column, p=probs[row, column], score=score, truth=truth)
         else:
             _fill_cell(ax, row, column, color=EMPTY)
             write(ax, column + 0.5, row + 0.5, "no lung", color=FAINT, fontsize=10.5, **_CENTRED)
-    _predicted_scores(ax, probs[present])
+    _predicted_scores(ax, probs[present], None if scores is None else scores[present])
     if true is not None:
         _true_score(ax, true[present])
 
@@ -72,13 +77,16 @@ def _fill_cell(ax: Axes, row: int, column: int, *, color: str | tuple) -> None:
     ax.add_patch(Rectangle(corner, 0.94, 0.94, facecolor=color, edgecolor="#666666"))
 
 
-def _zone_cell(ax: Axes, row: int, column: int, *, p: float, truth: float | None) -> None:
-    face = HEAT_MAP(p)
+def _zone_cell(
+    ax: Axes, row: int, column: int, *, p: float, score: float | None, truth: float | None
+) -> None:
+    face = HEAT_MAP(p if score is None else score / HIGHEST_SCORE)
     _fill_cell(ax, row, column, color=face)
     luminance = np.dot(to_rgb(face), (0.299, 0.587, 0.114))
     style = {"color": "black" if luminance > 0.45 else "white", **_CENTRED}
     y = row + (0.5 if truth is None else 0.4)
-    write(ax, column + 0.5, y, f"{p:.2f}", fontsize=19, weight="bold", **style)
+    shown = f"{p:.2f}" if score is None else f"{score:.1f}"
+    write(ax, column + 0.5, y, shown, fontsize=19, weight="bold", **style)
     if truth is not None:
         write(ax, column + 0.5, row + 0.76, _zone_truth(p, truth), fontsize=10.5, **style)
 
@@ -93,14 +101,18 @@ def _mark(agree: bool) -> str:
     return "✓" if agree else "✗"
 
 
-def _predicted_scores(ax: Axes, probs: np.ndarray) -> None:
+def _predicted_scores(ax: Axes, probs: np.ndarray, scores: np.ndarray | None) -> None:
     """Of the zones that the film shows, [n]."""
+    highest = probs.size * (1 if scores is None else HIGHEST_SCORE)
+    missing = "" if probs.size == _ZONES else f", of the {probs.size} zones that are seen"
     write(
-        ax, -0.2, 3.3, f"Global score, 0 to {probs.size}",
+        ax, -0.2, 3.3, f"Global score, 0 to {highest}{missing}",
         color=FAINT, fontsize=10, ha="left", va="center",
     )  # fmt: skip
-    soft, hard = f"{probs.sum():.1f}", f"{(probs >= THRESHOLD).sum()}"
-    _score_line(ax, (3.62, 3.66), soft, "predicted, sum of probabilities", fontsize=22)
+    soft = f"{(probs if scores is None else scores).sum():.1f}"
+    told = "predicted, sum of probabilities" if scores is None else "predicted, sum of zone scores"
+    hard = f"{(probs >= THRESHOLD).sum()}"
+    _score_line(ax, (3.62, 3.66), soft, told, fontsize=22)
     _score_line(ax, (3.98, 3.99), hard, "predicted, zones with p ≥ 0.5")
 
 

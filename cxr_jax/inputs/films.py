@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from cxr_jax import model_files
 from cxr_jax.data import lungs as lung_labels
 from cxr_jax.data import readers, zones
 from cxr_jax.data.found import Found
@@ -27,7 +28,8 @@ class Films:
 
     Args:
       run: of a task of films.
-      lungs: work directory of a trained lungs run; '': the one that the run was trained with. Read
+      lungs: work directory of a trained lungs run, or the name of a model that comes along; '': the
+        one that the run was trained with. Read
         where the task needs lung masks and `masks` is not given.
       masks: folder of lung masks, NAME.png; FOLDER/NAME.png where a film of that name lies in
         FOLDER of a searched folder.
@@ -43,7 +45,7 @@ class Films:
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """--lungs, --masks and --dicom."""
-        parser.add_argument("--lungs", default="", help="work directory of a trained lungs run")
+        parser.add_argument("--lungs", default="", help="a trained lungs run, or the model lungs")
         parser.add_argument("--masks", type=pathlib.Path, help="folder of lung masks, NAME.png")
         parser.add_argument("--dicom", action="store_true", help=dicom_files.HELP)
 
@@ -65,9 +67,9 @@ class Films:
             if not lungs:
                 raise InputError(
                     f"{run.workdir}: this model needs lung masks; give --lungs=DIR, a trained run "
-                    "of configs/lungs.py, --lungs=model:lungs, which comes along, or --masks=FOLDER"
+                    "of configs/lungs.py, --lungs=lungs, which comes along, or --masks=FOLDER"
                 )
-            self._segmenter = Segmenter.load(lungs)
+            self._segmenter = Segmenter.load(model_files.find(lungs))
 
     def find(self, paths: Iterable[str | pathlib.Path]) -> Found:
         """The films among files and folders."""
@@ -101,10 +103,12 @@ class Films:
           coloured: as `quality.judge`.
         """
         task, outputs = self._run.task, self._run.explain(record)
-        line, reasons = task.describe(record, outputs), tuple[str, ...]()
-        if not isinstance(task, VolumeTask):  # whose pictures are slices
+        if isinstance(task, VolumeTask):  # whose pictures are slices
+            judged = quality.judge_slice(record["image"])
+        else:
             judged = quality.judge(record["image"], lungs=record.get("lungs"), coloured=coloured)
-            line, reasons = line | {"quality": judged.to_json()}, judged.reasons
+        reasons = judged.reasons
+        line = task.describe(record, outputs) | {"quality": judged.to_json()}
 
         def draw() -> Figure:
             figure = task.figure(record, outputs)

@@ -397,6 +397,7 @@ class Severity(Task):
             zones=zone_map,
             prob_map=resize_map(outputs["map"], film.shape),
             severity_probs=outputs["probs"],
+            severity_scores=outputs.get("score"),
             severity_true=true,
             lesion_true=record.get("lesion"),
             title=str(record["id"]),
@@ -412,6 +413,7 @@ class Severity(Task):
         probs, valid = outputs["probs"], outputs["zone_valid"] > 0.5
         description = {
             "severity": _table(probs, valid),
+            "zones_seen": int(valid.sum()),
             "severity_hard": _table((probs >= 0.5).astype(int), valid),
             "global_soft": round(float(probs[valid].sum()), 4),
             "global_hard": int((probs[valid] >= 0.5).sum()),
@@ -421,7 +423,8 @@ class Severity(Task):
         }
         if "score" in outputs:
             description["score_0_to_3"] = _table(outputs["score"], valid)
-            description["global_0_to_18"] = round(float(outputs["score"][valid].sum()), 4)
+            total = round(float(outputs["score"][valid].sum()), 4)
+            description["global_0_to_18"] = total if valid.all() else None
         return description
 
 
