@@ -63,8 +63,15 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def is_one(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a model with its card, and no run."""
-    return small_files.is_file(folder / CARD)
+    """Whether a folder holds a model with its card, and no run.
+
+    Raises:
+      InputError: it holds a model's weights and no card.
+    """
+    there = small_files.is_file(folder / CARD)
+    if not there and small_files.is_file(folder / WEIGHTS):
+        raise InputError(f"{folder} has {WEIGHTS} and no {CARD}; {_REMEDY}")
+    return there
 
 
 def read_card(folder: pathlib.Path) -> dict[str, Any]:

@@ -231,6 +231,21 @@ def test_a_damaged_model_is_one_line(packed, tmp_path):
         cxr_jax.load(copy)
 
 
+def test_a_model_without_its_card_is_not_told_to_be_trained(packed, tmp_path):
+    shutil.copytree(packed, tmp_path / "copy")
+    (tmp_path / "copy" / "card.json").unlink()
+    with pytest.raises(InputError, match=r"has weights\.safetensors and no card\.json"):
+        cxr_jax.load(tmp_path / "copy")
+
+
+def test_a_list_names_the_image_and_a_picture_its_formats(films_run, film, tmp_path):
+    model = cxr_jax.load(films_run)
+    with pytest.raises(InputError, match="image 1 of 2, from 0: "):
+        model([film, np.zeros((4, 4), np.uint8)])
+    with pytest.raises(InputError, match="no format of pictures; expected one of"):
+        model(film).save(tmp_path / "picture.txt")
+
+
 def test_weights_of_another_config_are_one_line(packed, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
