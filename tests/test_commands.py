@@ -115,6 +115,13 @@ def test_predictions_of_other_films_are_not_replaced(workdirs, films, tmp_path):
     assert len(lines_of(tmp_path)) == 5
 
 
+def test_errors_alone_do_not_keep_a_folder(workdirs, films, tmp_path):
+    _, lungs = workdirs
+    assert predict.predict([films / "text.png"], lungs, tmp_path) == 1
+    assert predict.predict([films / "good0.png"], lungs, tmp_path) == 0
+    assert len(lines_of(tmp_path)) == 1
+
+
 def test_a_threshold_is_for_models_that_have_one(workdirs, films, tmp_path):
     with pytest.raises(InputError, match="has no threshold to choose"):
         predict.predict([films], workdirs[1], tmp_path, threshold=0.2)

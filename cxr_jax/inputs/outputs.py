@@ -54,8 +54,8 @@ class OutputFolder:
         names = {str(path) for path in files}
         self._before = _state(self._lines)
         earlier = _read_whole(self._lines)
-        kept = {file for file, written in earlier.items() if written}  # of an error nothing is
-        if others := kept - names:
+        others = earlier.keys() - names
+        if others and any(earlier.values()):  # of errors alone nothing is lost
             raise InputError(
                 f"{self._lines} holds predictions of {len(others)} other files, e.g. "
                 f"{min(others)}; give another --output"
