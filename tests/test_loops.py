@@ -298,7 +298,7 @@ def test_every_variant_is_a_config(path):
 def test_eval_steps_of_another_kind_are_one_line(steps):
     file = str(ROOT / "configs" / "severity.py")
     config = config_files.resolved(f"{file}:smoke", [f"--config.eval_steps={steps}"])
-    with pytest.raises(InputError, match=r"config\.eval_steps=\(.*no whole number in 1\.\.config"):
+    with pytest.raises(InputError, match=r"config\.eval_steps=\(.*is no step of 1\.\.config"):
         train.check_numbers(config)
 
 
