@@ -5,10 +5,12 @@
 LUNGS is a trained run of `configs/lungs.py:cohen`, or a model with a card. Good films are those of
 `brixia_cohen`, `cxr_3class` and phantoms. Mean film and ranges come from training films (of
 `cxr_3class` the folds 0 to 2): each range leaves out a five-hundredth of them, at each end that is
-a fault. `--write` puts them into the package. Counted are test films (folds 3 and 4), and pictures
-that should be noticed, made of them: turned, inverted, cut to one lung; axial CT slices of
-`ct_lesions` and `covid_ct`; photographs that come with scikit-image and scikit-learn, and cuts of
-them. No lateral film is at hand; a DICOM file that says it is one is refused by the reader.
+a fault. The likeness above which a picture is no CT slice leaves out as many of the training slices
+of `ct_lesions` and `covid_ct`. `--write` puts them into the package. Counted are test films (folds
+3 and 4), and pictures that should be noticed, made of them: turned, inverted, cut to one lung;
+axial CT slices of `ct_lesions` and `covid_ct`; photographs that come with scikit-image and
+scikit-learn, and cuts of them. No lateral film is at hand; a DICOM file that says it is one is
+refused by the reader.
 """
 
 import argparse
@@ -79,12 +81,12 @@ def photographs() -> list[tuple[np.ndarray, float]]:
     return found
 
 
-def slices(data_dir: str) -> dict[str, list[np.ndarray]]:
-    """CT slices of test sets, some of each."""
+def slices(data_dir: str, part: str, most: int) -> dict[str, list[np.ndarray]]:
+    """CT slices of two sets, about `most` of each, for `part` 'train' or 'test'."""
     found = {}
     for name in ("ct_lesions", "covid_ct"):
-        source = sources.open_source(sources.block(name, data_dir=data_dir), "test")
-        some = range(0, len(source), max(1, len(source) // 100))
+        source = sources.open_source(sources.block(name, data_dir=data_dir), part)
+        some = range(0, len(source), max(1, len(source) // most))
         found[f"CT slices, {name}"] = [source[k]["image"] for k in some]
     return found
 
@@ -132,6 +134,19 @@ def chosen(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     return found
 
 
+def as_slices(groups: dict[str, list[np.ndarray]], standard: quality.Standard) -> dict[str, dict]:
+    """Of pictures given to a model of CT slices, how many are told as chest films."""
+    return {
+        name: {
+            "n": len(some),
+            "told": round(
+                float(np.mean([bool(quality.judge_slice(p, by=standard).reasons) for p in some])), 4
+            ),
+        }
+        for name, some in groups.items()
+    }
+
+
 def share_noticed(
     rows: list[dict[str, float]], ranges: dict, *, colours: list[float] | None, lungs: bool
 ) -> dict[str, float]:
@@ -151,6 +166,37 @@ def share_noticed(
     }
 
 
+def counted(
+    measured: Measured,
+    train: dict[str, list[dict[str, float]]],
+    test: dict,
+    ranges: dict,
+    data_dir: str,
+) -> dict[str, dict]:
+    """Name of pictures -> how many are noticed, with lungs and from the picture alone."""
+    table = {
+        f"training films, {name}": {
+            said: share_noticed(rows, ranges, colours=None, lungs=lungs)
+            for said, lungs in (("with lungs", True), ("picture alone", False))
+        }
+        for name, rows in train.items()
+    }
+    wrong = spoilt(test["brixia_cohen"] + test["cxr_3class"][::4])
+    wrong |= slices(data_dir, "test", 100)
+    photos = photographs()
+    groups = [(f"good films, {name}", some, None) for name, some in test.items()]
+    groups += [(name, some, None) for name, some in wrong.items()]
+    groups.append(("photographs", [p for p, _ in photos], [c for _, c in photos]))
+    for name, some, colours in groups:
+        rows = measured(some, name)
+        table[name] = {
+            said: share_noticed(rows, ranges, colours=colours, lungs=lungs)
+            for said, lungs in (("with lungs", True), ("picture alone", False))
+        }
+    table["photographs"]["in grey"] = share_noticed(rows, ranges, colours=None, lungs=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lungs", required=True)
@@ -162,40 +208,29 @@ def main() -> None:
     train, test = (films(args.data_dir, part, args.phantoms) for part in ("train", "test"))
     real = [f for name in ("brixia_cohen", "cxr_3class") for f in train[name]]
     mean = np.mean([quality.order_of_brightness(film) for film in real], axis=0)
-    mean = mean / np.linalg.norm(mean - mean.mean())
+    mean = (mean / np.linalg.norm(mean - mean.mean())).astype(np.float32)
     measured = Measured(Segmenter.load(args.lungs), mean)
     seen = {name: measured(some, f"train, {name}") for name, some in train.items()}
     ranges = chosen([row for rows in seen.values() for row in rows])
-    wrong = spoilt(test["brixia_cohen"] + test["cxr_3class"][::4]) | slices(args.data_dir)
-    photos = photographs()
-    groups = [(f"good films, {name}", some, None) for name, some in test.items()]
-    groups += [(name, some, None) for name, some in wrong.items()]
-    groups.append(("photographs", [p for p, _ in photos], [c for _, c in photos]))
-    table = {
-        f"training films, {name}": {
-            "with lungs": share_noticed(rows, ranges, colours=None, lungs=True),
-            "picture alone": share_noticed(rows, ranges, colours=None, lungs=False),
-        }
-        for name, rows in seen.items()
+    learned = slices(args.data_dir, "train", 1000)
+    like = [quality.likeness(p, mean) for some in learned.values() for p in some]
+    standard = quality.Standard(mean, ranges, round(float(np.quantile(like, 1 - TAIL)), 4))
+    found = {
+        "chosen_on": {name: len(some) for name, some in (train | learned).items()},
+        "ranges": ranges,
+        "slice_likeness": standard.slice_likeness,
     }
-    for name, some, colours in groups:
-        rows = measured(some, name)
-        table[name] = {
-            said: share_noticed(rows, ranges, colours=colours, lungs=lungs)
-            for said, lungs in (("with lungs", True), ("picture alone", False))
-        }
-    table["photographs"]["in grey"] = share_noticed(rows, ranges, colours=None, lungs=True)
-    chosen_on = {name: len(some) for name, some in train.items()}
+    table = counted(measured, seen, test, ranges, args.data_dir)
+    told = as_slices(test | slices(args.data_dir, "test", 1000), standard)
     write_result(
-        {"chosen_on": chosen_on, "ranges": ranges, "table": table, **writers.provenance()},
+        found | {"table": table, "asked as a slice of a CT": told, **writers.provenance()},
         args.output,
     )
     if args.write:
         text = {
             "made_by": "benchmarks/film_quality.py",
             "licence": "from films of brixia_cohen (CC BY-NC-SA 4.0 and others) and cxr_3class",
-            "chosen_on": chosen_on,
-            "ranges": ranges,
+            **found,
             "mean_film": mean.round(4).tolist(),
         }
         quality.FILE.write_text(json.dumps(text) + "\n")

@@ -20,7 +20,7 @@ from cxr_jax.data.audit import stored as audit
 from cxr_jax.errors import InputError
 from cxr_jax.figures import save
 from cxr_jax.inputs import external, splits
-from cxr_jax.metrics.bootstrap import Metric, bootstrap
+from cxr_jax.metrics.bootstrap import FEWEST_GROUPS, Metric, bootstrap
 from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import Task, make_task
 from cxr_jax.tasks.base import Rows, Variables
@@ -301,8 +301,11 @@ def _measure(
     """LABEL/NAME -> number with interval; none where the split has no truth at all, only
     predictions."""
     units = task.evaluation.units(rows)
-    if not len(units["group"]):
+    patients = len(np.unique(units["group"]))
+    if not patients:
         return {}
+    if config.bootstrap and patients < FEWEST_GROUPS:
+        print(f"{label}: {patients} patients, too few for intervals ({FEWEST_GROUPS} are needed)")
     found = bootstrap(
         task.evaluation.report_of(units),
         units,

@@ -114,7 +114,7 @@ def _parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict | None, str
     """The config, None if it is the work directory's, and FILE[:VARIANT], '' likewise."""
     file, argv = config_files.take(argv, "config")
     if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(_help(file))
+        print(_help(file, [a for a in argv if a.startswith("--config.")]))
         sys.exit(0)
     overrides = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
     if overrides and file is None:
@@ -132,8 +132,8 @@ def _parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict | None, str
     return config, file or ""
 
 
-def _help(file: str | None) -> str:
-    """Of the command; of a config what its file says, and every field of the variant."""
+def _help(file: str | None, overrides: list[str]) -> str:
+    """Of the command; of a config what its file says, and every field as it is overridden."""
     if file is None:
         configs = [f"  {name:<17} {title}" for name, title in config_files.packaged().items()]
         ours = FLAGS.module_help(FLAGS.find_module_defining_flag("workdir")).strip()
@@ -149,7 +149,10 @@ def _help(file: str | None) -> str:
     from cxr_jax import meanings
 
     module = config_files.load(pathlib.Path(file.partition(":")[0]))
-    config, _ = config_files.open_config(file, [], flags.FlagValues())
+    with config_files.told_in_one_line([text.partition("=")[0] for text in overrides]):
+        values = flags.FlagValues()
+        config, argv = config_files.open_config(file, [sys.argv[0], *overrides], values)
+        values(argv)
     known: dict[str, str] = getattr(module, "meanings", dict)()
     return f"{module.__doc__}\nEvery field, for --config.FIELD=VALUE, as {file} has it:\n\n" + (
         meanings.show(config, known)

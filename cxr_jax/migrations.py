@@ -32,7 +32,10 @@ ADDED_TO_TASK: dict[str, dict[str, Any]] = {
     "adpd": {
         "asl": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
         "mil_sharpness": 5.0,
+        "mapped_positive": "any",
     },
+    "box_detector": {"mapped_positive": "any"},
+    "cam_detector": {"mapped_positive": "any"},
     "seam": {
         "model.stride": 8,
         "model.dilations": [2, 4, 4],

@@ -592,7 +592,7 @@ def test_a_film_without_regions_or_boxes_is_scored_by_what_it_has(oracle):
     assert not any(value.count for value in report.values())
 
 
-def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(oracle):
+def test_references_of_true_regions_stand_between_chance_and_perfection(oracle):
     task, record, outputs = oracle
     rows = scored(task, record, outputs)
     found = task.evaluation.references(rows, phantoms())
@@ -603,8 +603,8 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
         "constant: mean training regions",
         "chance: a random region",
         "constant: all regions, fused",
-        "bound: true regions of true findings, fused",
-        "bound: of these the nearest, not fused",
+        "true regions of true findings, fused",
+        "the nearest of these, not fused",
     ]
     told = {name: numbers(task.evaluation.report(r)) for name, r in found.items()}
     constant = told.pop("constant: mean training regions")
@@ -616,7 +616,7 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
     own = iou(np.float32(mean), rows["region_xyxy"][0])
     assert constant["region_iou"] == pytest.approx(float(np.nanmean(own)), rel=1e-4)
     fused, nearest = (told[name] for name in list(found)[-2:])
-    # The true answer's boxes are the bound.
+    # The true answer's boxes are these.
     assert fused["map"] == pytest.approx(numbers(task.evaluation.report(rows))["map"])
     largest = told["bound: the largest true box of a finding"]["map"]
     assert 0 < fused["map"] < nearest["map"] < largest <= 1
@@ -633,7 +633,7 @@ def test_bounds_are_of_true_regions_and_stand_between_chance_and_perfection(orac
         max(float(iou(regions[a], box)) for box in own)
         for a in np.flatnonzero(record["region_findings"][:, k] == 1)
     ]
-    score = found["bound: of these the nearest, not fused"]["scores"][0, k, 0]
+    score = found["the nearest of these, not fused"]["scores"][0, k, 0]
     assert score == pytest.approx(max(overlap), rel=1e-5)
 
 

@@ -460,3 +460,13 @@ def test_help_tells_every_config_its_variants_and_every_field(file, monkeypatch,
     for path in meanings.fields(module.get_config("quick")):
         (line,) = [line for line in fields.splitlines() if line.split(" ")[0] == path]
         assert re.search(r" {3}\S", line.split("=", 1)[1]), f"{path} has no meaning"
+
+
+def test_help_shows_the_fields_as_they_are_overridden(monkeypatch, capsys):
+    args = ["--config=severity.py:quick", "--config.data.name=phantom_ct", "--config.seed=7"]
+    monkeypatch.setattr(sys, "argv", ["main", *args, "--help"])
+    with pytest.raises(SystemExit):
+        main.main()
+    text = capsys.readouterr().out
+    assert re.search(r"^data\.slices +=", text, re.M)
+    assert re.search(r"^seed += 7 ", text, re.M)

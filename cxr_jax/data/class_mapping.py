@@ -1,8 +1,9 @@
 """From the findings a network learns to those of another set (ADPD, Sec. 3.4): a table in a config.
 
 Two sets rarely name the same findings. A table says of each finding that is evaluated which trained
-findings stand for it: its score is the mean of their probabilities, and it is positive where one of
-them is, as in the released code.
+findings stand for it: its score is the mean of their probabilities. It is positive where that mean
+is above the threshold, as the paper says, or where one of them is, as in the released code: then its
+score may lie below the threshold.
 """
 
 import dataclasses
@@ -38,11 +39,13 @@ class ClassMapping:
       names: of the E findings.
       members: int [E, L], the trained findings that stand for each; repeated where it has fewer.
       weights: float32 [E, L], one over their number; 0 where a member is a repetition.
+      positive_by: 'mean' or 'any'.
     """
 
     names: tuple[str, ...]
     members: np.ndarray
     weights: np.ndarray
+    positive_by: str = "mean"
 
     @property
     def known(self) -> np.ndarray:
@@ -53,9 +56,11 @@ class ClassMapping:
         """Probabilities [..., K] -> [..., E], the mean over the members; NumPy or JAX."""
         return (probs[..., self.members] * self.weights).sum(axis=-1)
 
-    def positive(self, found: Any) -> Any:
-        """bool [..., K] -> bool [..., E], any member; NumPy or JAX."""
-        return (found[..., self.members] & (self.weights > 0)).any(axis=-1)
+    def positive(self, probs: Any, threshold: float) -> Any:
+        """Probabilities [..., K] -> bool [..., E], which are above the threshold; NumPy or JAX."""
+        if self.positive_by == "mean":
+            return (self.scores(probs) > threshold) & self.known
+        return ((probs[..., self.members] > threshold) & (self.weights > 0)).any(axis=-1)
 
 
 def class_mapping(
@@ -63,6 +68,7 @@ def class_mapping(
     *,
     trained: Sequence[str],
     untrained: Sequence[str] = (),
+    positive_by: str = "mean",
     field: str = "class_mapping",
 ) -> ClassMapping:
     """The mapping that a table says.
@@ -72,6 +78,7 @@ def class_mapping(
         trained finding stands for itself.
       trained: the K names of a network's outputs.
       untrained: those of them that were not trained after all; they stand for nothing.
+      positive_by: 'mean' or 'any'.
       field: of the config, for messages.
 
     Raises:
@@ -88,7 +95,7 @@ def class_mapping(
         members[row, : len(numbers)] = numbers
         members[row, len(numbers) :] = numbers[0] if numbers else 0
         weights[row, : len(numbers)] = 1 / max(len(numbers), 1)
-    return ClassMapping(tuple(table), members, weights)
+    return ClassMapping(tuple(table), members, weights, positive_by)
 
 
 def _check(table: Mapping[str, Sequence[str]], *, trained: Sequence[str], field: str) -> None:

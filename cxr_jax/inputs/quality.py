@@ -23,10 +23,6 @@ from cxr_jax import small_files
 
 FILE = pathlib.Path(__file__).parents[1] / "packaged" / "film_quality.json"
 CELLS = 32
-# A picture for a model of CT slices that is as like the mean film as this is a film: so are 127 of
-# 143 films of `brixia_cohen` and 263 of 300 of `cxr_3class`, and of slices 1 of 300 of `covid_ct`
-# and 0 of 400 of `ct_lesions`.
-FILM_LIKENESS = 0.6
 # Measure -> what is said of a film below and above its range; '' where that is no fault.
 REASONS = {
     "likeness": ("does not look like a frontal chest film", ""),
@@ -66,10 +62,12 @@ class Standard(NamedTuple):
     Attributes:
       mean_film: float32 [32, 32], of mean 0 and norm 1.
       ranges: measure -> (lowest, highest); None is open.
+      slice_likeness: what is more like the mean film than this is no slice of a CT.
     """
 
     mean_film: np.ndarray
     ranges: dict[str, tuple[float | None, float | None]]
+    slice_likeness: float
 
 
 @functools.cache
@@ -84,6 +82,7 @@ def standard() -> Standard:
     return Standard(
         mean_film=_normed(np.array(fields.get("mean_film", list), np.float32)),
         ranges={name: tuple(ranges.get(name, (None, None))) for name in REASONS},
+        slice_likeness=fields.get("slice_likeness", float),
     )
 
 
@@ -114,9 +113,10 @@ def judge_slice(image: np.ndarray, *, by: Standard | None = None) -> Quality:
       image: uint8 [H, W].
       by: as `judge`.
     """
-    like = float(np.sum(order_of_brightness(image) * (by or standard()).mean_film))
+    by = by or standard()
+    like = likeness(image, by.mean_film)
     film = ("looks like a chest film, not like a slice of a CT",)
-    return Quality(film if like > FILM_LIKENESS else (), {"likeness": like})
+    return Quality(film if like > by.slice_likeness else (), {"likeness": like})
 
 
 def reasons_of(
@@ -169,6 +169,11 @@ def measures(
         "light": float(np.mean(middle >= 250)),
     }
     return found if lungs is None else found | _of_lungs(film, lungs)
+
+
+def likeness(picture: np.ndarray, mean_film: np.ndarray) -> float:
+    """How like the mean film a picture uint8 [H, W] is, -1..1."""
+    return float(np.sum(order_of_brightness(picture) * mean_film))
 
 
 def order_of_brightness(film: np.ndarray) -> np.ndarray:

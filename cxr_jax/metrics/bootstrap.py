@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 Rows = dict[str, np.ndarray]
+# The range of n values holds their median in 1 - 2^(1 - n) of all samples: five give no interval of
+# 95% whatever is done with them.
+FEWEST_GROUPS = 6
 
 
 class Value(NamedTuple):
@@ -66,7 +69,7 @@ def bootstrap(
     Returns:
         name -> Metric. An undefined value is None and so is its interval. The interval is taken
         over the resamples in which the metric is defined; it is None where fewer than half are, or
-        where there is only one group.
+        where there are fewer than `FEWEST_GROUPS` groups.
 
     Raises:
         ValueError: there are no rows, or the lengths differ.
@@ -87,13 +90,13 @@ def bootstrap(
 
 
 def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """The rows of each resample, group by group; none where there is only one group."""
+    """The rows of each resample, group by group; none where there are too few groups."""
     _, member = np.unique(groups, return_inverse=True)
     order = np.argsort(member, kind="stable")  # rows, group by group
     size = np.bincount(member)
     start = np.cumsum(size) - size
     rng = np.random.default_rng(seed)
-    for _ in range(resamples if len(size) > 1 else 0):
+    for _ in range(resamples if len(size) >= FEWEST_GROUPS else 0):
         drawn = rng.integers(len(size), size=len(size))
         taken = size[drawn]
         # Positions start..start+size of each drawn group, one after another, without a loop.

@@ -252,7 +252,7 @@ class AnatomyDetection(Detector):
         found = finding_boxes(
             combined["regions"],
             mapping.scores(combined["region_probs"]),
-            mapping.positive(there & (combined["region_probs"] > self.threshold)),
+            there & mapping.positive(combined["region_probs"], self.threshold),
             fusion=self.fusion or None,
         )
         fused = {"boxes": found.xyxy, "scores": found.scores}
@@ -327,9 +327,10 @@ class RegionEvaluation(DetectionEvaluation):
         return report
 
     def references(self, rows: Rows, training: Source) -> dict[str, Rows]:
-        """Of the true regions: those that truly have a finding, which is the most that a region
-        method can reach; of these the one nearest to a true box, as one that is not fused could
-        choose; all of them; and a random one. Without looking at the film: the mean regions of the
+        """Of the true regions: those that truly have a finding, as a perfect region method has
+        them that does not know which fit best (a better order of the scores, or a choice among
+        them, may have more); of these the one nearest to a true box, as one that is not fused
+        could choose; all of them; and a random one. Without looking at the film: the mean regions of the
         training films, and of these the one that most often has the finding."""
         found = super().references(rows, training)
         if (constant := _mean_regions(training, self.classes)) is not None:
@@ -345,8 +346,8 @@ class RegionEvaluation(DetectionEvaluation):
         kinds = {
             "chance: a random region": (everywhere, draws, None),
             "constant: all regions, fused": (everywhere, ones, fusion),
-            "bound: true regions of true findings, fused": (true, ones, fusion),
-            "bound: of these the nearest, not fused": (true, _nearness(rows), None),
+            "true regions of true findings, fused": (true, ones, fusion),
+            "the nearest of these, not fused": (true, _nearness(rows), None),
         }
         centres = np.nan_to_num(np.asarray(to_centres(corners)))
         for name, (positive, scores, threshold) in kinds.items():

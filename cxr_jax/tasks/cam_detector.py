@@ -206,7 +206,7 @@ class CamDetection(Detector):
     def combine(self, outputs: Sequence[Outputs]) -> Outputs:
         """Means of probabilities and maps, and one box of each finding that is found."""
         combined, mapping = mean(predicted(outputs)), self.mapping
-        found = mapping.positive(combined["probs"] > self.threshold)
+        found = mapping.positive(combined["probs"], self.threshold)
         boxes = map_boxes(
             mapping.scores(combined["maps"]),
             size=self.preprocess.size,

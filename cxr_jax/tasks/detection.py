@@ -46,6 +46,7 @@ class Detector(Task):
         neither trained, scored, drawn nor told.
       mapped: (finding, trained findings that stand for it), of the set that is evaluated; () where
         the classes stand for themselves.
+      mapped_positive: such a finding is there by 'mean', or where 'any' of them is.
       most_boxes: of a finding on a film, the best first.
     """
 
@@ -55,6 +56,7 @@ class Detector(Task):
     classes: tuple[str, ...]
     untrained: tuple[str, ...]
     mapped: tuple[tuple[str, tuple[str, ...]], ...]
+    mapped_positive: str
     most_boxes: int
 
     @staticmethod
@@ -80,13 +82,19 @@ class Detector(Task):
             classes=tuple(config.classes),
             untrained=tuple(config.untrained),
             mapped=tuple(config.class_mapping),
+            mapped_positive=config.mapped_positive,
             most_boxes=config.most_boxes,
         )
 
     @property
     def mapping(self) -> ClassMapping:
         """From the K to the E findings."""
-        return class_mapping(dict(self.mapped), trained=self.classes, untrained=self.untrained)
+        return class_mapping(
+            dict(self.mapped),
+            trained=self.classes,
+            untrained=self.untrained,
+            positive_by=self.mapped_positive,
+        )
 
     @property
     def trained(self) -> np.ndarray:
@@ -341,5 +349,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if len({name for name, _ in table}) < len(table):
         raise InputError("config.class_mapping has a finding twice")
     class_mapping(dict(table), trained=classes)
+    if config.mapped_positive not in ("mean", "any"):
+        raise InputError(f"config.mapped_positive={config.mapped_positive!r}; expected mean, any")
     if config.most_boxes < 1:
         raise InputError(f"config.most_boxes={config.most_boxes}; expected at least 1")

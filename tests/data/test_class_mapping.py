@@ -16,36 +16,46 @@ def mapping(table=TABLE, **kwargs):
     return class_mapping(table, trained=TRAINED, **kwargs)
 
 
-def test_scores_are_means_and_any_member_is_enough():
+def test_scores_are_means_and_so_is_what_is_positive():
     made = mapping()
     assert made.names == ("effusion", "infiltration", "mass")
     probs = np.array([[[0.5, 0.25, 0.75, 0.125]]], np.float32)
     np.testing.assert_allclose(made.scores(probs), [[[0.125, 0.5, 0.5]]], rtol=1e-6)
-    found = probs > 0.7
-    np.testing.assert_array_equal(made.positive(found), [[[False, False, True]]])
-    # A finding with fewer members than others has no further ones.
-    opacity = np.array([True, False, False, False])
-    assert made.positive(opacity).tolist() == [False, True, False]
-    # The mean may lie below a threshold that one member is above: both are told.
+    assert made.positive(probs, 0.49).tolist() == [[[False, True, True]]]
+    assert made.positive(probs, 0.5).tolist() == [[[False, False, False]]]
+
+
+def test_any_member_is_enough_as_in_the_released_code():
+    made = mapping(positive_by="any")
+    # Masses alone are above; the mean of both, which is the score, is not.
+    probs = np.array([[[0.5, 0.25, 0.75, 0.125]]], np.float32)
+    np.testing.assert_array_equal(made.positive(probs, 0.7), [[[False, False, True]]])
     assert made.scores(probs)[0, 0, 2] < 0.7
+    # A finding with fewer members than others has no further ones.
+    opacity = np.array([0.9, 0, 0, 0], np.float32)
+    assert made.positive(opacity, 0.5).tolist() == [False, True, False]
 
 
-def test_numpy_and_jax_agree_under_jit():
-    made = mapping()
+@pytest.mark.parametrize("positive_by", ["mean", "any"])
+def test_numpy_and_jax_agree_under_jit(positive_by):
+    made = mapping(positive_by=positive_by)
     probs = np.random.default_rng(0).random((2, 29, 4), np.float32)
     np.testing.assert_allclose(jax.jit(made.scores)(probs), made.scores(probs), rtol=1e-6)
     np.testing.assert_array_equal(
-        jax.jit(made.positive)(jnp.asarray(probs > 0.5)), made.positive(probs > 0.5)
+        jax.jit(made.positive)(jnp.asarray(probs), 0.5), made.positive(probs, 0.5)
     )
 
 
-def test_what_was_not_trained_stands_for_nothing():
-    made = mapping(untrained=("mass", "fluid"))
+@pytest.mark.parametrize("positive_by", ["mean", "any"])
+def test_what_was_not_trained_stands_for_nothing(positive_by):
+    made = mapping(untrained=("mass", "fluid"), positive_by=positive_by)
     assert made.known.tolist() == [False, True, True]
     probs = np.array([0.5, 0.25, 0.75, 0.125], np.float32)
     np.testing.assert_allclose(made.scores(probs), [0, 0.5, 0.75], rtol=1e-6)
-    assert made.positive(np.array([False, True, False, True])).tolist() == [False, False, False]
-    assert made.positive(np.array([False, False, True, False])).tolist() == [False, False, True]
+    for threshold in (0.0, 0.5):
+        only = np.array([0, 1, 0, 1], np.float32)
+        assert made.positive(only, threshold).tolist() == [False, False, False]
+        assert made.positive(only[::-1], threshold).tolist() == [False, True, True]
 
 
 def test_an_empty_table_is_every_finding_itself():

@@ -39,9 +39,9 @@ def test_resampling_is_by_group():
 
 
 def test_a_group_comes_whole():
-    rows = {"x": np.array([1.0, 2, 3, 4, 5, 6])}
-    groups = np.array(["a", "b", "a", "c", "b", "a"])
-    whole = {"a": {1, 3, 6}, "b": {2, 5}, "c": {4}}
+    rows = {"x": np.arange(1.0, 10)}
+    groups = np.array(["a", "b", "a", "c", "b", "a", "d", "e", "f"])
+    whole = {"a": {1, 3, 6}, "b": {2, 5}, "c": {4}, "d": {7}, "e": {8}, "f": {9}}
     seen = []
 
     def check(rows):
@@ -51,7 +51,7 @@ def test_a_group_comes_whole():
             times = {counts.get(x, 0) for x in members}
             assert len(times) == 1
             drawn += times.pop()
-        assert drawn == 3
+        assert drawn == 6
         seen.append(tuple(rows["x"]))
         return {"n": Value(float(len(rows["x"])), 6)}
 
@@ -95,8 +95,8 @@ def test_an_interval_needs_half_of_the_resamples():
     assert got == Metric(1.0, None, None, 6)
 
 
-@pytest.mark.parametrize("groups, resamples", [(np.zeros(5), 100), (np.arange(5), 0)])
-def test_one_patient_or_no_resample_gives_no_interval(groups, resamples):
+@pytest.mark.parametrize("groups, resamples", [(np.zeros(5), 100), (np.arange(5), 100), (np.arange(5), 0)])
+def test_too_few_patients_or_no_resample_gives_no_interval(groups, resamples):
     got = bootstrap(mean_x, {"x": np.arange(5.0)}, groups, resamples=resamples)["mean"]
     assert got == Metric(2.0, None, None, 5)
 

@@ -14,6 +14,7 @@ TREES, QUICK_TREES = 100, 50
 _QUICK_LABELS = 3
 _GAIN = 0.15  # of the way from chance to 1, from which a warning is given
 _TIED = 0.3  # Cramér's V, likewise
+_FEW = 30  # patients of the rarest class, below which only gross differences would be found
 _NAMED_PAIRS = 200
 _SHEET_PAIRS = 24
 _TILE = 240  # px
@@ -216,6 +217,12 @@ def _label_lines(name: str, label: dict[str, Any]) -> list[str]:
     for by, scores in label["told"].items():
         cells = " | ".join(_cell(scores[m]) for m in _METRICS) if scores else _ALIKE
         lines.append(f"| {by} | {cells} |")
+    rarest = min(label["patients"], key=label["patients"].__getitem__)
+    if label["patients"][rarest] < _FEW:
+        lines.append(
+            f"note: class {rarest!r} has {label['patients'][rarest]} patients: of so few, only what "
+            "differs grossly is found"
+        )
     for by, table in label["tables"].items():
         if len(table["columns"]) > 1:
             rows = "; ".join(f"{k} {row}" for k, row in table["rows"].items() if any(row))
