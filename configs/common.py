@@ -144,7 +144,7 @@ DETECTOR_MEANINGS = {
     "classes": "the findings that are learned, by the names of the data set",
     "untrained": "those of them that the training set does not label",
     "class_mapping": "(finding of the evaluated set, classes that stand for it); (): themselves",
-    "mapped_positive": "a finding of several classes is there by their mean, or where any of them is",
+    "mapped_positive": "what several classes stand for is there by their mean, or where any is",
     "most_boxes": "of a finding on a film, the best first",
 }
 
@@ -179,7 +179,9 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 def detector(classes: tuple[str, ...]) -> dict[str, object]:
     """The fields of what gives boxes of findings."""
     # One box [ADPD, Sec. 4.1].
-    return dict(classes=classes, untrained=(), class_mapping=(), mapped_positive="mean", most_boxes=1)
+    return dict(
+        classes=classes, untrained=(), class_mapping=(), mapped_positive="mean", most_boxes=1
+    )
 
 
 def strong_augmentation(config: ml_collections.ConfigDict) -> None:

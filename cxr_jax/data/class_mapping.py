@@ -2,8 +2,8 @@
 
 Two sets rarely name the same findings. A table says of each finding that is evaluated which trained
 findings stand for it: its score is the mean of their probabilities. It is positive where that mean
-is above the threshold, as the paper says, or where one of them is, as in the released code: then its
-score may lie below the threshold.
+is above the threshold, as the paper says, or where one of them is, as in the released code: then
+its score may lie below the threshold.
 """
 
 import dataclasses

@@ -330,8 +330,8 @@ class RegionEvaluation(DetectionEvaluation):
         """Of the true regions: those that truly have a finding, as a perfect region method has
         them that does not know which fit best (a better order of the scores, or a choice among
         them, may have more); of these the one nearest to a true box, as one that is not fused
-        could choose; all of them; and a random one. Without looking at the film: the mean regions of the
-        training films, and of these the one that most often has the finding."""
+        could choose; all of them; and a random one. Without looking at the film: the mean regions
+        of the training films, and of these the one that most often has the finding."""
         found = super().references(rows, training)
         if (constant := _mean_regions(training, self.classes)) is not None:
             found["constant: mean training regions"] = _constant_rows(rows, *constant)

@@ -95,7 +95,9 @@ def test_an_interval_needs_half_of_the_resamples():
     assert got == Metric(1.0, None, None, 6)
 
 
-@pytest.mark.parametrize("groups, resamples", [(np.zeros(5), 100), (np.arange(5), 100), (np.arange(5), 0)])
+@pytest.mark.parametrize(
+    "groups, resamples", [(np.zeros(5), 100), (np.arange(5), 100), (np.arange(5), 0)]
+)
 def test_too_few_patients_or_no_resample_gives_no_interval(groups, resamples):
     got = bootstrap(mean_x, {"x": np.arange(5.0)}, groups, resamples=resamples)["mean"]
     assert got == Metric(2.0, None, None, 5)

@@ -218,10 +218,9 @@ def _label_lines(name: str, label: dict[str, Any]) -> list[str]:
         cells = " | ".join(_cell(scores[m]) for m in _METRICS) if scores else _ALIKE
         lines.append(f"| {by} | {cells} |")
     rarest = min(label["patients"], key=label["patients"].__getitem__)
-    if label["patients"][rarest] < _FEW:
+    if (count := label["patients"][rarest]) < _FEW:
         lines.append(
-            f"note: class {rarest!r} has {label['patients'][rarest]} patients: of so few, only what "
-            "differs grossly is found"
+            f"note: class {rarest!r} has {count} patients: only what differs grossly is found"
         )
     for by, table in label["tables"].items():
         if len(table["columns"]) > 1:
