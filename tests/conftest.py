@@ -22,6 +22,20 @@ UNOPTIMISED = "--xla_backend_optimization_level=0"  # for the processes that tes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Files of more than a minute, so that none of them is begun last.
+LONG = (
+    *("test_loops", "test_colabs", "test_hosts", "test_packaged_models", "test_diagnosis"),
+    *("test_survival", "test_sweep", "test_seam", "test_simclr", "test_commands", "test_faults"),
+    *("test_checkpoints", "test_early_stopping", "test_batch_statistics", "test_model"),
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    order = {stem: place for place, stem in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 def counts(report) -> dict[str, int]:
     """Of how many films, zones, patients, ... each number of a report is."""
     return {name: value.count for name, value in report.items()}
