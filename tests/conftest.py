@@ -1,24 +1,29 @@
 """Fixtures every test room shares."""
 
+import gc
+import importlib.metadata
 import os
 import pathlib
 
 import numpy as np
 import pytest
 
-# Before jax is imported: eight simulated CPU devices for the tests of parallel.py. Programs here
-# run a few times only: unoptimised, they compile in half the time.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-)
+# Programs of tests run a few times only: unoptimised, they compile in half the time, and without
+# the newer emitters of fused loops, which later versions cannot leave, in a third of the rest.
+UNOPTIMISED = "--xla_backend_optimization_level=0"  # also for the processes that tests start
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    UNOPTIMISED += " --xla_cpu_use_fusion_emitters=false"
+# Before jax is imported: eight simulated CPU devices for the tests of parallel.py.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}")
 
 from cxr_jax.cli import setup_jax
 
 # The compilation cache of the commands: runs of one config compile once.
 setup_jax()
 
-UNOPTIMISED = "--xla_backend_optimization_level=0"  # for the processes that tests start
+# What is traced lives long: a tenth of the time went into looking through it.
+gc.set_threshold(50_000, 20, 100)
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 

@@ -15,6 +15,7 @@ import pytest
 from cxr_jax import checkpoints, hosts
 from cxr_jax.errors import InputError
 from cxr_jax.initialise import flatten
+from tests.conftest import UNOPTIMISED
 
 STEPS = 48
 PATIENCE_S = 300  # for anything that must come; none of it is a measurement
@@ -31,7 +32,7 @@ def _command(workdir, *more):
 
 
 def _start(workdir, *more, devices=1, log=None, environment=None):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | (environment or {})
     with (log or pathlib.Path(os.devnull)).open("w") as out:
         return subprocess.Popen(
