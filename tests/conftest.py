@@ -16,7 +16,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 # Before jax is imported: eight simulated CPU devices for the tests of parallel.py.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}")
 
-from cxr_jax.cli import setup_jax
+from cxr_jax.cli import setup_jax  # noqa: E402, flags first
 
 # The compilation cache of the commands: runs of one config compile once.
 setup_jax()
