@@ -13,9 +13,10 @@ import pytest
 _LEVEL = "--xla_backend_optimization_level=0"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {_LEVEL}")
 
-# For the processes that tests start. Without the newer emitters of fused loops, which later versions
-# cannot leave, what is left to compile takes a third; they round more coarsely (one update on eight
-# devices is 2e-3 from that on one, not 1e-5), so where numbers are held to others they stay.
+# For the processes that tests start. Without the newer emitters of fused loops, which later
+# versions cannot leave, what is left to compile takes a third; they round more coarsely (one update
+# on eight devices is 2e-3 from that on one, not 1e-5), so here, where numbers are held to others,
+# they stay.
 UNOPTIMISED = _LEVEL
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     UNOPTIMISED += " --xla_cpu_use_fusion_emitters=false"
