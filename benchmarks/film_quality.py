@@ -166,6 +166,16 @@ def share_noticed(
     }
 
 
+def both_ways(
+    rows: list[dict[str, float]], ranges: dict, *, colours: list[float] | None = None
+) -> dict[str, dict[str, float]]:
+    """`share_noticed` where lungs are at hand, and where they are not."""
+    return {
+        said: share_noticed(rows, ranges, colours=colours, lungs=lungs)
+        for said, lungs in (("with lungs", True), ("picture alone", False))
+    }
+
+
 def counted(
     measured: Measured,
     train: dict[str, list[dict[str, float]]],
@@ -174,13 +184,7 @@ def counted(
     data_dir: str,
 ) -> dict[str, dict]:
     """Name of pictures -> how many are noticed, with lungs and from the picture alone."""
-    table = {
-        f"training films, {name}": {
-            said: share_noticed(rows, ranges, colours=None, lungs=lungs)
-            for said, lungs in (("with lungs", True), ("picture alone", False))
-        }
-        for name, rows in train.items()
-    }
+    table = {f"training films, {name}": both_ways(rows, ranges) for name, rows in train.items()}
     wrong = spoilt(test["brixia_cohen"] + test["cxr_3class"][::4])
     wrong |= slices(data_dir, "test", 100)
     photos = photographs()
@@ -189,10 +193,7 @@ def counted(
     groups.append(("photographs", [p for p, _ in photos], [c for _, c in photos]))
     for name, some, colours in groups:
         rows = measured(some, name)
-        table[name] = {
-            said: share_noticed(rows, ranges, colours=colours, lungs=lungs)
-            for said, lungs in (("with lungs", True), ("picture alone", False))
-        }
+        table[name] = both_ways(rows, ranges, colours=colours)
     table["photographs"]["in grey"] = share_noticed(rows, ranges, colours=None, lungs=True)
     return table
 

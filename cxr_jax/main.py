@@ -149,7 +149,7 @@ def _help(file: str | None, overrides: list[str]) -> str:
     from cxr_jax import meanings
 
     module = config_files.load(pathlib.Path(file.partition(":")[0]))
-    with config_files.told_in_one_line([text.partition("=")[0] for text in overrides]):
+    with config_files.told_in_one_line(overrides):
         values = flags.FlagValues()
         config, argv = config_files.open_config(file, [sys.argv[0], *overrides], values)
         values(argv)

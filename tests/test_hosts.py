@@ -181,6 +181,16 @@ def test_one_host_writes_and_what_it_writes_is_of_all_films(story):
 
 
 @pytest.mark.slow
+def test_one_host_goes_on_with_what_two_left(story):
+    log = story["folder"] / "longer.txt"
+    last = f"--config.total_steps={STEPS + 4}"
+    run = _start(story["pair"], last, f"--config.eval_steps=({STEPS + 4},)", devices=2, log=log)
+    assert run.wait(PATIENCE_S) == 0, log.read_text()[-2000:]
+    assert f"resuming {story['pair']} from step {STEPS}" in log.read_text()
+    assert _steps(story["pair"])[-1] == STEPS + 4
+
+
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_clear_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -88,7 +88,10 @@ def test_the_numbers_of_many_slices_are_those_of_the_card(name, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     run = subprocess.run(
         [sys.executable, "-c", OPTIMISED, folder],
-        **dict(cwd=ROOT, env=environment, capture_output=True, text=True),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     results = json.loads((folder / "results.json").read_text())["metrics"]
