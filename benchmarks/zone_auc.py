@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.common import write_result
 from cxr_jax import report
+from cxr_jax.cli import run_command
 from cxr_jax.data.zone_regions import ZONE_ROWS
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Rows, Value, bootstrap
@@ -63,7 +64,7 @@ def compared(rows: Rows) -> dict[str, Value]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", type=pathlib.Path)
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
