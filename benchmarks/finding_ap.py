@@ -4,8 +4,9 @@
 
 A mean over findings says little where one of them has sixty boxes and the others one each. Of every
 row of a sweep whose seeds are folds: AP of the finding at an IoU of 0.1, 0.3 and 0.5, and the
-localisation accuracy at these, with 95% bootstrap intervals over patients; below the same of the
-task's references, which need no network. The folds' scores are of different models and are put in
+localisation accuracy at these, with 95% bootstrap intervals over patients; the same of the task's
+references, which need no network; and what the first row has more than each other one, on the
+same films. The folds' scores are of different models and are put in
 one order as they are.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -44,7 +46,7 @@ def folds_of(row: pathlib.Path, split: str) -> tuple[dict[str, list[Rows]], tupl
         found.setdefault(row.name, []).append(rows)
         beside = evaluation.references(rows, sources.open_source(config.data, "train"))
         for name, values in beside.items():
-            found.setdefault(name, []).append({**values, "group": rows["group"]})
+            found.setdefault(name, []).append({**values, "id": rows["id"], "group": rows["group"]})
     return found, evaluation.classes
 
 
@@ -52,7 +54,8 @@ def one_finding(folds: list[Rows], column: int) -> Rows:
     """The folds' rows of one finding, [N, 1, ...] each, and the patients."""
     names = [name for name in PER_FINDING if all(name in rows for rows in folds)]
     joined = {name: np.concatenate([rows[name][:, [column]] for rows in folds]) for name in names}
-    return joined | {"group": np.concatenate([rows["group"] for rows in folds])}
+    each = ("id", "group")
+    return joined | {name: np.concatenate([rows[name] for rows in folds]) for name in each}
 
 
 def precision(rows: Rows) -> dict[str, Value]:
@@ -68,6 +71,27 @@ def precision(rows: Rows) -> dict[str, Value]:
     return told
 
 
+def ahead(rows: Rows) -> dict[str, Value]:
+    """mAP of the first of two methods less that of the second, which stand side by side as two
+    findings of the same films would."""
+    ap = detection.average_precision(rows["scores"], rows["hits"], rows["targets"])
+    return {
+        "map": Value(float(np.mean(ap[0]) - np.mean(ap[1])), int(np.sum(rows["targets"][:, 0])))
+    }
+
+
+def beside(first: Rows, second: Rows) -> Rows:
+    """Two methods' rows of one finding, [N, 2, ...]."""
+    if not np.array_equal(first["id"], second["id"]):
+        raise InputError("two of these rows were evaluated on other films: they cannot be compared")
+    names = ("scores", "hits", "targets")
+    return {name: np.concatenate([first[name], second[name]], axis=1) for name in names}
+
+
+def _interval(report: Callable[[Rows], dict[str, Value]], rows: Rows, group: np.ndarray) -> dict:
+    return {k: dataclasses.asdict(v) for k, v in bootstrap(report, rows, group).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", type=pathlib.Path, metavar="DIR/ROW")
@@ -76,6 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
     result: dict[str, dict] = {}
+    first: Rows = {}
     for row in args.rows:
         found, findings = folds_of(row, args.split)
         if args.finding not in findings:
@@ -84,9 +109,11 @@ def main() -> None:
             if name in result:
                 continue  # a reference of an earlier row
             rows = one_finding(folds, findings.index(args.finding))
-            metrics = bootstrap(precision, rows, rows["group"])
-            told = {k: dataclasses.asdict(metric) for k, metric in metrics.items()}
-            result[name] = {"folds": len(folds)} | told
+            result[name] = {"folds": len(folds)} | _interval(precision, rows, rows["group"])
+            first = first or rows
+            if name == row.name and rows is not first:
+                less = _interval(ahead, beside(first, rows), rows["group"])
+                result[name]["map_the_first_has_more"] = less["map"]
     write_result({"finding": args.finding, "rows": result}, args.output)
 
 

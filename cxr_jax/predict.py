@@ -176,7 +176,7 @@ def _open(
     )
     door, other = (Volumes, Films) if volumes else (Films, Volumes)
     for name, value in options.items():
-        if value and name in other.options:
+        if value and name in other.options and name not in door.options:
             raise InputError(
                 f"{workdir}: this model reads {door.unit}s; --{name} is of {other.unit}s"
             )
