@@ -242,4 +242,5 @@ def check_options(options: Mapping[str, object], known: Mapping[str, Collection[
     """
     for name, values in known.items():
         if options[name] not in values:
-            raise InputError(f"{name}={options[name]!r}; expected one of {', '.join(values)}")
+            shown = ", ".join(str(value) for value in values if value != "")
+            raise InputError(f"{name}={options[name]!r}; expected one of {shown}")

@@ -71,8 +71,13 @@ def main() -> int:
 
 def _run(config: ml_collections.ConfigDict | None, folder: pathlib.Path) -> int:
     """Trains and evaluates; the exit status."""
-    from cxr_jax import checkpoints, evaluate, train, workdir, writers
+    from cxr_jax import checkpoints, evaluate, model_files, train, workdir, writers
 
+    if folder.resolve().is_relative_to(model_files.PACKAGED.resolve()):
+        raise InputError(
+            f"{folder} is the model as it was installed, and results are written beside it: copy "
+            "the folder and give the copy"
+        )
     if config is None:
         config = workdir.read_config(folder)
     split = _SPLIT.value

@@ -14,6 +14,7 @@ import cv2
 import jax
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from cxr_jax import checkpoints, config_files, evaluate, predict, state, train, trained
@@ -27,6 +28,7 @@ from cxr_jax.parallel import Parallel
 from cxr_jax.tasks import make_task
 from cxr_jax.tasks.base import Task
 from tests.conftest import ROOT
+from tests.data.dicom_films import film_file
 from tests.processes import environment, run
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "common")
@@ -132,6 +134,18 @@ def test_a_model_of_slices_reads_volumes_and_pictures(smoke_run, tmp_path):
     assert predict.predict([tmp_path / "slice.png"], workdir, tmp_path / "other") == 0
     (line,) = [json.loads(text) for text in (tmp_path / "other" / "predictions.jsonl").open()]
     assert set(line["probabilities"]) == {"normal", "covid-19"}
+
+
+@pytest.mark.parametrize("smoke_run", [ROOT / "configs" / "lungs.py"], ids=["lungs"], indirect=True)
+def test_a_film_of_dicom_gets_dicom_where_that_is_asked_for(smoke_run, tmp_path):
+    _, workdir, _ = smoke_run
+    film_file(tmp_path, PatientOrientation=["L", "F"])
+    out = tmp_path / "out"
+    assert predict.predict([tmp_path / "film.dcm"], workdir, out, dicom=True) == 0
+    (line,) = [json.loads(text) for text in (out / "predictions.jsonl").open()]
+    assert pydicom.dcmread(out / line["capture_dicom"]).PatientID == "P-1"
+    with pytest.raises(InputError, match="reads films; --window is of CT volumes"):
+        predict.predict([tmp_path / "film.dcm"], workdir, out, window="-600,1500")
 
 
 DETECTORS = [ROOT / "configs" / f"{name}.py" for name in ("adpd", "box_detector")]

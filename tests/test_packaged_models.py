@@ -14,6 +14,7 @@ from cxr_jax import evaluate, model_files, safe_write, workdir
 from cxr_jax.data import prepare, readers, sources
 from cxr_jax.errors import InputError
 from tests.conftest import ROOT
+from tests.processes import run
 
 NAMES = model_files.names()
 TOLD = {"title", "licence", "commands", "limits", "task", "seeds", "trained_on", "metrics", "steps"}
@@ -138,3 +139,12 @@ def test_damaged_weights_are_one_line(tmp_path):
     (folder / model_files.WEIGHTS).write_bytes(data)
     with pytest.raises(InputError, match=r"is not what card\.json has the hash of"):
         cxr_jax.load(folder)
+
+
+def test_what_is_installed_is_not_written_into():
+    folder = model_files.PACKAGED / "adpd"
+    before = sorted(folder.iterdir())
+    done = run("--mode=eval", f"--workdir={folder}", check=False)
+    assert done.returncode == 2
+    assert "copy the folder and give the copy" in done.stderr
+    assert sorted(folder.iterdir()) == before

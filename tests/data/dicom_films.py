@@ -27,3 +27,28 @@ def film_dataset(size: int = 40, **elements) -> Dataset:
     for name, value in elements.items():
         setattr(film, name, value)
     return film
+
+
+STUDY = {
+    "StudyInstanceUID": "1.2.3.4",
+    "PatientID": "P-1",
+    "PatientName": "Doe^Jane",
+    "PatientBirthDate": "19700101",
+    "PatientSex": "F",
+    "StudyDate": "20260101",
+    "StudyTime": "120000",
+    "AccessionNumber": "A1",
+    "StudyID": "S1",
+    "ReferringPhysicianName": "",
+}
+
+
+def film_file(folder, **elements):
+    """The file film.dcm of a radiograph with all that a DICOM study names; its path."""
+    dataset = film_dataset(**(STUDY | elements))
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.SeriesInstanceUID = "1.2.3.5"
+    path = folder / "film.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -6,7 +6,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from dicom_films import film_dataset
+from dicom_films import STUDY, film_file
 from fake_volumes import write_series
 
 from cxr_jax.data import volumes
@@ -14,19 +14,6 @@ from cxr_jax.errors import InputError
 from cxr_jax.figures.style import dark_figure
 from cxr_jax.inputs import dicom_files
 from cxr_jax.inputs.dicom_files import Drawn
-
-STUDY = {
-    "StudyInstanceUID": "1.2.3.4",
-    "PatientID": "P-1",
-    "PatientName": "Doe^Jane",
-    "PatientBirthDate": "19700101",
-    "PatientSex": "F",
-    "StudyDate": "20260101",
-    "StudyTime": "120000",
-    "AccessionNumber": "A1",
-    "StudyID": "S1",
-    "ReferringPhysicianName": "",
-}
 
 
 @pytest.fixture
@@ -41,19 +28,9 @@ def written(found, folder, name):
     return pydicom.dcmread(path)
 
 
-def film(folder, **elements):
-    dataset = film_dataset(**(STUDY | elements))
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.SeriesInstanceUID = "1.2.3.5"
-    path = folder / "film.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_masks_of_a_film_come_back_as_its_pixels_lie(tmp_path, figure, mirrored):
-    path = film(tmp_path, PatientOrientation=["R" if mirrored else "L", "F"])
+    path = film_file(tmp_path, PatientOrientation=["R" if mirrored else "L", "F"])
     right, left = np.zeros((2, 40, 40), np.uint8)
     right[5:20, 3:15], left[6:30, 25:35] = 1, 1
     drawn = [Drawn("lungs", "right lung", right), Drawn("lungs", "left lung", left)]
@@ -74,7 +51,7 @@ def test_masks_of_a_film_come_back_as_its_pixels_lie(tmp_path, figure, mirrored)
 def test_a_map_is_a_fractional_segmentation_and_the_picture_a_capture(tmp_path, figure):
     heat = np.arange(1600, dtype=np.float32).reshape(40, 40) * (255 / 1599)
     drawn = [Drawn("lesions", "map", np.rint(heat).astype(np.uint8), is_map=True)]
-    found = dicom_files.files_of(film(tmp_path), drawn, figure, model="severity")
+    found = dicom_files.files_of(film_file(tmp_path), drawn, figure, model="severity")
     assert set(found) == {"map_dicom", "capture_dicom"}
     told = hd.seg.Segmentation.from_dataset(written(found, tmp_path, "map_dicom"))
     assert told.SegmentationFractionalType == "PROBABILITY"
@@ -88,7 +65,7 @@ def test_a_map_is_a_fractional_segmentation_and_the_picture_a_capture(tmp_path, 
 
 def test_an_empty_mask_is_written_too(tmp_path, figure):
     drawn = [Drawn("lesions", "lesions", np.zeros((40, 40), np.uint8))]
-    found = dicom_files.files_of(film(tmp_path), drawn, figure, model="m")
+    found = dicom_files.files_of(film_file(tmp_path), drawn, figure, model="m")
     told = hd.seg.Segmentation.from_dataset(written(found, tmp_path, "segmentation_dicom"))
     assert not told.get_pixels_by_source_instance(["1.2.3"]).any()
 
@@ -130,7 +107,7 @@ def test_other_files_and_incomplete_ones(tmp_path, figure):
     picture = tmp_path / "film.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n and so on")
     assert dicom_files.files_of(picture, drawn, figure, model="m") == {}
-    path = film(tmp_path)
+    path = film_file(tmp_path)
     dataset = pydicom.dcmread(path)
     del dataset.StudyInstanceUID
     dataset.save_as(path)
