@@ -65,6 +65,17 @@ def test_the_table_of_variants_is_the_docstrings(name):
         module.get_config("nonsense")
 
 
+@pytest.mark.parametrize("name", golden_configs.NAMES)
+def test_a_value_that_an_option_has_not_is_told_with_those_it_has(name):
+    module = golden_configs.module(name)
+    for option, values in getattr(module, "KNOWN", {}).items():
+        numbers = all(isinstance(value, int) for value in values)
+        wrong = 99 if numbers else "nonsense"
+        told = re.escape(f"{option}={wrong!r}; expected one of ")
+        with pytest.raises(InputError, match=told + ".*" + re.escape(str(list(values)[-1]))):
+            module.get_config(f"{next(iter(module.VARIANTS))},{option}={wrong}".lstrip(","))
+
+
 def test_configs_do_not_share_what_they_change():
     first, second = (golden_configs.module("severity").get_config("") for _ in range(2))
     first.model.vit.width = 1
