@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from configs import adpd as config_file
 from cxr_jax import losses
@@ -694,6 +695,10 @@ def test_predicted_boxes_are_solid_true_ones_dashed_each_in_its_colour():
     assert abs(corners[0][1] - corners[1][1]) > 4  # names do not hide each other
     bare = boxes_panel(film, DrawnBoxes(np.zeros((0, 4)), [], np.zeros(0)), names="abc")
     assert len(bare.axes) == 2  # the film and the list
+    lost = boxes_panel(
+        film, DrawnBoxes(np.zeros((0, 4)), [], np.zeros(0)), names="abc", regions=np.zeros((0, 4))
+    )
+    assert any("no region found" in text.get_text() for text in lost.findobj(Text))
 
 
 def test_colours_can_be_told_apart():

@@ -88,7 +88,7 @@ def boxes_panel(
         predicted: boxes with scores.
         names: the K findings.
         true: None where nobody knows.
-        regions: [R, 4] xyxy in pixels of the film.
+        regions: [R, 4] xyxy in pixels of the film; where there is none, the picture says so.
         chosen: one of them; without regions, a finding.
         title: one line, e.g. the film's id.
 
@@ -112,7 +112,8 @@ def boxes_panel(
         draw_color_bar(fig, left=end, width=0.12, height=SMALL_HEIGHT, relative=True)
         end += 0.6
     elif regions is not None:
-        draw_caption(axes[1], "regions")
+        # Without regions nothing was looked at: not the same as a film without findings.
+        draw_caption(axes[1], "regions" if len(regions) else "no region found: nothing is said")
     _list(fig, predicted, true, names=names, left=end)
     return fig
 
