@@ -367,10 +367,10 @@ def _seed_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str,
 def _pooled_lines(table: _Intervals, configs: list, rows: list[Rows]) -> dict[str, Line]:
     """The folds' films as one set; each fold's constant is its own training mean."""
     parts = [_references(table.evaluation, config, r) for config, r in zip(configs, rows)]
-    lines = {"pooled folds": table.line(_joined(rows))}
+    lines = {"pooled folds": table.line(joined(rows))}
     for name in parts[0]:
         if all(name in part for part in parts):
-            lines[name] = table.line(_joined([part[name] for part in parts]))
+            lines[name] = table.line(joined([part[name] for part in parts]))
     return lines
 
 
@@ -401,7 +401,8 @@ def read_rows(workdir: pathlib.Path, split: str) -> Rows:
     return rows
 
 
-def _joined(rows: list[Rows]) -> Rows:
+def joined(rows: list[Rows]) -> Rows:
+    """The rows of folds as one set; InputError where a film is in two of them."""
     shared = set.intersection(*(set(r) for r in rows))
     joined = {name: np.concatenate([r[name] for r in rows]) for name in sorted(shared)}
     if len(set(joined["id"])) != len(joined["id"]):
