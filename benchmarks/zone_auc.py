@@ -6,7 +6,8 @@ Severity runs say it of zones and ADPD runs of regions, of which six are the zon
 the same, a Brixia score above 0. Of films that all runs were evaluated on: `zone_auc`, the mean
 over the six zones of each one's AUC, as severity's `mean_auc`; `pooled_auc`, of all zones together,
 as ADPD's `region_auc` but without the two lungs; and what each run has more than the first one.
-All with 95% bootstrap intervals over patients.
+The last one is a constant, how often each zone has opacity on the first run's training films. All
+with 95% bootstrap intervals over patients.
 """
 
 import argparse
@@ -19,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.common import write_result
-from cxr_jax import report
+from cxr_jax import report, workdir
 from cxr_jax.cli import run_command
+from cxr_jax.data import sources
 from cxr_jax.data.zone_regions import ZONE_ROWS
 from cxr_jax.errors import InputError
 from cxr_jax.metrics.bootstrap import Rows, Value, bootstrap
@@ -38,6 +40,15 @@ def zones_of(rows: Rows, run: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     n = len(rows["id"])
     labels = np.where(rows["valid"], rows["labels"], np.nan)
     return rows["probs"].reshape(n, 6), labels.reshape(n, 6)
+
+
+def training_shares(run: pathlib.Path) -> np.ndarray:
+    """[6], how often each zone scores above 0 on the films that a run was trained on."""
+    training = sources.open_source(workdir.read_config(run).data, "train")
+    records = [training[index] for index in range(len(training))]
+    known = np.stack([record["severity_valid"] for record in records])
+    positive = np.stack([record["severity"] for record in records]) > 0
+    return ((positive & known).sum(axis=0) / known.sum(axis=0)).ravel()
 
 
 def aucs(probs: np.ndarray, labels: np.ndarray) -> dict[str, Value]:
@@ -79,14 +90,18 @@ def main() -> None:
         p, y = (values[order] for values in zones_of(rows, run))
         probs.append(p)
         labels.append(y)
+    probs.append(np.broadcast_to(training_shares(args.runs[0]), probs[0].shape))
+    names = [*map(str, args.runs), "constant: how often each zone has opacity in training"]
     # A zone counts where every run has an answer to it.
     truth = np.where(np.isnan(labels).any(axis=0), np.nan, labels[0])
+    if any(np.any(y[~np.isnan(truth)] != truth[~np.isnan(truth)]) for y in labels):
+        raise InputError("these runs were scored by other labels: they cannot be compared")
     groups = np.array([dict(zip(read[0]["id"], read[0]["group"]))[one] for one in shared])
     joined = {"probs": np.stack(probs, axis=1), "labels": truth}
     found = bootstrap(compared, joined, groups)
     write_result(
         {
-            "runs": {str(r): str(run) for r, run in enumerate(args.runs)},
+            "runs": {str(r): name for r, name in enumerate(names)},
             "films": len(shared),
             "zones": {name: dataclasses.asdict(value) for name, value in found.items()},
         },
